@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! What the author of a live-update file handler sees.
+//!
+//! Linux's Live Update Orchestrator (LUO) keeps chosen file descriptors alive across a kexec. Code
+//! that knows one type of file implements [`FileHandler`] and registers it; hosts, which are the
+//! kernel module of this project or an ordinary process, find it and call it:
+//!
+//! ```
+//! use luo_handler_api::*;
+//!
+//! /// Keeps nothing, and says so.
+//! struct Reluctant;
+//!
+//! impl FileHandler for Reluctant {
+//!     const COMPATIBLE: Compatible = Compatible::new("reluctant-v1");
+//!     type Private = ();
+//!
+//!     fn can_preserve(&self, _: FileRef<'_>) -> bool {
+//!         false
+//!     }
+//!     fn prepare(&self, _: FileRef<'_>, _: Host<'_>) -> Result<Prepared<()>, Errno> {
+//!         Err(Errno::EOPNOTSUPP)
+//!     }
+//!     fn cancel(&self, _: Preserved<'_, ()>) {}
+//!     fn retrieve(&self, _: u64, _: Host<'_>) -> Result<OwnedFile, Errno> {
+//!         Err(Errno::EOPNOTSUPP)
+//!     }
+//!     fn finish(&self, _: Crossed<'_>) {}
+//! }
+//!
+//! register_handler!(RELUCTANT: Reluctant = Reluctant);
+//! ```
+//!
+//! # Map
+//!
+//! - [`handler`]: the trait [`FileHandler`]; [`subsystem`]: its sibling for what is no file
+//! - [`ops`]: [`HandlerOps`], the C form that is registered and called
+//! - [`registry`]: the macros that register, and what hosts find; [`plugin`]: the same for a dlopen
+//! - [`host`]: the services of a host; `hosted`: how a host with std calls handlers
+//! - [`compatible`], [`errno`], [`file`], [`token`]: the small types
+//!
+//! The crate is `no_std` and allocates nothing; the feature `std` adds what hosted processes need.
+
+#![no_std]
+
+#[cfg(feature = "std")]
+extern crate std;
+
+pub mod compatible;
+pub mod errno;
+pub mod file;
+pub mod handler;
+pub mod host;
+#[cfg(feature = "std")]
+pub mod hosted;
+pub mod ops;
+mod panics;
+pub mod plugin;
+pub mod registry;
+pub mod subsystem;
+pub mod token;
+
+pub use compatible::{Compatible, InvalidCompatible, COMPATIBLE_LENGTH};
+pub use errno::Errno;
+pub use file::{FileRef, OwnedFile, RawFile, NO_FILE};
+pub use handler::{Crossed, FileHandler, Prepared, Preserved};
+pub use host::{Host, HostServices};
+pub use ops::{HandlerOps, InvalidHandler, InvalidReason, ABI_VERSION};
+pub use subsystem::Subsystem;
+pub use token::{InvalidToken, Token};
+
+/// What the macros need from this crate's dependencies.
+#[doc(hidden)]
+pub mod __private {
+    #[cfg(feature = "inventory")]
+    pub use inventory;
+    #[cfg(feature = "linkme")]
+    pub use linkme;
+}
