@@ -7,3 +7,6 @@ pub mod incoming;
 pub mod orchestrator;
 pub mod outgoing;
 pub mod registry;
+mod holes;
+mod sys;
+pub mod transport;

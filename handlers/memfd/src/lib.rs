@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Keeps memfds alive across a live update.
+//!
+//! Nothing has to be called: linking the crate in registers the handler, and a host finds it.
+//!
+//! ```
+//! use luo_handler_api::{hosted::Handler, registry::registered_handlers};
+//! use luo_handler_memfd as _; // without this line the linker drops the handler
+//! use std::os::fd::AsFd;
+//!
+//! let memfd = memfd::MemfdOptions::new().create("guest memory")?;
+//! let taken = registered_handlers()
+//!     .map(|ops| Handler::new(ops).expect("a usable handler"))
+//!     .find(|handler| handler.can_preserve(memfd.as_file().as_fd()) == Ok(true));
+//! assert_eq!(taken.expect("a handler for memfds").compatible().as_str(), "memfd-v1");
+//! # Ok::<(), memfd::Error>(())
+//! ```
+//!
+//! # Map
+//!
+//! - [`record`]: the bytes that cross, and the checks they pass before they are used
+//! - [`extent`]: runs of pages, 16 bytes each, and the builder that merges pages into them
+//! - [`chain`]: blocks of extents, written as the file is walked and read back last to first
+//! - [`handler`]: the policy, [`MemfdHandler`], the same in a process and in the kernel
+//! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process
+//! - [`summary`]: what a record says, for people
+//!
+//! # What is preserved
+//!
+//! The preservation follows the kernel's `mm/memfd_luo.c` and goes further where that fills holes
+//! or refuses a file. Both kinds of memfd are taken, those of shmem and those of hugetlbfs. As
+//! there, a file of tmpfs or hugetlbfs that has lost its last name is as good as a memfd.
+//!
+//! *Contents and size.* Every byte that was written is there afterwards. A hole costs nothing and
+//! is a hole afterwards: the record holds one extent of 16 bytes for each run of pages that exists,
+//! so that prepare, record and retrieve grow with what is in the file and not with its size.
+//! What is written between prepare and freeze crosses as well. hugetlbfs does not tell a process
+//! where its holes are (`SEEK_HOLE` finds none), so a hugetlb memfd counts as one hole if it has no
+//! page at all and as one extent over its whole size otherwise.
+//!
+//! *Position and status flags.* The file position, the access mode, and the flags that `F_SETFL` can
+//! change: `O_APPEND`, `O_DIRECT`, `O_NOATIME` and `O_NONBLOCK`. Nobody who shares the open file
+//! sees its position move: the handler looks for holes through a description of its own, for which
+//! it needs `/proc` and permission to read the file.
+//!
+//! *Seals.* `F_SEAL_SEAL`, `SHRINK`, `GROW`, `WRITE`, `FUTURE_WRITE` and `EXEC`. A seal that this
+//! version does not know refuses the file with `EOPNOTSUPP`: a promise that cannot be kept is not
+//! made. *Permission bits* cross too, because `F_SEAL_EXEC` means something else with and without
+//! the execute bits.
+//!
+//! # What is not preserved
+//!
+//! By the handler, that is; where the same open file crosses, as over an exec, all of it lives on.
+//!
+//! - `FD_CLOEXEC`: it belongs to the descriptor. A retrieved file has it set if the host sets it.
+//! - Owner, group, time stamps, extended attributes and the name given to `memfd_create`.
+//! - Mappings, file locks and leases of the old side, and `O_SYNC`, `O_DSYNC` and the like, which
+//!   mean nothing for memory.
+//! - Memory policy, and what `fallocate` reserved but nobody wrote: it is a hole.
+//! - Which pages were large folios; they may come back as small ones.
+//!
+//! # Trust
+//!
+//! What comes from the previous side is data, not truth. Before anything is rebuilt the whole
+//! record is read once and every count, range, order and checksum in it is checked; the errors are
+//! listed at [`Record`]. A checksum is no signature: who can write a record can name any
+//! of the host's handles in it.
+
+#![cfg_attr(luo_kernel, no_std)]
+
+mod backend;
+pub mod chain;
+pub mod extent;
+#[cfg(test)]
+mod fake;
+pub mod handler;
+pub mod record;
+pub mod summary;
+#[cfg(not(luo_kernel))]
+mod user;
+
+pub use backend::MemfdBackend;
+pub use extent::{Extent, ExtentBuilder};
+pub use handler::{MemfdHandler, Private};
+pub use record::{Attributes, Contents, Kind, Record};
+pub use summary::Summary;
+#[cfg(not(luo_kernel))]
+pub use user::{inspect, UserBackend, MEMFD};

@@ -1,0 +1,627 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Blocks of extents, written while a file is walked and read back from the last to the first.
+
+use luo_handler_api::{Errno, Host};
+use zerocopy::{
+    little_endian::{U32, U64},
+    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
+};
+
+use crate::{
+    extent::{Extent, IN_FILE},
+    record::{Contents, Crc32c, Record},
+};
+
+/// Bytes of a full block.
+pub const BLOCK_LENGTH: usize = 64 << 10;
+
+/// Extents of a full block.
+pub const BLOCK_EXTENTS: u32 = ((BLOCK_LENGTH - HEADER_LENGTH) / EXTENT_LENGTH) as u32;
+
+/// What a block begins with.
+pub const BLOCK_MAGIC: [u8; 4] = *b"mfdx";
+
+const HEADER_LENGTH: usize = size_of::<BlockHeader>();
+const EXTENT_LENGTH: usize = size_of::<Extent>();
+
+/// Extents that are read at once: 1 KiB, which a kernel stack has room for, so that reading and
+/// releasing a chain needs no memory that it could fail to get.
+const READ_AT_ONCE: usize = 64;
+
+/// The beginning of a block; its extents follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct BlockHeader {
+    /// [`BLOCK_MAGIC`].
+    pub magic: [u8; 4],
+    /// CRC-32C of this header with this field as zero.
+    pub checksum: U32,
+    /// Number of extents, 1 to [`BLOCK_EXTENTS`].
+    pub count: U32,
+    /// CRC-32C of the extents.
+    pub extents_checksum: U32,
+    /// Handle of the block with the extents before these; 0 in the first block.
+    pub previous: U64,
+    /// Zero.
+    pub reserved: [u8; 8],
+}
+
+const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_EXTENTS == 4094);
+
+/// Extents as a record names them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// Handle of the block with the last extents; 0 if there are none.
+    pub last_block: u64,
+    /// Number of extents.
+    pub extents: u64,
+    /// Number of pages in all of them.
+    pub pages: u64,
+}
+
+/// Fills blocks and has the host keep each as soon as it is full.
+pub(crate) struct ChainWriter<'a> {
+    host: Host<'a>,
+    crc: Crc32c,
+    /// Room for a block, its header included.
+    block: &'a mut [u8],
+    /// Extents in the block so far, fewer than it has room for.
+    count: u32,
+    /// What the host keeps.
+    kept: Chain,
+}
+
+/// The extents of a record, read from the host and checked one by one.
+///
+/// # Errors
+///
+/// `EBADMSG` for a checksum, `ENOENT` for a block that is not there, other errors of the host, and
+/// `EINVAL` for anything else: a block of another length, an extent that is malformed, overlaps
+/// another, is out of order, reaches beyond the size, splits a huge page or says frames where there
+/// are none and none where there are some; counts that are not those of the record; a chain that
+/// goes in a circle.
+#[derive(Clone, Copy, Debug)]
+pub struct Extents<'h> {
+    host: Host<'h>,
+    crc: Crc32c,
+    chain: Chain,
+    /// Size of the file in pages; no extent reaches beyond.
+    size_in_pages: u64,
+    /// Pages that come together, a power of two: those of a huge page.
+    unit: u64,
+    contents_in: Contents,
+}
+
+impl Chain {
+    /// Whether a file of `size_in_pages` can have it, as far as its counts tell.
+    pub(crate) const fn is_possible(&self, size_in_pages: u64) -> bool {
+        let none = self.extents == 0 && self.pages == 0 && self.last_block == 0;
+        let some = self.extents > 0 && self.extents <= self.pages && self.pages <= size_in_pages;
+        none || some
+    }
+
+    /// Gives all blocks back. Stops at the first that is none or more than there should be: what
+    /// follows is not known to belong to this chain.
+    pub(crate) fn release(&self, host: Host<'_>, crc: Crc32c) {
+        for (handle, _) in self.blocks(host, crc).map_while(Result::ok) {
+            host.release_bytes(handle);
+        }
+    }
+
+    fn blocks<'h>(&self, host: Host<'h>, crc: Crc32c) -> Blocks<'h> {
+        Blocks {
+            host,
+            crc,
+            handle: self.last_block,
+            left: self.extents,
+        }
+    }
+}
+
+/// Walks the headers of a chain, from the last block to the first, each with its handle. No chain
+/// is longer than its number of extents, so one that goes in a circle ends.
+struct Blocks<'h> {
+    host: Host<'h>,
+    crc: Crc32c,
+    /// Of the next block; 0 after the first one of the file.
+    handle: u64,
+    /// Extents that the next blocks have.
+    left: u64,
+}
+
+impl Iterator for Blocks<'_> {
+    type Item = Result<(u64, BlockHeader), Errno>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let handle = self.handle;
+        let block = BlockHeader::load(self.host, handle, self.left, self.crc);
+        (self.left, self.handle) = match &block {
+            Ok(block) => (self.left - block.count(), block.previous.get()),
+            Err(_) => (0, handle),
+        };
+        Some(block.map(|block| (handle, block)))
+    }
+}
+
+impl BlockHeader {
+    /// Reads the header of a block that has at most `left` extents.
+    fn load(host: Host<'_>, handle: u64, left: u64, crc: Crc32c) -> Result<Self, Errno> {
+        let mut header = Self::new_zeroed();
+        let length = host.bytes_len(handle)?;
+        if length < HEADER_LENGTH as u64 {
+            return Err(Errno::EINVAL);
+        }
+        host.read_bytes(handle, 0, header.as_mut_bytes())?;
+        if header.magic != BLOCK_MAGIC {
+            return Err(Errno::EINVAL);
+        }
+        if header.checksum.get() != header.sum(crc) {
+            return Err(Errno::EBADMSG);
+        }
+        let sound = (1..=left.min(BLOCK_EXTENTS.into())).contains(&header.count())
+            && length == block_length(header.count.get()) as u64
+            && header.reserved == [0; 8];
+        if sound {
+            Ok(header)
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// Its checksum, whatever the field says.
+    fn sum(mut self, crc: Crc32c) -> u32 {
+        self.checksum = U32::ZERO;
+        crc(0, self.as_bytes())
+    }
+
+    fn count(&self) -> u64 {
+        self.count.get().into()
+    }
+}
+
+/// Bytes of a block with `count` extents.
+const fn block_length(count: u32) -> usize {
+    HEADER_LENGTH + count as usize * EXTENT_LENGTH
+}
+
+impl<'a> ChainWriter<'a> {
+    /// A writer that fills `block`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if that is not as long as a block.
+    pub(crate) fn new(host: Host<'a>, crc: Crc32c, block: &'a mut [u8]) -> Result<Self, Errno> {
+        if block.len() != BLOCK_LENGTH {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self {
+            host,
+            crc,
+            block,
+            count: 0,
+            kept: Chain::default(),
+        })
+    }
+
+    /// Adds `extent`, which comes after all others.
+    ///
+    /// # Errors
+    ///
+    /// Those of the host; the writer is of no use then but for [`abandon`](Self::abandon).
+    pub(crate) fn push(&mut self, extent: Extent) -> Result<(), Errno> {
+        let place = block_length(self.count);
+        self.block[place..place + EXTENT_LENGTH].copy_from_slice(extent.as_bytes());
+        self.count += 1;
+        self.kept.pages += extent.length();
+        if self.count == BLOCK_EXTENTS {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Has the host keep what is left.
+    ///
+    /// # Errors
+    ///
+    /// As [`push`](Self::push).
+    pub(crate) fn finish(&mut self) -> Result<Chain, Errno> {
+        if self.count > 0 {
+            self.flush()?;
+        }
+        Ok(self.kept)
+    }
+
+    /// Gives back what the host keeps.
+    pub(crate) fn abandon(self) {
+        self.kept.release(self.host, self.crc);
+    }
+
+    fn flush(&mut self) -> Result<(), Errno> {
+        let block = &mut self.block[..block_length(self.count)];
+        let (head, extents) = block.split_at_mut(HEADER_LENGTH);
+        let mut header = BlockHeader {
+            magic: BLOCK_MAGIC,
+            checksum: U32::ZERO,
+            count: U32::new(self.count),
+            extents_checksum: U32::new((self.crc)(0, extents)),
+            previous: U64::new(self.kept.last_block),
+            reserved: [0; 8],
+        };
+        header.checksum = U32::new(header.sum(self.crc));
+        head.copy_from_slice(header.as_bytes());
+        self.kept.last_block = self.host.preserve_bytes(block)?;
+        self.kept.extents += u64::from(self.count);
+        self.count = 0;
+        Ok(())
+    }
+}
+
+impl<'h> Extents<'h> {
+    pub(crate) fn of(record: &Record, host: Host<'h>, crc: Crc32c) -> Self {
+        Self {
+            host,
+            crc,
+            chain: record.chain,
+            size_in_pages: record.size_in_pages(),
+            unit: 1 << (record.attributes.file_page_shift - record.page_shift),
+            contents_in: record.contents_in,
+        }
+    }
+
+    /// Reads and checks all of them.
+    ///
+    /// # Errors
+    ///
+    /// As listed above.
+    pub fn verify(&self) -> Result<(), Errno> {
+        self.for_each(&mut |_| Ok(()))
+    }
+
+    /// Shows each extent to `visit`: the blocks from the last to the first, the extents of a block in
+    /// ascending order. The checksum of a block comes after its extents, so who cannot undo what
+    /// `visit` does calls [`verify`](Self::verify) before.
+    ///
+    /// # Errors
+    ///
+    /// As listed above, and what `visit` says.
+    pub fn for_each(
+        &self,
+        visit: &mut dyn FnMut(Extent) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let (mut pages, mut end) = (0, self.size_in_pages);
+        let mut blocks = self.chain.blocks(self.host, self.crc);
+        while let Some(block) = blocks.next().transpose()? {
+            end = self.for_each_of(block, end, &mut |extent| {
+                // Extents do not overlap and end within 2^51 pages, so the sum cannot overflow.
+                pages += extent.length();
+                visit(extent)
+            })?;
+        }
+        // A chain without blocks has the handle 0 as well.
+        if blocks.handle == 0 && pages == self.chain.pages {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// Shows the extents of a block, which must end at or before the page `end`; yields the page
+    /// that the first one begins with.
+    fn for_each_of(
+        &self,
+        (handle, block): (u64, BlockHeader),
+        end: u64,
+        visit: &mut dyn FnMut(Extent) -> Result<(), Errno>,
+    ) -> Result<u64, Errno> {
+        let mut some = [Extent::zeroed(); READ_AT_ONCE];
+        let (mut done, mut crc) = (0, 0);
+        let (mut first, mut free) = (None, 0);
+        while done < block.count.get() {
+            let count = READ_AT_ONCE.min((block.count.get() - done) as usize);
+            let some = &mut some[..count];
+            self.host
+                .read_bytes(handle, block_length(done) as u64, some.as_mut_bytes())?;
+            crc = (self.crc)(crc, some.as_bytes());
+            for &extent in &*some {
+                self.check(extent, free, end)?;
+                visit(extent)?;
+                first.get_or_insert(extent.index());
+                free = extent.end();
+            }
+            done += count as u32;
+        }
+        if crc == block.extents_checksum.get() {
+            first.ok_or(Errno::EINVAL)
+        } else {
+            Err(Errno::EBADMSG)
+        }
+    }
+
+    /// Whether `extent` may lie between the pages `free` and `end`.
+    fn check(&self, extent: Extent, free: u64, end: u64) -> Result<(), Errno> {
+        let named = (extent.frame() != IN_FILE) == (self.contents_in == Contents::Frames);
+        let whole = (extent.index() | extent.length()) & (self.unit - 1) == 0;
+        let placed = free <= extent.index() && extent.end() <= end;
+        if extent.is_valid() && named && whole && placed {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// Bytes that the host keeps for them.
+    ///
+    /// # Errors
+    ///
+    /// As listed above.
+    pub fn metadata_bytes(&self) -> Result<u64, Errno> {
+        let mut bytes = 0;
+        for block in self.chain.blocks(self.host, self.crc) {
+            bytes += block_length(block?.1.count.get()) as u64;
+        }
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fake::FakeHost,
+        record::{Attributes, Kind},
+    };
+    use proptest::prelude::*;
+
+    fn crc(so_far: u32, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(so_far, bytes)
+    }
+
+    /// A chain of every other page, in blocks of `counts` extents.
+    fn chain_of(host: &FakeHost, counts: &[u32]) -> Chain {
+        let mut block = vec![0; BLOCK_LENGTH];
+        let mut writer = ChainWriter::new(host.lend(), crc, &mut block).unwrap();
+        let mut index = 0;
+        for &count in counts {
+            for _ in 0..count {
+                writer
+                    .push(Extent::new(index, IN_FILE, 1).unwrap())
+                    .unwrap();
+                index += 2;
+            }
+            writer.finish().unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    fn extents_of(host: &FakeHost, chain: Chain) -> Extents<'_> {
+        Extents {
+            host: host.lend(),
+            crc,
+            chain,
+            size_in_pages: 1 << 20,
+            unit: 1,
+            contents_in: Contents::File,
+        }
+    }
+
+    /// Makes the checksums of a block right, as a hostile writer would.
+    fn reseal(bytes: &mut [u8]) {
+        let (head, extents) = bytes.split_at_mut(HEADER_LENGTH);
+        let mut header = BlockHeader::read_from_bytes(head).unwrap();
+        header.extents_checksum = U32::new(crc(0, extents));
+        header.checksum = U32::new(header.sum(crc));
+        head.copy_from_slice(header.as_bytes());
+    }
+
+    fn change_block(
+        host: &FakeHost,
+        handle: u64,
+        change: impl FnOnce(&mut BlockHeader, &mut [Extent]),
+    ) {
+        let mut bytes = host.bytes(handle);
+        let (head, extents) = bytes.split_at_mut(HEADER_LENGTH);
+        change(
+            BlockHeader::mut_from_bytes(head).unwrap(),
+            <[Extent]>::mut_from_bytes(extents).unwrap(),
+        );
+        reseal(&mut bytes);
+        host.replace(handle, &bytes);
+    }
+
+    /// Three blocks with the handles 1 to 3; one is changed, with its checksums right.
+    fn verify_changed(
+        handle: u64,
+        change: impl FnOnce(&mut BlockHeader, &mut [Extent]),
+    ) -> Result<(), Errno> {
+        let host = FakeHost::default();
+        let chain = chain_of(&host, &[3, 2, 4]);
+        change_block(&host, handle, change);
+        let result = extents_of(&host, chain).verify();
+        chain.release(host.lend(), crc);
+        result
+    }
+
+    fn extent(index: u64, frame: u64, length: u64) -> Extent {
+        Extent::new(index, frame, length).unwrap()
+    }
+
+    #[test]
+    fn an_unchanged_chain_is_fine() {
+        assert_eq!(verify_changed(2, |_, _| ()), Ok(()));
+    }
+
+    macro_rules! hostile {
+        ($($name:ident: block $handle:literal, $change:expr => $errno:ident;)*) => {
+            $(#[test]
+            fn $name() {
+                assert_eq!(verify_changed($handle, $change), Err(Errno::$errno));
+            })*
+        };
+    }
+
+    hostile! {
+        hostile_magic: block 1, |h, _| h.magic[0] = 0 => EINVAL;
+        hostile_count_of_nothing: block 2, |h, _| h.count = U32::ZERO => EINVAL;
+        hostile_count_beyond_the_block: block 2, |h, _| h.count = U32::new(3) => EINVAL;
+        hostile_count_below_the_block: block 2, |h, _| h.count = U32::new(1) => EINVAL;
+        hostile_count_of_all_ones: block 2, |h, _| h.count = U32::MAX_VALUE => EINVAL;
+        hostile_previous_unknown: block 3, |h, _| h.previous = U64::new(77) => ENOENT;
+        hostile_previous_of_all_ones: block 3, |h, _| h.previous = U64::MAX_VALUE => ENOENT;
+        hostile_previous_is_itself: block 3, |h, _| h.previous = U64::new(3) => EINVAL;
+        hostile_previous_goes_in_a_circle: block 2, |h, _| h.previous = U64::new(3) => EINVAL;
+        hostile_previous_skips_a_block: block 3, |h, _| h.previous = U64::new(1) => ENOENT;
+        hostile_previous_of_the_first: block 1, |h, _| h.previous = U64::new(9) => EINVAL;
+        hostile_reserved: block 1, |h, _| h.reserved[0] = 1 => EINVAL;
+        hostile_extent_of_no_page: block 2, |_, e| e[0] = Extent::zeroed() => EINVAL;
+        hostile_overlap_in_a_block: block 2, |_, e| e[0] = extent(6, IN_FILE, 3) => EINVAL;
+        hostile_order_in_a_block: block 2, |_, e| e.swap(0, 1) => EINVAL;
+        hostile_twice_the_same: block 2, |_, e| e[1] = e[0] => EINVAL;
+        hostile_overlap_between_blocks: block 2, |_, e| e[1] = extent(8, IN_FILE, 3) => EINVAL;
+        hostile_order_between_blocks: block 1, |_, e| e[2] = extent(100, IN_FILE, 1) => EINVAL;
+        hostile_extent_beyond_the_size: block 3, |_, e| e[3] = extent(1 << 20, IN_FILE, 1) => EINVAL;
+        hostile_extent_across_the_end: block 3, |_, e| e[3] = extent((1 << 20) - 1, IN_FILE, 2) => EINVAL;
+        hostile_extent_at_the_end_of_time: block 3, |_, e| e[3] = extent((1 << 51) - 1, IN_FILE, 1) => EINVAL;
+        hostile_frame: block 3, |_, e| e[3] = extent(16, 5, 1) => EINVAL;
+        hostile_number_of_pages: block 3, |_, e| e[3] = extent(16, IN_FILE, 2) => EINVAL;
+    }
+
+    #[test]
+    fn hostile_extent_of_all_ones() {
+        let change = |_: &mut BlockHeader, extents: &mut [Extent]| {
+            extents[3] = Extent::read_from_bytes(&[0xff; 16]).unwrap();
+        };
+        assert_eq!(verify_changed(3, change), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn frames_must_be_named_where_they_are_needed() {
+        let host = FakeHost::default();
+        let mut extents = extents_of(&host, chain_of(&host, &[2]));
+        extents.contents_in = Contents::Frames;
+        assert_eq!(extents.verify(), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn huge_pages_come_whole() {
+        let host = FakeHost::default();
+        let mut extents = extents_of(&host, chain_of(&host, &[1]));
+        extents.unit = 512;
+        assert_eq!(extents.verify(), Err(Errno::EINVAL));
+        change_block(&host, 1, |_, e| e[0] = extent(512, IN_FILE, 1024));
+        extents.chain.pages = 1024;
+        assert_eq!(extents.verify(), Ok(()));
+        change_block(&host, 1, |_, e| e[0] = extent(511, IN_FILE, 1024));
+        assert_eq!(extents.verify(), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_record_says_how_many_pages_come_together() {
+        let record = Record {
+            attributes: Attributes {
+                size: 1 << 30,
+                position: 0,
+                seals: 0,
+                status: 2,
+                mode: 0,
+                kind: Kind::Hugetlb,
+                file_page_shift: 21,
+            },
+            page_shift: 12,
+            contents_in: Contents::File,
+            contents: 0,
+            chain: Chain::default(),
+        };
+        let host = FakeHost::default();
+        let extents = record.extents(host.lend(), crc);
+        assert_eq!((extents.unit, extents.size_in_pages), (512, 1 << 18));
+        assert_eq!(extents.verify(), Ok(()));
+    }
+
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let host = FakeHost::default();
+        let chain = chain_of(&host, &[2, 2]);
+        for handle in [1, 2] {
+            let whole = host.bytes(handle);
+            for bit in 0..whole.len() * 8 {
+                let mut bytes = whole.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                host.replace(handle, &bytes);
+                let errno = extents_of(&host, chain).verify().unwrap_err();
+                assert!(
+                    [Errno::EBADMSG, Errno::EINVAL].contains(&errno),
+                    "bit {bit}"
+                );
+            }
+            host.replace(handle, &whole);
+        }
+        assert_eq!(extents_of(&host, chain).verify(), Ok(()));
+    }
+
+    #[test]
+    fn full_blocks_are_kept_at_once() {
+        let host = FakeHost::default();
+        let count = 2 * BLOCK_EXTENTS + 1;
+        let chain = chain_of(&host, &[count]);
+        assert_eq!(chain.extents, count.into());
+        let lengths: Vec<usize> = host.all_bytes().values().map(Vec::len).collect();
+        assert_eq!(lengths, [BLOCK_LENGTH, BLOCK_LENGTH, 32 + 16]);
+        let extents = extents_of(&host, chain);
+        assert_eq!(extents.verify(), Ok(()));
+        assert_eq!(extents.metadata_bytes(), Ok(3 * 32 + 16 * u64::from(count)));
+        chain.release(host.lend(), crc);
+        assert!(host.is_empty());
+    }
+
+    #[test]
+    fn release_touches_nothing_that_is_no_block() {
+        let host = FakeHost::default();
+        let other = host.lend().preserve_bytes(&[0; 96]).unwrap();
+        let chain = Chain {
+            last_block: other,
+            extents: u64::MAX,
+            pages: u64::MAX,
+        };
+        chain.release(host.lend(), crc);
+        assert_eq!(host.bytes(other), [0; 96]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_hostile_block_is_an_error_or_consistent(
+            handle in 1u64..4,
+            writes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+            resize in prop::option::of(0usize..400),
+            seal: bool,
+        ) {
+            let host = FakeHost::default();
+            let chain = chain_of(&host, &[3, 2, 4]);
+            let mut bytes = host.bytes(handle);
+            for (place, byte) in writes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            if let Some(length) = resize {
+                bytes.resize(length, 0);
+            }
+            if seal && bytes.len() >= HEADER_LENGTH {
+                reseal(&mut bytes);
+            }
+            host.replace(handle, &bytes);
+            let (mut count, mut pages) = (0, 0);
+            let read = extents_of(&host, chain).for_each(&mut |extent| {
+                count += 1;
+                pages += extent.length();
+                Ok(())
+            });
+            prop_assert!(count <= chain.extents);
+            if read.is_ok() {
+                prop_assert_eq!((count, pages), (chain.extents, chain.pages));
+            }
+            chain.release(host.lend(), crc);
+        }
+    }
+}

@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Runs of pages, and the builder that merges pages into them.
+
+use core::fmt;
+use luo_handler_api::Errno;
+use zerocopy::{
+    little_endian::U64, FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
+};
+
+/// Bits of a page's index in its file: with pages of 4 KiB, files of up to 8 EiB.
+pub const INDEX_BITS: u32 = 51;
+
+/// Bits of a frame number: with pages of 4 KiB, memory of up to 4 PiB.
+pub const FRAME_BITS: u32 = 40;
+
+/// Bits of an extent's length in pages.
+pub const LENGTH_BITS: u32 = 37;
+
+/// The frame of pages that stay in a kept file, where they are found at the same index.
+///
+/// It is not a frame number: such pages have frames, but their file holds them and nobody needs to
+/// name them. Frame 0 of a machine is never page cache.
+pub const IN_FILE: u64 = 0;
+
+const INDEX_END: u64 = 1 << INDEX_BITS;
+const FRAME_END: u64 = 1 << FRAME_BITS;
+const LENGTH_MAX: u64 = (1 << LENGTH_BITS) - 1;
+
+/// Bits of the length that share a word with the frame; the others share one with the index.
+const LENGTH_LOW_BITS: u32 = 64 - FRAME_BITS;
+const LENGTH_HIGH_BITS: u32 = LENGTH_BITS - LENGTH_LOW_BITS;
+const LENGTH_LOW_MASK: u64 = (1 << LENGTH_LOW_BITS) - 1;
+const LENGTH_HIGH_MASK: u64 = (1 << LENGTH_HIGH_BITS) - 1;
+
+const _: () = assert!(INDEX_BITS + LENGTH_HIGH_BITS == 64);
+
+/// A run of pages with consecutive indices and consecutive frames, in 16 bytes.
+///
+/// In units of base pages, in two little-endian words:
+///
+/// ```text
+///          63            24 23     13 12         0
+/// word 0  |        index 51 bits     | length 36…24 |
+/// word 1  |  frame 40 bits  |     length 23…0       |
+/// ```
+///
+/// Any 16 bytes are an `Extent`; those that came from elsewhere are used only after
+/// [`is_valid`](Self::is_valid) said yes.
+#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Extent([U64; 2]);
+
+impl Extent {
+    /// The extent of `length` pages at `index` of the file, in memory from `frame` on or
+    /// [`IN_FILE`]. `None` unless it is at least one page and ends within 2^51 pages and 2^40
+    /// frames, and is shorter than 2^37 pages.
+    #[inline]
+    pub fn new(index: u64, frame: u64, length: u64) -> Option<Self> {
+        let run = Run::new(index, frame, length)?;
+        (length <= LENGTH_MAX).then(|| Self::pack(run))
+    }
+
+    #[inline]
+    fn pack(run: Run) -> Self {
+        Self([
+            U64::new(run.index << LENGTH_HIGH_BITS | run.length >> LENGTH_LOW_BITS),
+            U64::new(run.frame << LENGTH_LOW_BITS | run.length & LENGTH_LOW_MASK),
+        ])
+    }
+
+    /// Index of the first page in the file, below 2^51.
+    #[inline]
+    pub fn index(self) -> u64 {
+        self.0[0].get() >> LENGTH_HIGH_BITS
+    }
+
+    /// Frame number of the first page, below 2^40, or [`IN_FILE`].
+    #[inline]
+    pub fn frame(self) -> u64 {
+        self.0[1].get() >> LENGTH_LOW_BITS
+    }
+
+    /// Number of pages, below 2^37.
+    #[inline]
+    pub fn length(self) -> u64 {
+        (self.0[0].get() & LENGTH_HIGH_MASK) << LENGTH_LOW_BITS | self.0[1].get() & LENGTH_LOW_MASK
+    }
+
+    /// Index of the page after the last one; at most 2^51 + 2^37.
+    #[inline]
+    pub fn end(self) -> u64 {
+        self.index() + self.length()
+    }
+
+    /// Whether [`new`](Self::new) would make it.
+    #[inline]
+    pub fn is_valid(self) -> bool {
+        Run::new(self.index(), self.frame(), self.length()).is_some()
+    }
+
+    pub(crate) fn zeroed() -> Self {
+        Self::new_zeroed()
+    }
+}
+
+impl fmt::Debug for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Extent")
+            .field("index", &self.index())
+            .field("frame", &self.frame())
+            .field("length", &self.length())
+            .finish()
+    }
+}
+
+/// An extent of any length.
+///
+/// # Invariants
+///
+/// At least one page; ends within the bits of index and frame.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    index: u64,
+    frame: u64,
+    length: u64,
+}
+
+impl Run {
+    #[inline]
+    fn new(index: u64, frame: u64, length: u64) -> Option<Self> {
+        let in_file = index.checked_add(length)? <= INDEX_END;
+        let in_memory = frame == IN_FILE || frame.checked_add(length)? <= FRAME_END;
+        (length > 0 && in_file && in_memory).then_some(Self {
+            index,
+            frame,
+            length,
+        })
+    }
+
+    #[inline]
+    fn end(&self) -> u64 {
+        self.index + self.length
+    }
+
+    #[inline]
+    fn is_continued_by(&self, next: &Self) -> bool {
+        let frame = if self.frame == IN_FILE {
+            IN_FILE
+        } else {
+            self.frame + self.length
+        };
+        next.index == self.end() && next.frame == frame
+    }
+
+    /// Splits off the longest extent at the beginning.
+    fn split(self) -> (Extent, Option<Self>) {
+        let length = self.length.min(LENGTH_MAX);
+        let first = Extent::pack(Self { length, ..self });
+        let frame = if self.frame == IN_FILE {
+            IN_FILE
+        } else {
+            self.frame + length
+        };
+        let rest = Self::new(self.index + length, frame, self.length - length);
+        (first, rest)
+    }
+}
+
+/// Merges pages into extents and hands each to `sink` as soon as it cannot grow any more.
+///
+/// It holds one extent and allocates nothing, so a file of any size is walked in the same memory.
+///
+/// ```
+/// use luo_handler_memfd::{Extent, ExtentBuilder};
+///
+/// let mut extents = Vec::new();
+/// let mut builder = ExtentBuilder::new(|extent| {
+///     extents.push(extent);
+///     Ok(())
+/// });
+/// builder.push(0, 100, 1)?; // page 0 of the file lies in frame 100,
+/// builder.push(1, 101, 1)?; // page 1 in the next one:
+/// builder.push(2, 200, 1)?; // one extent; page 2 lies elsewhere.
+/// builder.finish()?;
+/// assert_eq!(extents, [Extent::new(0, 100, 2).unwrap(), Extent::new(2, 200, 1).unwrap()]);
+/// # Ok::<(), luo_handler_api::Errno>(())
+/// ```
+#[derive(Debug)]
+pub struct ExtentBuilder<S> {
+    run: Option<Run>,
+    sink: S,
+}
+
+impl<S: FnMut(Extent) -> Result<(), Errno>> ExtentBuilder<S> {
+    /// A builder that hands its extents to `sink`, in ascending order.
+    pub const fn new(sink: S) -> Self {
+        Self { run: None, sink }
+    }
+
+    /// Adds `length` pages from `index` of the file on, which lie in memory from `frame` on or are
+    /// [`IN_FILE`].
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if there is no page, if one of them comes before the end of what was added last, or
+    /// if index or frame has too many bits; what `sink` says.
+    #[inline]
+    pub fn push(&mut self, index: u64, frame: u64, length: u64) -> Result<(), Errno> {
+        let next = Run::new(index, frame, length).ok_or(Errno::EINVAL)?;
+        if let Some(run) = &mut self.run {
+            if run.is_continued_by(&next) {
+                run.length += next.length;
+                return Ok(());
+            }
+            if next.index < run.end() {
+                return Err(Errno::EINVAL);
+            }
+        }
+        let done = self.run.replace(next);
+        self.emit(done)
+    }
+
+    /// Hands over the last extent.
+    ///
+    /// # Errors
+    ///
+    /// What `sink` says.
+    pub fn finish(mut self) -> Result<(), Errno> {
+        let done = self.run.take();
+        self.emit(done)
+    }
+
+    fn emit(&mut self, mut done: Option<Run>) -> Result<(), Errno> {
+        while let Some(run) = done {
+            let (extent, rest) = run.split();
+            (self.sink)(extent)?;
+            done = rest;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Page = (u64, u64);
+
+    fn build(pages: &[Page]) -> Result<Vec<Extent>, Errno> {
+        let mut extents = Vec::new();
+        let mut builder = ExtentBuilder::new(|extent| {
+            extents.push(extent);
+            Ok(())
+        });
+        for &(index, frame) in pages {
+            builder.push(index, frame, 1)?;
+        }
+        builder.finish()?;
+        Ok(extents)
+    }
+
+    fn expand(extents: &[Extent]) -> Vec<Page> {
+        extents
+            .iter()
+            .flat_map(|extent| {
+                (0..extent.length()).map(move |page| match extent.frame() {
+                    IN_FILE => (extent.index() + page, IN_FILE),
+                    frame => (extent.index() + page, frame + page),
+                })
+            })
+            .collect()
+    }
+
+    /// No two extents could have been one.
+    fn is_minimal(extents: &[Extent]) -> bool {
+        extents.windows(2).all(|pair| {
+            pair[0].end() != pair[1].index()
+                || pair[0].frame() + pair[0].length() != pair[1].frame()
+        })
+    }
+
+    #[test]
+    fn the_layout_is_the_documented_one() {
+        let extent = Extent::new(0x0005_a5a5_a5a5_a5a5, 0xc3_c3c3_c3c3, 0x15_5555_5555).unwrap();
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(
+            &(0x0005_a5a5_a5a5_a5a5u64 << 13 | 0x15_5555_5555u64 >> 24).to_le_bytes(),
+        );
+        bytes[8..].copy_from_slice(
+            &(0xc3_c3c3_c3c3u64 << 24 | 0x15_5555_5555u64 & 0xff_ffff).to_le_bytes(),
+        );
+        assert_eq!(extent.as_bytes(), bytes);
+    }
+
+    #[test]
+    fn the_limits_are_those_of_the_bits() {
+        assert!(Extent::new(INDEX_END - 1, FRAME_END - 1, 1).is_some());
+        assert!(Extent::new(INDEX_END, 1, 1).is_none());
+        assert!(Extent::new(INDEX_END - 1, 1, 2).is_none());
+        assert!(Extent::new(0, FRAME_END, 1).is_none());
+        assert!(Extent::new(0, FRAME_END - 1, 2).is_none());
+        assert!(Extent::new(0, 1, 0).is_none());
+        assert!(Extent::new(0, IN_FILE, LENGTH_MAX).is_some());
+        assert!(Extent::new(0, IN_FILE, LENGTH_MAX + 1).is_none());
+        assert!(Extent::new(u64::MAX, 1, 1).is_none());
+        assert!(Extent::new(0, u64::MAX, 1).is_none());
+        assert!(Extent::new(0, 1, u64::MAX).is_none());
+    }
+
+    #[test]
+    fn pages_that_go_back_are_refused() {
+        assert_eq!(build(&[(5, 1), (5, 2)]), Err(Errno::EINVAL));
+        assert_eq!(build(&[(5, 1), (4, 2)]), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_run_longer_than_an_extent_is_split() {
+        let mut extents = Vec::new();
+        let mut builder = ExtentBuilder::new(|extent| {
+            extents.push(extent);
+            Ok(())
+        });
+        builder.push(3, IN_FILE, 2 * LENGTH_MAX).unwrap();
+        builder.push(3 + 2 * LENGTH_MAX, IN_FILE, 7).unwrap();
+        builder.finish().unwrap();
+        let expected = [
+            Extent::new(3, IN_FILE, LENGTH_MAX).unwrap(),
+            Extent::new(3 + LENGTH_MAX, IN_FILE, LENGTH_MAX).unwrap(),
+            Extent::new(3 + 2 * LENGTH_MAX, IN_FILE, 7).unwrap(),
+        ];
+        assert_eq!(extents, expected);
+    }
+
+    #[test]
+    fn the_split_of_a_run_in_memory_goes_on_with_its_frames() {
+        let mut extents = Vec::new();
+        let mut builder = ExtentBuilder::new(|extent| {
+            extents.push(extent);
+            Ok(())
+        });
+        builder.push(0, 9, LENGTH_MAX + 1).unwrap();
+        builder.finish().unwrap();
+        assert_eq!(
+            extents[1],
+            Extent::new(LENGTH_MAX, 9 + LENGTH_MAX, 1).unwrap()
+        );
+    }
+
+    #[test]
+    fn what_the_sink_says_is_told() {
+        let mut builder = ExtentBuilder::new(|_| Err(Errno::ENOSPC));
+        builder.push(0, 1, 1).unwrap();
+        assert_eq!(builder.push(9, 1, 1), Err(Errno::ENOSPC));
+    }
+
+    #[test]
+    fn a_dense_map_is_one_extent() {
+        let pages: Vec<Page> = (0..10_000).map(|page| (page, 77 + page)).collect();
+        assert_eq!(
+            build(&pages).unwrap(),
+            [Extent::new(0, 77, 10_000).unwrap()]
+        );
+    }
+
+    prop_compose! {
+        /// Ascending indices with holes, in frames that lie in order or anywhere.
+        fn sparse_pages()(
+            steps in prop::collection::vec((1u64..4, 1u64..40, any::<bool>()), 0..200)
+        ) -> Vec<Page> {
+            let (mut index, mut frame) = (0, 1);
+            steps
+                .into_iter()
+                .map(|(step, elsewhere, in_order)| {
+                    index += step;
+                    frame = if in_order { frame + 1 } else { elsewhere };
+                    (index, frame)
+                })
+                .collect()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_extent_reads_back(
+            index in 0..INDEX_END, frame in 0..FRAME_END, length in 0..=LENGTH_MAX
+        ) {
+            let fits = length > 0
+                && index + length <= INDEX_END
+                && (frame == IN_FILE || frame + length <= FRAME_END);
+            let extent = Extent::new(index, frame, length);
+            prop_assert_eq!(extent.is_some(), fits);
+            if let Some(extent) = extent {
+                prop_assert_eq!((extent.index(), extent.frame(), extent.length()), (index, frame, length));
+                prop_assert!(extent.is_valid());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_an_extent_or_invalid(bytes: [u8; 16]) {
+            let extent = Extent::read_from_bytes(&bytes).unwrap();
+            let again = Extent::new(extent.index(), extent.frame(), extent.length());
+            prop_assert_eq!(extent.is_valid(), again.is_some());
+            prop_assert!(again.is_none_or(|again| again == extent));
+        }
+
+        #[test]
+        fn extents_expand_to_the_pages_they_were_built_from(pages in sparse_pages()) {
+            let extents = build(&pages).unwrap();
+            prop_assert!(is_minimal(&extents));
+            prop_assert_eq!(expand(&extents), pages);
+        }
+
+        #[test]
+        fn shuffled_frames_expand_as_well(
+            frames in Just((1u64..300).collect::<Vec<_>>()).prop_shuffle()
+        ) {
+            let pages: Vec<Page> = (0..).zip(frames).collect();
+            let extents = build(&pages).unwrap();
+            prop_assert!(is_minimal(&extents));
+            prop_assert_eq!(expand(&extents), pages);
+        }
+
+        #[test]
+        fn pages_of_a_kept_file_merge_by_index_alone(indices in prop::collection::btree_set(0u64..400, 0..300)) {
+            let pages: Vec<Page> = indices.into_iter().map(|index| (index, IN_FILE)).collect();
+            let extents = build(&pages).unwrap();
+            prop_assert!(extents.windows(2).all(|pair| pair[0].end() < pair[1].index()));
+            prop_assert_eq!(expand(&extents), pages);
+        }
+    }
+}

@@ -1,0 +1,526 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The bytes that cross, and the checks they pass before they are used.
+//!
+//! ```text
+//! data ──► RecordHeader            96 bytes: attributes, counts, checksum
+//!            contents ───────────► the kept file            (hosted)
+//!            last_block ─────────► BlockHeader, extents…    the end of the file
+//!                                    previous ──► BlockHeader, extents…
+//!                                                   previous = 0: the beginning of the file
+//! ```
+//!
+//! Every arrow is a handle of the host. The layout belongs to the compatible `memfd-v1`: who changes
+//! one changes the other.
+
+use luo_handler_api::{Errno, Host};
+use zerocopy::{
+    little_endian::{U32, U64},
+    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
+};
+
+use crate::chain::{Chain, Extents};
+
+/// What a record begins with.
+pub const MAGIC: [u8; 8] = *b"memfd-v1";
+
+/// `F_SEAL_SEAL` of `include/uapi/linux/fcntl.h`: no more seals.
+pub const SEAL_SEAL: u32 = 0x01;
+/// `F_SEAL_SHRINK`: the file cannot shrink.
+pub const SEAL_SHRINK: u32 = 0x02;
+/// `F_SEAL_GROW`: the file cannot grow.
+pub const SEAL_GROW: u32 = 0x04;
+/// `F_SEAL_WRITE`: no writes.
+pub const SEAL_WRITE: u32 = 0x08;
+/// `F_SEAL_FUTURE_WRITE`: no writes but through mappings that are there.
+pub const SEAL_FUTURE_WRITE: u32 = 0x10;
+/// `F_SEAL_EXEC`: the execute bits stay as they are.
+pub const SEAL_EXEC: u32 = 0x20;
+
+/// The seals that this version keeps.
+pub const ALL_SEALS: u32 =
+    SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE | SEAL_EXEC;
+
+/// Access mode within the status flags, as in every architecture: `O_RDONLY`, `O_WRONLY` or
+/// `O_RDWR`; 3 is none.
+pub const STATUS_ACCESS: u32 = 0o3;
+/// `O_APPEND` with its value of `include/uapi/asm-generic/fcntl.h`, as the next three.
+pub const STATUS_APPEND: u32 = 0o2000;
+/// `O_NONBLOCK`.
+pub const STATUS_NONBLOCK: u32 = 0o4000;
+/// `O_DIRECT`.
+pub const STATUS_DIRECT: u32 = 0o40000;
+/// `O_NOATIME`.
+pub const STATUS_NOATIME: u32 = 0o1_000_000;
+
+/// The status flags that this version keeps.
+pub const ALL_STATUS: u32 =
+    STATUS_ACCESS | STATUS_APPEND | STATUS_NONBLOCK | STATUS_DIRECT | STATUS_NOATIME;
+
+/// Permission bits, with set-uid, set-gid and the sticky bit.
+pub const ALL_MODE: u32 = 0o7777;
+
+/// Base pages are between 4 KiB and 256 KiB.
+const PAGE_SHIFTS: core::ops::RangeInclusive<u8> = 12..=18;
+
+/// Huge pages are at most 16 GiB.
+const HUGE_PAGE_SHIFT_MAX: u8 = 34;
+
+/// Continues a CRC-32C: the checksum of all bytes so far, which is 0 of none, and the next ones.
+pub type Crc32c = fn(u32, &[u8]) -> u32;
+
+/// What a memfd is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Pages of shmem.
+    Shmem = 1,
+    /// Huge pages of hugetlbfs.
+    Hugetlb = 2,
+}
+
+/// Where the contents of a memfd are while they cross.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Contents {
+    /// In a file that the host keeps; extents name no frames.
+    File = 1,
+    /// In the frames that the extents name.
+    Frames = 2,
+}
+
+/// What makes a memfd besides its contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Size in bytes, at most `i64::MAX`.
+    pub size: u64,
+    /// File position in bytes, at most `i64::MAX`; it may lie beyond the end.
+    pub position: u64,
+    /// Seals, a subset of [`ALL_SEALS`].
+    pub seals: u32,
+    /// Access mode and status flags, a subset of [`ALL_STATUS`].
+    pub status: u32,
+    /// Permission bits, a subset of [`ALL_MODE`].
+    pub mode: u32,
+    /// What it is made of.
+    pub kind: Kind,
+    /// Binary logarithm of the size of its own pages in bytes: the base page's for shmem.
+    pub file_page_shift: u8,
+}
+
+/// The record of one memfd, as it is kept by the host.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RecordHeader {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// Bytes of the record: 96.
+    pub length: U32,
+    /// CRC-32C of the record with this field as zero.
+    pub checksum: U32,
+    /// [`Attributes::size`].
+    pub size: U64,
+    /// [`Attributes::position`].
+    pub position: U64,
+    /// [`Attributes::seals`].
+    pub seals: U32,
+    /// [`Attributes::status`].
+    pub status: U32,
+    /// [`Attributes::mode`].
+    pub mode: U32,
+    /// Unit of the extents: binary logarithm of the base page in bytes.
+    pub page_shift: u8,
+    /// [`Attributes::file_page_shift`].
+    pub file_page_shift: u8,
+    /// [`Kind`].
+    pub kind: u8,
+    /// [`Contents`].
+    pub contents_in: u8,
+    /// Handle of the contents, where they are in a kept file.
+    pub contents: U64,
+    /// Number of extents.
+    pub extents: U64,
+    /// Number of pages in all extents.
+    pub pages: U64,
+    /// Handle of the block with the last extents; 0 if there are none.
+    pub last_block: U64,
+    /// Zero.
+    pub reserved: [u8; 16],
+}
+
+const _: () = assert!(size_of::<RecordHeader>() == 96);
+
+/// A record that was checked.
+///
+/// # Errors
+///
+/// What [`read`](Self::read) answers, for a record that was kept by who knows whom:
+///
+/// | errno | what is wrong |
+/// |---|---|
+/// | `ENOENT` | the host keeps nothing under that handle |
+/// | `EBADMSG` | the checksum |
+/// | `EFBIG` | the size is above `i64::MAX` |
+/// | `EINVAL` | anything else that is malformed: length, magic, position, counts, page sizes, … |
+/// | `EOPNOTSUPP` | a seal or a status flag that this version does not know |
+///
+/// # Invariants
+///
+/// The attributes are within their ranges, `page_shift` is that of a possible base page, and there
+/// are no more extents than pages and no more pages than the size has room for. The extents
+/// themselves are checked as they are read: see [`Extents`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What makes the memfd besides its contents.
+    pub attributes: Attributes,
+    /// Binary logarithm of the base page in bytes, the unit of the extents.
+    pub page_shift: u8,
+    /// Where the contents are.
+    pub contents_in: Contents,
+    /// Handle of the contents, where they are in a kept file.
+    pub contents: u64,
+    /// The extents.
+    pub chain: Chain,
+}
+
+impl Attributes {
+    /// Whether a file of base pages of 2^`page_shift` bytes can have them, and whether all of them
+    /// are known.
+    ///
+    /// # Errors
+    ///
+    /// As [`Record`] lists them.
+    pub fn check(&self, page_shift: u8) -> Result<(), Errno> {
+        self.check_ranges(page_shift)?;
+        self.check_known()
+    }
+
+    fn check_ranges(&self, page_shift: u8) -> Result<(), Errno> {
+        let largest = i64::MAX as u64;
+        if self.size > largest {
+            return Err(Errno::EFBIG);
+        }
+        let own_pages = match self.kind {
+            Kind::Shmem => self.file_page_shift == page_shift,
+            Kind::Hugetlb => {
+                (page_shift..=HUGE_PAGE_SHIFT_MAX).contains(&self.file_page_shift)
+                    && self.size.trailing_zeros() >= u32::from(self.file_page_shift)
+            }
+        };
+        let sound = PAGE_SHIFTS.contains(&page_shift)
+            && own_pages
+            && self.position <= largest
+            && self.status & STATUS_ACCESS != STATUS_ACCESS
+            && self.mode & !ALL_MODE == 0;
+        if sound {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    fn check_known(&self) -> Result<(), Errno> {
+        if self.seals & !ALL_SEALS == 0 && self.status & !ALL_STATUS == 0 {
+            Ok(())
+        } else {
+            Err(Errno::EOPNOTSUPP)
+        }
+    }
+}
+
+impl RecordHeader {
+    /// Bytes of a record.
+    pub const LENGTH: usize = size_of::<Self>();
+
+    /// Reads the record behind `handle` and checks that it is one and arrived whole.
+    fn load(host: Host<'_>, handle: u64, crc: Crc32c) -> Result<Self, Errno> {
+        if host.bytes_len(handle)? != Self::LENGTH as u64 {
+            return Err(Errno::EINVAL);
+        }
+        let mut header = Self::new_zeroed();
+        host.read_bytes(handle, 0, header.as_mut_bytes())?;
+        if header.magic != MAGIC || header.length.get() != Self::LENGTH as u32 {
+            return Err(Errno::EINVAL);
+        }
+        if header.checksum.get() != header.sum(crc) {
+            return Err(Errno::EBADMSG);
+        }
+        Ok(header)
+    }
+
+    /// Its checksum, whatever the field says.
+    fn sum(mut self, crc: Crc32c) -> u32 {
+        self.checksum = U32::ZERO;
+        crc(0, self.as_bytes())
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        [Kind::Shmem, Kind::Hugetlb]
+            .into_iter()
+            .find(|&kind| kind as u8 == self.kind)
+    }
+
+    fn contents_in(&self) -> Option<Contents> {
+        [Contents::File, Contents::Frames]
+            .into_iter()
+            .find(|&contents| contents as u8 == self.contents_in)
+    }
+
+    fn parse(&self) -> Option<Record> {
+        Some(Record {
+            attributes: Attributes {
+                size: self.size.get(),
+                position: self.position.get(),
+                seals: self.seals.get(),
+                status: self.status.get(),
+                mode: self.mode.get(),
+                kind: self.kind()?,
+                file_page_shift: self.file_page_shift,
+            },
+            page_shift: self.page_shift,
+            contents_in: self.contents_in()?,
+            contents: self.contents.get(),
+            chain: Chain {
+                last_block: self.last_block.get(),
+                extents: self.extents.get(),
+                pages: self.pages.get(),
+            },
+        })
+    }
+}
+
+impl Record {
+    /// Reads the record that the host keeps under `handle` and checks all of it but the extents.
+    ///
+    /// # Errors
+    ///
+    /// As listed above, and those of the host.
+    pub fn read(host: Host<'_>, handle: u64, crc: Crc32c) -> Result<Self, Errno> {
+        let record = Self::read_any(host, handle, crc)?;
+        record.attributes.check_known()?;
+        Ok(record)
+    }
+
+    /// Reads a record that may hold seals and status flags of a later version: what has to be
+    /// released is named all the same.
+    pub(crate) fn read_any(host: Host<'_>, handle: u64, crc: Crc32c) -> Result<Self, Errno> {
+        let header = RecordHeader::load(host, handle, crc)?;
+        let record = header.parse().ok_or(Errno::EINVAL)?;
+        record.attributes.check_ranges(record.page_shift)?;
+        if header.reserved != [0; 16] || !record.chain.is_possible(record.size_in_pages()) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(record)
+    }
+
+    /// Has the host keep the record; yields its handle.
+    ///
+    /// # Errors
+    ///
+    /// Those of the host.
+    pub(crate) fn keep(&self, host: Host<'_>, crc: Crc32c) -> Result<u64, Errno> {
+        let mut header = RecordHeader {
+            magic: MAGIC,
+            length: U32::new(RecordHeader::LENGTH as u32),
+            checksum: U32::ZERO,
+            size: U64::new(self.attributes.size),
+            position: U64::new(self.attributes.position),
+            seals: U32::new(self.attributes.seals),
+            status: U32::new(self.attributes.status),
+            mode: U32::new(self.attributes.mode),
+            page_shift: self.page_shift,
+            file_page_shift: self.attributes.file_page_shift,
+            kind: self.attributes.kind as u8,
+            contents_in: self.contents_in as u8,
+            contents: U64::new(self.contents),
+            extents: U64::new(self.chain.extents),
+            pages: U64::new(self.chain.pages),
+            last_block: U64::new(self.chain.last_block),
+            reserved: [0; 16],
+        };
+        header.checksum = U32::new(header.sum(crc));
+        host.preserve_bytes(header.as_bytes())
+    }
+
+    /// Size of the file in base pages, the last one counted as a whole.
+    pub fn size_in_pages(&self) -> u64 {
+        self.attributes.size.div_ceil(1 << self.page_shift)
+    }
+
+    /// The extents, as they are kept by `host`.
+    pub fn extents<'h>(&self, host: Host<'h>, crc: Crc32c) -> Extents<'h> {
+        Extents::of(self, host, crc)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeHost;
+    use proptest::prelude::*;
+
+    fn crc(so_far: u32, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(so_far, bytes)
+    }
+
+    fn sample() -> Record {
+        Record {
+            attributes: Attributes {
+                size: 10 << 12,
+                position: 5,
+                seals: SEAL_GROW,
+                status: 2 | STATUS_APPEND,
+                mode: 0o644,
+                kind: Kind::Shmem,
+                file_page_shift: 12,
+            },
+            page_shift: 12,
+            contents_in: Contents::File,
+            contents: 7,
+            chain: Chain {
+                last_block: 3,
+                extents: 2,
+                pages: 4,
+            },
+        }
+    }
+
+    /// Keeps the sample with one thing changed and its checksum right, and reads it.
+    fn read_changed(change: impl FnOnce(&mut RecordHeader)) -> Result<Record, Errno> {
+        let host = FakeHost::default();
+        let handle = sample().keep(host.lend(), crc).unwrap();
+        let mut header = RecordHeader::read_from_bytes(&host.bytes(handle)).unwrap();
+        change(&mut header);
+        header.checksum = U32::new(header.sum(crc));
+        host.replace(handle, header.as_bytes());
+        Record::read(host.lend(), handle, crc)
+    }
+
+    #[test]
+    fn a_record_reads_back() {
+        assert_eq!(read_changed(|_| ()), Ok(sample()));
+    }
+
+    /// One field of the sample, changed, and what must come of it.
+    macro_rules! hostile {
+        ($($name:ident: $change:expr => $errno:ident;)*) => {
+            $(#[test]
+            fn $name() {
+                assert_eq!(read_changed($change), Err(Errno::$errno));
+            })*
+        };
+    }
+
+    hostile! {
+        hostile_magic: |h| h.magic[7] = b'2' => EINVAL;
+        hostile_length: |h| h.length = U32::new(95) => EINVAL;
+        hostile_length_of_all_ones: |h| h.length = U32::MAX_VALUE => EINVAL;
+        hostile_size: |h| h.size = U64::new(1 << 63) => EFBIG;
+        hostile_size_of_all_ones: |h| h.size = U64::MAX_VALUE => EFBIG;
+        hostile_position: |h| h.position = U64::new(1 << 63) => EINVAL;
+        hostile_position_of_all_ones: |h| h.position = U64::MAX_VALUE => EINVAL;
+        hostile_seals: |h| h.seals = U32::new(0x40) => EOPNOTSUPP;
+        hostile_status: |h| h.status = U32::new(0o100) => EOPNOTSUPP;
+        hostile_access_mode: |h| h.status = U32::new(3) => EINVAL;
+        hostile_mode: |h| h.mode = U32::new(0o10_644) => EINVAL;
+        hostile_page_shift_of_nothing: |h| (h.page_shift, h.file_page_shift) = (0, 0) => EINVAL;
+        hostile_page_shift_beyond_64: |h| (h.page_shift, h.file_page_shift) = (200, 200) => EINVAL;
+        hostile_file_page_shift: |h| h.file_page_shift = 21 => EINVAL;
+        hostile_huge_page_shift: |h| (h.kind, h.file_page_shift, h.size) = (2, 35, U64::ZERO) => EINVAL;
+        hostile_huge_page_below_the_base_page: |h| (h.kind, h.file_page_shift) = (2, 11) => EINVAL;
+        hostile_hugetlb_size: |h| (h.kind, h.file_page_shift) = (2, 21) => EINVAL;
+        hostile_kind: |h| h.kind = 3 => EINVAL;
+        hostile_kind_of_nothing: |h| h.kind = 0 => EINVAL;
+        hostile_contents: |h| h.contents_in = 3 => EINVAL;
+        hostile_extents_without_pages: |h| h.pages = U64::ZERO => EINVAL;
+        hostile_pages_without_extents: |h| (h.extents, h.last_block) = (U64::ZERO, U64::ZERO) => EINVAL;
+        hostile_block_without_extents: |h| (h.extents, h.pages) = (U64::ZERO, U64::ZERO) => EINVAL;
+        hostile_extents: |h| h.extents = U64::MAX_VALUE => EINVAL;
+        hostile_more_extents_than_pages: |h| h.extents = U64::new(5) => EINVAL;
+        hostile_pages: |h| h.pages = U64::MAX_VALUE => EINVAL;
+        hostile_more_pages_than_size: |h| h.pages = U64::new(11) => EINVAL;
+        hostile_reserved: |h| h.reserved[15] = 1 => EINVAL;
+    }
+
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let host = FakeHost::default();
+        let handle = sample().keep(host.lend(), crc).unwrap();
+        let whole = host.bytes(handle);
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            host.replace(handle, &bytes);
+            let errno = Record::read(host.lend(), handle, crc).unwrap_err();
+            assert!(
+                [Errno::EBADMSG, Errno::EINVAL].contains(&errno),
+                "bit {bit}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_length_is_malformed() {
+        let host = FakeHost::default();
+        let handle = sample().keep(host.lend(), crc).unwrap();
+        let whole = host.bytes(handle);
+        for length in (0..whole.len()).chain([whole.len() + 1]) {
+            let mut bytes = whole.clone();
+            bytes.resize(length, 0);
+            host.replace(handle, &bytes);
+            assert_eq!(Record::read(host.lend(), handle, crc), Err(Errno::EINVAL));
+        }
+        assert_eq!(Record::read(host.lend(), 99, crc), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn the_position_may_lie_beyond_the_end() {
+        assert!(read_changed(|h| h.position = U64::new(i64::MAX as u64)).is_ok());
+    }
+
+    prop_compose! {
+        fn records()(
+            size in 0..=i64::MAX as u64, position in 0..=i64::MAX as u64,
+            seals in 0..=ALL_SEALS, status: u32, access in 0u32..3, mode in 0..=ALL_MODE,
+            contents: u64, hugetlb: bool, last_block: u64, counts: (u64, u64),
+        ) -> Record {
+            let (kind, file_page_shift) = if hugetlb { (Kind::Hugetlb, 21) } else { (Kind::Shmem, 12) };
+            let size = if hugetlb { size >> 21 << 21 } else { size };
+            let pages = counts.0 % (size.div_ceil(4096) + 1);
+            let extents = if pages == 0 { 0 } else { 1 + counts.1 % pages };
+            Record {
+                attributes: Attributes {
+                    size, position, seals, mode, kind, file_page_shift,
+                    status: status & ALL_STATUS & !STATUS_ACCESS | access,
+                },
+                page_shift: 12,
+                contents_in: if hugetlb { Contents::Frames } else { Contents::File },
+                contents,
+                chain: Chain { last_block: if pages == 0 { 0 } else { last_block }, extents, pages },
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_record_reads_back(record in records()) {
+            let host = FakeHost::default();
+            let handle = record.keep(host.lend(), crc).unwrap();
+            prop_assert_eq!(Record::read(host.lend(), handle, crc), Ok(record));
+        }
+
+        #[test]
+        fn arbitrary_fields_never_panic(bytes: [u8; 96], keep_magic: bool) {
+            let read = read_changed(|header| {
+                *header = RecordHeader::read_from_bytes(&bytes).unwrap();
+                if keep_magic {
+                    header.magic = MAGIC;
+                    header.length = U32::new(96);
+                }
+            });
+            if let Ok(record) = read {
+                prop_assert!(record.attributes.check(record.page_shift).is_ok());
+                prop_assert!(record.chain.pages <= record.size_in_pages());
+            }
+        }
+    }
+}

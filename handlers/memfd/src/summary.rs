@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! What a record says, for people.
+
+use core::fmt;
+
+use luo_handler_api::{Errno, Host};
+
+use crate::record::{
+    Crc32c, Kind, Record, RecordHeader, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SEAL,
+    SEAL_SHRINK, SEAL_WRITE,
+};
+
+/// What a record holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Shmem or hugetlb.
+    pub kind: Kind,
+    /// Size of its pages in bytes.
+    pub page_bytes: u64,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// File position in bytes.
+    pub position: u64,
+    /// Seals, as `F_GET_SEALS` tells them.
+    pub seals: u32,
+    /// Access mode and status flags; see [`ALL_STATUS`](crate::record::ALL_STATUS).
+    pub status: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Number of extents.
+    pub extents: u64,
+    /// Bytes of the pages that exist, the last one counted as a whole.
+    pub data_bytes: u64,
+    /// Bytes that the host keeps for the record and its extents.
+    pub metadata_bytes: u64,
+}
+
+impl Summary {
+    /// Reads the record under `handle` and checks it and its extents, as retrieve does before it
+    /// touches anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Record`] and [`Extents`](crate::chain::Extents) list them.
+    pub fn read(host: Host<'_>, handle: u64, crc: Crc32c) -> Result<Self, Errno> {
+        let record = Record::read(host, handle, crc)?;
+        let extents = record.extents(host, crc);
+        extents.verify()?;
+        let attributes = &record.attributes;
+        Ok(Self {
+            kind: attributes.kind,
+            page_bytes: 1 << attributes.file_page_shift,
+            size: attributes.size,
+            position: attributes.position,
+            seals: attributes.seals,
+            status: attributes.status,
+            mode: attributes.mode,
+            extents: record.chain.extents,
+            data_bytes: record.chain.pages << record.page_shift,
+            metadata_bytes: RecordHeader::LENGTH as u64 + extents.metadata_bytes()?,
+        })
+    }
+
+    /// The seals by the kernel's names without `F_SEAL_`, such as `shrink`; in ascending order.
+    pub fn seal_names(&self) -> impl Iterator<Item = &'static str> {
+        let seals = self.seals;
+        [
+            (SEAL_SEAL, "seal"),
+            (SEAL_SHRINK, "shrink"),
+            (SEAL_GROW, "grow"),
+            (SEAL_WRITE, "write"),
+            (SEAL_FUTURE_WRITE, "future-write"),
+            (SEAL_EXEC, "exec"),
+        ]
+        .into_iter()
+        .filter(move |(seal, _)| seals & seal != 0)
+        .map(|(_, name)| name)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Shmem => "shmem",
+            Self::Hugetlb => "hugetlb",
+        })
+    }
+}

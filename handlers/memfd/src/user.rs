@@ -1,0 +1,842 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The hands of the handler in a process: files are file descriptors, and the host keeps them open.
+
+use std::{
+    fs::{File, OpenOptions, Permissions},
+    io::{Seek, SeekFrom},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+};
+
+use libc::{c_int, off_t};
+use luo_handler_api::{register_handler, Errno, FileRef, Host, OwnedFile};
+use memfd::Memfd;
+
+use crate::{
+    backend::{MemfdBackend, ShowRun},
+    chain::{Extents, BLOCK_LENGTH},
+    extent::{Extent, IN_FILE},
+    handler::MemfdHandler,
+    record::{
+        Attributes, Contents, Kind, Record, ALL_MODE, STATUS_ACCESS, STATUS_APPEND, STATUS_DIRECT,
+        STATUS_NOATIME, STATUS_NONBLOCK,
+    },
+    summary::Summary,
+};
+
+register_handler!(
+    /// The handler of this process.
+    pub MEMFD: MemfdHandler<UserBackend> = MemfdHandler::new(UserBackend)
+);
+
+/// Reads and checks the record that `host` keeps under `data`, without touching what it names.
+///
+/// # Errors
+///
+/// As [`Record`] and [`Extents`] list them.
+pub fn inspect(data: u64, host: Host<'_>) -> Result<Summary, Errno> {
+    Summary::read(host, data, UserBackend::crc32c)
+}
+
+/// A process, with a host that keeps files.
+#[derive(Clone, Copy, Debug)]
+pub struct UserBackend;
+
+/// The status flags that `F_SETFL` can change: those of this architecture, and those of a record.
+const STATUS_FLAGS: [(c_int, u32); 4] = [
+    (libc::O_APPEND, STATUS_APPEND),
+    (libc::O_NONBLOCK, STATUS_NONBLOCK),
+    (libc::O_DIRECT, STATUS_DIRECT),
+    (libc::O_NOATIME, STATUS_NOATIME),
+];
+
+impl MemfdBackend for UserBackend {
+    type Kept = ();
+    type Buffer = Box<[u8]>;
+
+    fn contents_in(&self) -> Contents {
+        Contents::File
+    }
+
+    fn page_shift(&self) -> u8 {
+        // SAFETY: sysconf reads a constant of the system.
+        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        bytes.trailing_zeros() as u8
+    }
+
+    fn crc32c(so_far: u32, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(so_far, bytes)
+    }
+
+    fn buffer(&self) -> Result<Box<[u8]>, Errno> {
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(BLOCK_LENGTH)
+            .map_err(|_| Errno::ENOMEM)?;
+        bytes.resize(BLOCK_LENGTH, 0);
+        Ok(bytes.into_boxed_slice())
+    }
+
+    /// As mainline's `memfd_luo_can_preserve`: a file of shmem, here also of hugetlbfs, that has no
+    /// name any more. Only these have seals.
+    fn can_preserve(&self, file: FileRef<'_>) -> bool {
+        let fd = file.as_fd();
+        seals(fd).is_ok() && stat(fd).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
+    fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, ()), Errno> {
+        Ok((host.preserve_file(file)?, ()))
+    }
+
+    fn release(&self, _: FileRef<'_>, contents: u64, (): &mut (), host: Host<'_>) {
+        host.release_file(contents);
+    }
+
+    fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno> {
+        attributes(file.as_fd())
+    }
+
+    fn populated(
+        &self,
+        file: FileRef<'_>,
+        (): &mut (),
+        size: u64,
+        show: &mut ShowRun<'_>,
+    ) -> Result<(), Errno> {
+        let fd = file.as_fd();
+        match kind(fd)?.0 {
+            Kind::Shmem => runs_of_shmem(fd, self.page_shift(), size, show),
+            Kind::Hugetlb => runs_of_hugetlb(fd, self.page_shift(), size, show),
+        }
+    }
+
+    fn restore(
+        &self,
+        record: &Record,
+        extents: &Extents<'_>,
+        host: Host<'_>,
+    ) -> Result<OwnedFile, Errno> {
+        let file = File::from(OwnedFd::from(host.take_file(record.contents)?));
+        let memfd = Memfd::try_from_file(file).map_err(|_| Errno::EINVAL)?;
+        let file = memfd.into_file();
+        let found = attributes(file.as_fd())?;
+        check_same(file.as_fd(), &found, record)?;
+        check_extents(file.as_fd(), record, extents)?;
+        let file = apply(file, &found, &record.attributes)?;
+        Ok(OwnedFd::from(file).into())
+    }
+
+    fn discard(&self, record: &Record, _: &Extents<'_>, host: Host<'_>) {
+        host.release_file(record.contents);
+    }
+}
+
+fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
+    let stat = stat(fd)?;
+    let (kind, file_page_shift) = kind(fd)?;
+    Ok(Attributes {
+        size: stat.st_size as u64,
+        position: seek(fd, 0, libc::SEEK_CUR)?,
+        seals: seals(fd)?,
+        status: status(fd)?,
+        mode: stat.st_mode & ALL_MODE,
+        kind,
+        file_page_shift,
+    })
+}
+
+/// What a file is made of, and the binary logarithm of its pages in bytes.
+fn kind(fd: BorrowedFd<'_>) -> Result<(Kind, u8), Errno> {
+    let mut statfs = MaybeUninit::uninit();
+    // SAFETY: fstatfs fills the struct or fails; the descriptor is borrowed and so open.
+    let statfs = unsafe {
+        status_of(libc::fstatfs(fd.as_raw_fd(), statfs.as_mut_ptr()))?;
+        statfs.assume_init()
+    };
+    let kind = match statfs.f_type {
+        libc::TMPFS_MAGIC => Kind::Shmem,
+        libc::HUGETLBFS_MAGIC => Kind::Hugetlb,
+        _ => return Err(Errno::EOPNOTSUPP),
+    };
+    Ok((kind, statfs.f_bsize.trailing_zeros() as u8))
+}
+
+/// Shows what `SEEK_DATA` and `SEEK_HOLE` find.
+fn runs_of_shmem(
+    fd: BorrowedFd<'_>,
+    page_shift: u8,
+    size: u64,
+    show: &mut ShowRun<'_>,
+) -> Result<(), Errno> {
+    if size == 0 {
+        return Ok(());
+    }
+    let scout = scout(fd)?;
+    let mut position = 0;
+    while position < size {
+        let Some(data) = seek_data(&scout, position)?.filter(|&data| data < size) else {
+            break;
+        };
+        let first = data >> page_shift;
+        // The workload may have cut the file off behind the data meanwhile.
+        let hole = seek_hole(&scout, data)?.map_or(data, |hole| hole.min(size));
+        let end = hole.div_ceil(1 << page_shift);
+        if end > first {
+            show(first, IN_FILE, end - first)?;
+        }
+        // It may also have punched the data out; a page further on there is progress all the same.
+        position = end.max(first + 1) << page_shift;
+    }
+    Ok(())
+}
+
+/// Shows nothing if there is nothing, and everything otherwise: to a process hugetlbfs tells how
+/// many pages a file has, but not which.
+fn runs_of_hugetlb(
+    fd: BorrowedFd<'_>,
+    page_shift: u8,
+    size: u64,
+    show: &mut ShowRun<'_>,
+) -> Result<(), Errno> {
+    if size == 0 || stat(fd)?.st_blocks == 0 {
+        return Ok(());
+    }
+    show(0, IN_FILE, size >> page_shift)
+}
+
+/// Whether a file is the recorded one as far as its attributes tell. It may be as bare as one that
+/// was made a moment ago, but what cannot be changed any more has to be right.
+fn check_same(fd: BorrowedFd<'_>, found: &Attributes, record: &Record) -> Result<(), Errno> {
+    let wanted = &record.attributes;
+    let same = stat(fd)?.st_nlink == 0
+        && found.kind == wanted.kind
+        && found.file_page_shift == wanted.file_page_shift
+        && found.size == wanted.size
+        && found.seals & !wanted.seals == 0;
+    if same {
+        Ok(())
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
+/// Whether every recorded extent is data.
+fn check_extents(fd: BorrowedFd<'_>, record: &Record, extents: &Extents<'_>) -> Result<(), Errno> {
+    if record.chain.extents == 0 {
+        return Ok(());
+    }
+    let scout = scout(fd)?;
+    extents.for_each(&mut |extent: Extent| {
+        let start = extent.index() << record.page_shift;
+        let end = (extent.end() << record.page_shift).min(record.attributes.size);
+        let is_data = seek_data(&scout, start)? == Some(start)
+            && seek_hole(&scout, start)?.is_some_and(|hole| hole >= end);
+        if is_data {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        }
+    })
+}
+
+/// Makes `file` what `wanted` says, with the seals last: they may forbid all the rest.
+fn apply(file: File, found: &Attributes, wanted: &Attributes) -> Result<File, Errno> {
+    let other_access = (found.status ^ wanted.status) & STATUS_ACCESS != 0;
+    let reopened = if other_access {
+        Some(reopen(file.as_fd(), wanted.status & STATUS_ACCESS)?)
+    } else {
+        None
+    };
+    let mut result = reopened.as_ref().unwrap_or(&file);
+    if found.mode != wanted.mode {
+        result.set_permissions(Permissions::from_mode(wanted.mode))?;
+    }
+    set_status(result.as_fd(), wanted.status)?;
+    if result.stream_position()? != wanted.position {
+        result.seek(SeekFrom::Start(wanted.position))?;
+    }
+    // Seals are added through a description that may write.
+    let can_write = found.status & STATUS_ACCESS != libc::O_RDONLY as u32;
+    let sealing = if can_write { &file } else { result };
+    add_seals(sealing.as_fd(), wanted.seals & !found.seals)?;
+    // Adding one may imply others.
+    if seals(sealing.as_fd())? != wanted.seals {
+        return Err(Errno::EINVAL);
+    }
+    Ok(reopened.unwrap_or(file))
+}
+
+/// A second open file for the same memfd, to look for holes with: the position of the first belongs
+/// to the workload.
+fn scout(fd: BorrowedFd<'_>) -> Result<File, Errno> {
+    reopen(fd, libc::O_RDONLY as u32)
+}
+
+/// Opens a memfd again with an access mode, through `/proc`. Where that is not mounted the answer is
+/// `EOPNOTSUPP`; `EACCES` if the permission bits of the memfd forbid it.
+fn reopen(fd: BorrowedFd<'_>, access: u32) -> Result<File, Errno> {
+    let access = access as c_int;
+    let path = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
+    OpenOptions::new()
+        .read(access != libc::O_WRONLY)
+        .write(access != libc::O_RDONLY)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(path)
+        .map_err(|error| match Errno::from(error) {
+            Errno::ENOENT => Errno::EOPNOTSUPP,
+            errno => errno,
+        })
+}
+
+/// The first byte of data at or after `position`, if there is any.
+fn seek_data(file: &File, position: u64) -> Result<Option<u64>, Errno> {
+    seek_or_end(file, position, libc::SEEK_DATA)
+}
+
+/// The first byte of a hole at or after `position`, which is the end at the latest; `None` if the
+/// file ends before `position`.
+fn seek_hole(file: &File, position: u64) -> Result<Option<u64>, Errno> {
+    seek_or_end(file, position, libc::SEEK_HOLE)
+}
+
+fn seek_or_end(file: &File, position: u64, whence: c_int) -> Result<Option<u64>, Errno> {
+    match seek(file.as_fd(), position, whence) {
+        Ok(found) => Ok(Some(found)),
+        Err(errno) if errno.code() == libc::ENXIO => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn seek(fd: BorrowedFd<'_>, position: u64, whence: c_int) -> Result<u64, Errno> {
+    let position = off_t::try_from(position).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: lseek takes no pointer; the descriptor is borrowed and so open.
+    let found = unsafe { libc::lseek(fd.as_raw_fd(), position, whence) };
+    u64::try_from(found).map_err(|_| last_error())
+}
+
+fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat, Errno> {
+    let mut stat = MaybeUninit::uninit();
+    // SAFETY: fstat fills the struct or fails; the descriptor is borrowed and so open.
+    unsafe {
+        status_of(libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()))?;
+        Ok(stat.assume_init())
+    }
+}
+
+fn seals(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    fcntl(fd, libc::F_GET_SEALS, 0).map(|seals| seals as u32)
+}
+
+fn add_seals(fd: BorrowedFd<'_>, seals: u32) -> Result<(), Errno> {
+    if seals != 0 {
+        fcntl(fd, libc::F_ADD_SEALS, seals as c_int)?;
+    }
+    Ok(())
+}
+
+/// Access mode and status flags as a record has them.
+fn status(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let flags = fcntl(fd, libc::F_GETFL, 0)?;
+    let access = flags as u32 & STATUS_ACCESS;
+    Ok(STATUS_FLAGS
+        .iter()
+        .filter(|(flag, _)| flags & flag != 0)
+        .fold(access, |status, (_, bit)| status | bit))
+}
+
+/// Sets the status flags that a record has, and leaves others as they are.
+fn set_status(fd: BorrowedFd<'_>, wanted: u32) -> Result<(), Errno> {
+    let flags = fcntl(fd, libc::F_GETFL, 0)?;
+    let changed = STATUS_FLAGS.iter().fold(flags, |flags, (flag, bit)| {
+        if wanted & bit != 0 {
+            flags | flag
+        } else {
+            flags & !flag
+        }
+    });
+    if changed != flags {
+        fcntl(fd, libc::F_SETFL, changed)?;
+    }
+    Ok(())
+}
+
+/// The commands of fcntl that take a number or nothing.
+fn fcntl(fd: BorrowedFd<'_>, command: c_int, argument: c_int) -> Result<c_int, Errno> {
+    // SAFETY: none of the commands used here takes a pointer; the descriptor is borrowed and so open.
+    status_of(unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) })
+}
+
+/// What a function of libc returned.
+fn status_of(returned: c_int) -> Result<c_int, Errno> {
+    if returned < 0 {
+        Err(last_error())
+    } else {
+        Ok(returned)
+    }
+}
+
+fn last_error() -> Errno {
+    std::io::Error::last_os_error().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fake::FakeHost, handler::Private, record::*};
+    use libc::{O_APPEND, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY};
+    use luo_handler_api::{Crossed, FileHandler, Prepared, Preserved};
+    use memfd::{HugetlbSize, MemfdOptions};
+    use proptest::prelude::*;
+    use std::{
+        io::{Read, Write},
+        os::unix::fs::FileExt,
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+    };
+
+    const MIB: u64 = 1 << 20;
+
+    fn memfd() -> File {
+        MemfdOptions::new()
+            .allow_sealing(true)
+            .create("test")
+            .unwrap()
+            .into_file()
+    }
+
+    /// A memfd of `size` bytes with a page's worth of its own number at each of `places`.
+    fn sparse(size: u64, places: &[u64]) -> File {
+        let file = memfd();
+        file.set_len(size).unwrap();
+        for &place in places {
+            let bytes = [1 + (place >> 12) as u8 % 255; 4096];
+            let length = (size - place).min(4096) as usize;
+            file.write_all_at(&bytes[..length], place).unwrap();
+        }
+        file
+    }
+
+    fn prepare(file: &File, host: &FakeHost) -> Result<Prepared<Private<()>>, Errno> {
+        MEMFD.prepare(file.as_fd().into(), host.lend())
+    }
+
+    fn freeze(file: &File, prepared: &mut Prepared<Private<()>>, host: &FakeHost) -> u64 {
+        let preserved = Preserved {
+            file: file.as_fd().into(),
+            data: prepared.data,
+            private: &mut prepared.private,
+            host: host.lend(),
+        };
+        MEMFD.freeze(preserved).unwrap()
+    }
+
+    fn retrieve(data: u64, host: &FakeHost) -> Result<File, Errno> {
+        let file = MEMFD.retrieve(data, host.lend())?;
+        Ok(File::from(OwnedFd::from(file)))
+    }
+
+    fn finish(data: u64, file: Option<&File>, host: &FakeHost) {
+        MEMFD.finish(Crossed {
+            data,
+            retrieved: file.map(|file| file.as_fd().into()),
+            host: host.lend(),
+        });
+        assert!(host.is_empty());
+    }
+
+    fn runs(file: &File) -> Vec<(u64, u64)> {
+        let mut runs = Vec::new();
+        let size = file.metadata().unwrap().len();
+        UserBackend
+            .populated(
+                file.as_fd().into(),
+                &mut (),
+                size,
+                &mut |index, _, length| {
+                    runs.push((index, length));
+                    Ok(())
+                },
+            )
+            .unwrap();
+        runs
+    }
+
+    /// A new memfd with the contents of `file` and nothing else of it, as a host makes it that
+    /// carries contents instead of files.
+    fn bare_copy(file: &File) -> File {
+        let copy = memfd();
+        let size = file.metadata().unwrap().len();
+        copy.set_len(size).unwrap();
+        let source = scout(file.as_fd()).unwrap();
+        for (index, length) in runs(file) {
+            let start = index << 12;
+            let mut bytes = vec![0; ((length << 12).min(size - start)) as usize];
+            source.read_exact_at(&mut bytes, start).unwrap();
+            copy.write_all_at(&bytes, start).unwrap();
+        }
+        copy
+    }
+
+    /// Takes `file` across, once as the same open file and once as a bare copy; shows both to
+    /// `check`, with the attributes that the file had.
+    fn cross_both_ways(file: &File, check: impl Fn(&File, &Attributes)) {
+        for copied in [false, true] {
+            let host = FakeHost::default();
+            let before = attributes(file.as_fd()).unwrap();
+            let mut prepared = prepare(file, &host).unwrap();
+            let data = freeze(file, &mut prepared, &host);
+            if copied {
+                let record = Record::read(host.lend(), data, UserBackend::crc32c).unwrap();
+                host.replace_file(record.contents, bare_copy(file).into());
+            }
+            let retrieved = retrieve(data, &host).unwrap();
+            assert_eq!(attributes(retrieved.as_fd()), Ok(before));
+            assert_eq!(attributes(file.as_fd()), Ok(before), "the workload's own");
+            check(&retrieved, &before);
+            finish(data, Some(&retrieved), &host);
+        }
+    }
+
+    fn assert_same_contents(file: &File, other: &File) {
+        assert_eq!(runs(file), runs(other));
+        let (file, other) = (scout(file.as_fd()).unwrap(), scout(other.as_fd()).unwrap());
+        let size = file.metadata().unwrap().len();
+        for (index, length) in runs(&file) {
+            let start = index << 12;
+            let mut bytes = vec![0; ((length << 12).min(size - start)) as usize];
+            let mut others = bytes.clone();
+            file.read_exact_at(&mut bytes, start).unwrap();
+            other.read_exact_at(&mut others, start).unwrap();
+            assert!(bytes == others, "page {index}");
+        }
+    }
+
+    #[test]
+    fn contents_size_and_holes_cross() {
+        let page = 4096;
+        let cases: [(u64, &[u64]); 10] = [
+            (0, &[]),
+            (1, &[]),
+            (1, &[0]),
+            (page - 1, &[0]),
+            (page + 1, &[0]),
+            (page + 1, &[page]),
+            (MIB, &[]),
+            (MIB, &[MIB - page]),
+            (MIB + 5, &[0, 3 * page, 4 * page, MIB]),
+            (MIB, &[5 * page, 9 * page]),
+        ];
+        for (size, places) in cases {
+            let file = sparse(size, places);
+            cross_both_ways(&file, |retrieved, _| assert_same_contents(&file, retrieved));
+        }
+    }
+
+    #[test]
+    fn sixty_four_gib_with_one_mib_in_it_are_one_mib() {
+        let step = (64 << 30) / 256;
+        let places: Vec<u64> = (0..256).map(|place| place * step).collect();
+        let file = sparse(64 << 30, &places);
+        let host = FakeHost::default();
+        let data = prepare(&file, &host).unwrap().data;
+        let summary = inspect(data, host.lend()).unwrap();
+        assert_eq!((summary.size, summary.data_bytes), (64 << 30, MIB));
+        assert_eq!(summary.extents, 256);
+        assert_eq!(summary.metadata_bytes, 96 + 32 + 256 * 16);
+        cross_both_ways(&file, |retrieved, _| assert_same_contents(&file, retrieved));
+    }
+
+    #[test]
+    fn position_and_status_flags_cross() {
+        for flags in [0, O_APPEND, O_NONBLOCK, O_APPEND | O_NONBLOCK] {
+            let mut file = sparse(MIB, &[0]);
+            file.seek(SeekFrom::Start(4321)).unwrap();
+            fcntl(file.as_fd(), libc::F_SETFL, flags).unwrap();
+            cross_both_ways(&file, |mut retrieved, before| {
+                assert_eq!(before.position, 4321);
+                assert_eq!(retrieved.stream_position().unwrap(), 4321);
+                let now = fcntl(retrieved.as_fd(), libc::F_GETFL, 0).unwrap();
+                assert_eq!(now & (O_APPEND | O_NONBLOCK), flags);
+            });
+        }
+    }
+
+    #[test]
+    fn a_position_beyond_the_end_crosses() {
+        let mut file = sparse(10, &[0]);
+        file.seek(SeekFrom::Start(1 << 40)).unwrap();
+        cross_both_ways(&file, |_, _| ());
+    }
+
+    #[test]
+    fn the_access_mode_crosses() {
+        for access in [O_RDONLY, O_WRONLY, O_RDWR] {
+            let original = sparse(MIB, &[0, 8192]);
+            add_seals(original.as_fd(), SEAL_GROW).unwrap();
+            let file = reopen(original.as_fd(), access as u32).unwrap();
+            cross_both_ways(&file, |mut retrieved, _| {
+                let mut byte = [7];
+                assert_eq!(retrieved.read(&mut byte).is_ok(), access != O_WRONLY);
+                assert_eq!(retrieved.write(&byte).is_ok(), access != O_RDONLY);
+                retrieved.rewind().unwrap();
+                assert_same_contents(retrieved, &original);
+            });
+        }
+    }
+
+    #[test]
+    fn every_set_of_seals_crosses() {
+        for wanted in 0..=ALL_SEALS {
+            let file = sparse(MIB, &[0]);
+            // With an execute bit the exec seal would bring others along.
+            file.set_permissions(Permissions::from_mode(0o640)).unwrap();
+            add_seals(file.as_fd(), wanted).unwrap();
+            cross_both_ways(&file, |retrieved, before| {
+                assert_eq!(before.seals, wanted);
+                assert_eq!(seals(retrieved.as_fd()), Ok(wanted));
+            });
+        }
+    }
+
+    #[test]
+    fn seals_that_the_exec_seal_implies_cross() {
+        let file = sparse(MIB, &[0]);
+        file.set_permissions(Permissions::from_mode(0o700)).unwrap();
+        add_seals(file.as_fd(), SEAL_EXEC).unwrap();
+        cross_both_ways(&file, |_, before| assert!(before.seals & SEAL_WRITE != 0));
+    }
+
+    #[test]
+    fn the_seal_that_every_plain_memfd_has_crosses() {
+        let file = MemfdOptions::new().create("test").unwrap().into_file();
+        assert_eq!(seals(file.as_fd()), Ok(SEAL_SEAL));
+        cross_both_ways(&file, |_, _| ());
+    }
+
+    #[test]
+    fn what_changes_after_prepare_crosses_too() {
+        let file = sparse(MIB, &[0]);
+        let host = FakeHost::default();
+        let mut prepared = prepare(&file, &host).unwrap();
+        file.set_len(2 * MIB).unwrap();
+        file.write_all_at(&[1; 4096], MIB + 8192).unwrap();
+        (&file).write_all(b"moved").unwrap();
+        add_seals(file.as_fd(), SEAL_SHRINK).unwrap();
+        let data = freeze(&file, &mut prepared, &host);
+        let summary = inspect(data, host.lend()).unwrap();
+        assert_eq!((summary.size, summary.position), (2 * MIB, 5));
+        assert_eq!((summary.seals, summary.extents), (SEAL_SHRINK, 2));
+        let retrieved = retrieve(data, &host).unwrap();
+        finish(data, Some(&retrieved), &host);
+    }
+
+    #[test]
+    fn a_workload_may_go_on_during_prepare() {
+        let mut file = sparse(MIB, &[]);
+        file.seek(SeekFrom::Start(77)).unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut round = 0;
+                while !stop.load(Relaxed) {
+                    round += 1;
+                    file.write_all_at(&[1; 9000], round * 12_345 % MIB).unwrap();
+                    if round % 16 == 0 {
+                        file.set_len(round % MIB).unwrap();
+                    }
+                    assert_eq!(seek(file.as_fd(), 0, libc::SEEK_CUR), Ok(77));
+                }
+            });
+            let host = FakeHost::default();
+            for _ in 0..300 {
+                let data = prepare(&file, &host).unwrap().data;
+                inspect(data, host.lend()).unwrap();
+                finish(data, None, &host);
+            }
+            stop.store(true, Relaxed);
+            writer.join().unwrap();
+        });
+    }
+
+    /// What comes of a record of a sparse memfd if the host hands `other` out for it.
+    fn retrieve_instead(other: File) -> Errno {
+        let host = FakeHost::default();
+        let data = prepare(&sparse(MIB, &[0, 8192]), &host).unwrap().data;
+        let record = Record::read(host.lend(), data, UserBackend::crc32c).unwrap();
+        host.replace_file(record.contents, other.into());
+        let errno = retrieve(data, &host).unwrap_err();
+        finish(data, None, &host);
+        errno
+    }
+
+    #[test]
+    fn another_file_is_not_taken_for_the_recorded_one() {
+        let sealed = sparse(MIB, &[0, 8192]);
+        add_seals(sealed.as_fd(), SEAL_GROW).unwrap();
+        let mut others = vec![
+            sparse(MIB + 1, &[0, 8192]),
+            sparse(MIB, &[0]),
+            sparse(MIB, &[8192]),
+            sparse(MIB, &[]),
+            sealed,
+            tempfile::tempfile().unwrap(),
+            File::open("/dev/null").unwrap(),
+            File::open("/").unwrap(),
+        ];
+        if let Ok(huge) = MemfdOptions::new()
+            .hugetlb(Some(HugetlbSize::Huge2MB))
+            .create("test")
+        {
+            others.push(huge.into_file());
+        }
+        for other in others {
+            let name = format!("{other:?}");
+            assert_eq!(retrieve_instead(other), Errno::EINVAL, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_not_found() {
+        let host = FakeHost::default();
+        let data = prepare(&sparse(MIB, &[0]), &host).unwrap().data;
+        let record = Record::read(host.lend(), data, UserBackend::crc32c).unwrap();
+        host.lend().release_file(record.contents);
+        assert_eq!(retrieve(data, &host).unwrap_err(), Errno::ENOENT);
+        finish(data, None, &host);
+    }
+
+    #[test]
+    fn memfds_are_taken_and_other_files_are_not() {
+        let can = |file: &File| MEMFD.can_preserve(file.as_fd().into());
+        assert!(can(&memfd()));
+        assert!(can(&MemfdOptions::new()
+            .create("test")
+            .unwrap()
+            .into_file()));
+        assert!(!can(&File::open("/dev/null").unwrap()));
+        assert!(!can(&File::open("/").unwrap()));
+        assert!(!can(&tempfile::NamedTempFile::new().unwrap().into_file()));
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(!can(&File::from(OwnedFd::from(socket))));
+    }
+
+    #[test]
+    fn a_named_file_of_tmpfs_is_not_taken() {
+        let Ok(named) = tempfile::NamedTempFile::new_in("/dev/shm") else {
+            eprintln!("skipped: no file can be made in /dev/shm");
+            return;
+        };
+        assert!(!MEMFD.can_preserve(named.as_file().as_fd().into()));
+        let file = named.into_file();
+        assert_eq!(stat(file.as_fd()).unwrap().st_nlink, 0);
+        assert_eq!(
+            MEMFD.can_preserve(file.as_fd().into()),
+            seals(file.as_fd()).is_ok()
+        );
+    }
+
+    /// A hugetlb memfd of two pages of 2 MiB, or why there is none.
+    fn huge() -> Result<File, String> {
+        let memfd = MemfdOptions::new()
+            .allow_sealing(true)
+            .hugetlb(Some(HugetlbSize::Huge2MB))
+            .create("test")
+            .map_err(|error| format!("no hugetlb memfd: {error}"))?;
+        let file = memfd.into_file();
+        file.set_len(4 * MIB)
+            .map_err(|error| format!("no size for a hugetlb memfd: {error}"))?;
+        Ok(file)
+    }
+
+    /// Fills the first huge page of `file`.
+    fn fill(file: &File) -> Result<(), String> {
+        // SAFETY: fallocate takes no pointer; the file is open.
+        let returned = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, 2 << 20) };
+        status_of(returned)
+            .map(|_| ())
+            .map_err(|errno| format!("no huge page of 2 MiB is free: {errno}"))
+    }
+
+    #[test]
+    fn an_empty_hugetlb_memfd_is_a_hole() {
+        let file = match huge() {
+            Ok(file) => file,
+            Err(reason) => return eprintln!("skipped: {reason}"),
+        };
+        let host = FakeHost::default();
+        let data = prepare(&file, &host).unwrap().data;
+        let summary = inspect(data, host.lend()).unwrap();
+        assert_eq!((summary.kind, summary.page_bytes), (Kind::Hugetlb, 2 * MIB));
+        assert_eq!((summary.extents, summary.size), (0, 4 * MIB));
+        let retrieved = retrieve(data, &host).unwrap();
+        finish(data, Some(&retrieved), &host);
+    }
+
+    #[test]
+    fn a_hugetlb_memfd_with_a_page_is_data() {
+        let file = match huge().and_then(|file| fill(&file).map(|()| file)) {
+            Ok(file) => file,
+            Err(reason) => return eprintln!("skipped: {reason}"),
+        };
+        let host = FakeHost::default();
+        add_seals(file.as_fd(), SEAL_SHRINK).unwrap();
+        let data = prepare(&file, &host).unwrap().data;
+        let summary = inspect(data, host.lend()).unwrap();
+        assert_eq!((summary.extents, summary.data_bytes), (1, 4 * MIB));
+        let retrieved = retrieve(data, &host).unwrap();
+        assert_eq!(seals(retrieved.as_fd()), Ok(SEAL_SHRINK));
+        finish(data, Some(&retrieved), &host);
+    }
+
+    #[test]
+    fn the_handler_is_registered() {
+        let found = luo_handler_api::registry::registered_handlers()
+            .filter(|ops| ops.origin() == "luo_handler_memfd")
+            .map(|ops| ops.compatible().unwrap())
+            .collect::<Vec<_>>();
+        assert_eq!(found, [MemfdHandler::<UserBackend>::COMPATIBLE]);
+    }
+
+    #[test]
+    fn the_checksum_is_the_documented_one() {
+        assert_eq!(UserBackend::crc32c(0, b"123456789"), 0xe306_9283);
+        let begun = UserBackend::crc32c(0, b"1234");
+        assert_eq!(UserBackend::crc32c(begun, b"56789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn the_record_uses_the_names_of_libc() {
+        let seals = [
+            (libc::F_SEAL_SEAL, SEAL_SEAL),
+            (libc::F_SEAL_SHRINK, SEAL_SHRINK),
+            (libc::F_SEAL_GROW, SEAL_GROW),
+            (libc::F_SEAL_WRITE, SEAL_WRITE),
+            (libc::F_SEAL_FUTURE_WRITE, SEAL_FUTURE_WRITE),
+            (libc::F_SEAL_EXEC, SEAL_EXEC),
+        ];
+        assert!(seals.iter().all(|&(libc, ours)| libc as u32 == ours));
+        assert_eq!(libc::O_ACCMODE as u32, STATUS_ACCESS);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_pattern_of_pages_crosses(
+            pages in prop::collection::btree_set(0u64..200, 0..60),
+            tail in 0u64..4097,
+        ) {
+            let size = pages.last().map_or(0, |page| (page << 12) + 1) + tail;
+            let places: Vec<u64> = pages.iter().map(|page| page << 12).collect();
+            let file = sparse(size, &places);
+            cross_both_ways(&file, |retrieved, _| assert_same_contents(&file, retrieved));
+            let found: Vec<u64> = runs(&file)
+                .into_iter()
+                .flat_map(|(index, length)| index..index + length)
+                .collect();
+            prop_assert!(found.into_iter().eq(pages));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The few system calls of the hosted side that need `unsafe`: descriptors that an exec inherits, and
+//! mappings.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use memmap2::{Mmap, MmapMut, MmapOptions};
+use rustix::fs::{fcntl_get_seals, SealFlags};
+use rustix::io::{fcntl_setfd, FdFlags};
+
+/// Sees to it that an exec inherits the standard streams and `files`, and nothing else.
+///
+/// # Errors
+///
+/// Those of `close_range(2)` and `fcntl(2)`; what is inherited is undefined then, until
+/// [`inherit_nothing`] succeeds.
+pub(crate) fn inherit_only<'a>(files: impl IntoIterator<Item = BorrowedFd<'a>>) -> io::Result<()> {
+    inherit_nothing()?;
+    for file in files {
+        fcntl_setfd(file, FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Sees to it that an exec inherits the standard streams alone.
+///
+/// # Errors
+///
+/// Those of `close_range(2)`, where the kernel has it (5.11), and of `fcntl(2)`.
+pub(crate) fn inherit_nothing() -> io::Result<()> {
+    // SAFETY: with this flag the call changes a flag of each open descriptor and closes none.
+    let done = unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
+    if done == 0 {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(fd) = name.to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
+            continue;
+        };
+        if fd > 2 {
+            // SAFETY: sets a flag of a descriptor; one that is no longer open is an error, which
+            // the reading of the directory itself causes for its own.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+/// Takes over a descriptor that an exec brought here, and closes it on the next exec.
+///
+/// `None` unless it is open and free to be taken: above the standard streams and without
+/// `FD_CLOEXEC`. Everything that this process opens itself has that flag, and what was adopted gets it.
+pub(crate) fn adopt_inherited(fd: RawFd) -> Option<OwnedFd> {
+    if fd <= 2 {
+        return None;
+    }
+    // SAFETY: looks at the flags of a descriptor, open or not.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return None;
+    }
+    // SAFETY: the descriptor is open, and nobody in this process owns it: what std, rustix and memfd
+    // open has FD_CLOEXEC from the start, and it is set here before anybody else can ask again.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl_setfd(&fd, FdFlags::CLOEXEC).ok()?;
+    Some(fd)
+}
+
+/// Maps a memfd that nobody can change any more.
+///
+/// # Errors
+///
+/// `InvalidInput` if it is not sealed against shrinking and writing; those of `mmap(2)`.
+pub(crate) fn map_sealed(file: &OwnedFd) -> io::Result<Mmap> {
+    let seals = fcntl_get_seals(file)?;
+    if !seals.contains(SealFlags::SHRINK | SealFlags::WRITE) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not sealed against shrinking and writing",
+        ));
+    }
+    // SAFETY: the seals keep the contents and the size as they are for as long as the file exists.
+    unsafe { Mmap::map(file) }
+}
+
+/// Maps the first `length` bytes of a memfd of our own, to write them.
+///
+/// # Errors
+///
+/// Those of `mmap(2)`.
+pub(crate) fn map_own(file: &File, length: u64) -> io::Result<MmapMut> {
+    let length = usize::try_from(length)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "too large to map"))?;
+    // SAFETY: the memfd was made by this process, which neither shrinks it nor writes to it by other
+    // ways while the mapping is in use.
+    unsafe { MmapOptions::new().len(length).map_mut(file) }
+}
+
+/// Opens a second description of a file, so that seeking does not move the first one's position.
+///
+/// # Errors
+///
+/// Those of opening `/proc/self/fd/N`.
+pub(crate) fn reopen(file: BorrowedFd<'_>) -> io::Result<File> {
+    use std::os::fd::AsRawFd;
+    File::open(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+}

@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Contents in a directory: survives the process and an ordinary reboot.
+//!
+//! ```text
+//! DIR/current          a symbolic link to the one image that counts
+//! DIR/image-XXXXXX/    devicetree.dtb   what `dtc` and `luo inspect` read
+//!                      memory           the memory file, see `outgoing`
+//!                      manifest.json    lengths and checksums of the two, and the contents there are
+//!                      contents-N       the memfd with handle N, see `contents`
+//! ```
+//!
+//! An image is written beside the old one and synced; then `current` is replaced by a rename. A crash at
+//! any point leaves the old image or the new one. What a crash left behind is removed by the next save.
+
+mod contents;
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use luo_handler_api::Errno;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::incoming::{BadMemory, FileSource, Incoming};
+use crate::orchestrator::{Arrival, Handover};
+
+pub use contents::CHUNK_BYTES;
+
+const CURRENT: &str = "current";
+const LOCK: &str = "lock";
+const MANIFEST: &str = "manifest.json";
+/// The devicetree's name inside an image.
+pub const DEVICETREE: &str = "devicetree.dtb";
+/// The memory file's name inside an image.
+pub const MEMORY: &str = "memory";
+const IMAGE_PREFIX: &str = "image-";
+const SCHEMA: u32 = 1;
+
+/// Why an image could not be written or read.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// A file could not be written or read.
+    #[error("cannot {action} {}: {source}{}", path.display(), advice(source))]
+    File {
+        /// `write`, `read` and the like.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A kept file is none whose contents can be stored.
+    #[error("the file with handle {handle} is no memfd, so an image cannot hold it; use another transport")]
+    NotAMemfd {
+        /// Its handle.
+        handle: u64,
+    },
+    /// The directory holds no image.
+    #[error("{} holds no image: no complete one was ever written there", .0.display())]
+    NoImage(PathBuf),
+    /// A file is not what was written.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The memory file is bad.
+    #[error(transparent)]
+    Memory(#[from] BadMemory),
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge | io::ErrorKind::QuotaExceeded => {
+            "; the image that was there before is untouched, make room and try again"
+        }
+        _ => "",
+    }
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Bytes of contents, holes left out.
+    pub contents_bytes: u64,
+    /// Bytes of everything else.
+    pub metadata_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    schema: u32,
+    devicetree: Checked,
+    memory: Checked,
+    contents: Vec<u64>,
+}
+
+/// Length and crc32c of a file.
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+struct Checked {
+    bytes: u64,
+    crc32c: u32,
+}
+
+impl Checked {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            crc32c: crc32c::crc32c(bytes),
+        }
+    }
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| ImageError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Writes an image into `directory`, in place of the one that is there. `progress` is told the bytes
+/// of contents as they are written, from any thread.
+///
+/// # Errors
+///
+/// [`ImageError`]; the image that was there before is untouched then.
+pub fn save(
+    handover: &Handover<'_>,
+    directory: &Path,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Saved, ImageError> {
+    fs::create_dir_all(directory).map_err(at("create", directory))?;
+    let _lock = lock(directory)?;
+    let previous = fs::read_link(directory.join(CURRENT)).ok();
+    remove_leftovers(directory, previous.as_deref())?;
+
+    let image = tempfile::Builder::new()
+        .prefix(IMAGE_PREFIX)
+        .tempdir_in(directory)
+        .map_err(at("create an image in", directory))?;
+    let saved = write_image(handover, image.path(), progress)?;
+    let name = PathBuf::from(image.path().file_name().unwrap_or_default());
+    make_current(directory, &name)?;
+    let _ = image.keep();
+    if let Some(previous) = previous {
+        let previous = directory.join(previous);
+        fs::remove_dir_all(&previous).map_err(at("remove the previous image", &previous))?;
+    }
+    Ok(saved)
+}
+
+/// One save at a time; released when dropped, also by a crash.
+fn lock(directory: &Path) -> Result<File, ImageError> {
+    let path = directory.join(LOCK);
+    let file = File::create(&path).map_err(at("create", &path))?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .map_err(|error| at("lock", &path)(error.into()))?;
+    Ok(file)
+}
+
+fn remove_leftovers(directory: &Path, current: Option<&Path>) -> Result<(), ImageError> {
+    for entry in fs::read_dir(directory).map_err(at("read", directory))? {
+        let entry = entry.map_err(at("read", directory))?;
+        let name = entry.file_name();
+        let is_image = name.to_string_lossy().starts_with(IMAGE_PREFIX);
+        if is_image && current != Some(Path::new(&name)) {
+            fs::remove_dir_all(entry.path()).map_err(at("remove the leftover", &entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_image(
+    handover: &Handover<'_>,
+    image: &Path,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Saved, ImageError> {
+    let mut saved = Saved::default();
+    let mut handles = Vec::new();
+    handover.outgoing.each_file(|handle, file| {
+        saved.contents_bytes += contents::save(file, handle, image, progress)?;
+        handles.push(handle);
+        Ok::<_, ImageError>(())
+    })?;
+
+    let memory = image.join(MEMORY);
+    let file = File::create_new(&memory).map_err(at("create", &memory))?;
+    handover
+        .outgoing
+        .write_memory(&file)
+        .and_then(|()| file.sync_all())
+        .map_err(at("write", &memory))?;
+    let memory = fs::read(&memory).map_err(at("read", &memory))?;
+
+    write_synced(&image.join(DEVICETREE), &handover.devicetree)?;
+    let manifest = Manifest {
+        schema: SCHEMA,
+        devicetree: Checked::of(&handover.devicetree),
+        memory: Checked::of(&memory),
+        contents: handles,
+    };
+    let manifest = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+    write_synced(&image.join(MANIFEST), &manifest)?;
+    sync_directory(image)?;
+    saved.metadata_bytes = (memory.len() + handover.devicetree.len()) as u64;
+    Ok(saved)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+    use std::io::Write;
+    File::create_new(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .map_err(at("write", path))
+}
+
+fn sync_directory(path: &Path) -> Result<(), ImageError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(at("sync", path))
+}
+
+/// The one step that counts: a rename replaces the link, atomically.
+fn make_current(directory: &Path, name: &Path) -> Result<(), ImageError> {
+    let link = directory.join("current.new");
+    let _ = fs::remove_file(&link);
+    std::os::unix::fs::symlink(name, &link).map_err(at("create", &link))?;
+    let current = directory.join(CURRENT);
+    fs::rename(&link, &current).map_err(at("replace", &current))?;
+    sync_directory(directory)
+}
+
+/// Reads the image in `directory`. Contents are read, checked and made into memfds when their
+/// handlers take them. `progress` is told the bytes of contents as they are read.
+///
+/// # Errors
+///
+/// [`ImageError`] if the image as a whole cannot be used.
+pub fn load(
+    directory: &Path,
+    progress: impl Fn(u64) + Send + Sync + 'static,
+) -> Result<Arrival, ImageError> {
+    let current = directory.join(CURRENT);
+    let image = match fs::canonicalize(&current) {
+        Ok(image) => image,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(ImageError::NoImage(directory.to_owned()));
+        }
+        Err(error) => return Err(at("find", &current)(error)),
+    };
+    let path = image.join(MANIFEST);
+    let manifest = fs::read(&path).map_err(at("read", &path))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&manifest).map_err(|error| ImageError::Damaged {
+            path: path.clone(),
+            what: error.to_string(),
+        })?;
+    if manifest.schema != SCHEMA {
+        return Err(ImageError::Damaged {
+            path,
+            what: format!("schema {} instead of {SCHEMA}", manifest.schema),
+        });
+    }
+    let devicetree = read_checked(&image.join(DEVICETREE), &manifest.devicetree)?;
+    // The memory file is not compared as a whole: its blocks have checksums of their own, and a bad
+    // one costs its file alone.
+    let memory = image.join(MEMORY);
+    let memory = fs::read(&memory).map_err(at("read", &memory))?;
+    let files = Contents {
+        image,
+        handles: Mutex::new(manifest.contents.into_iter().collect()),
+        progress: Box::new(progress),
+    };
+    Ok(Arrival {
+        devicetree,
+        incoming: Incoming::new(memory, files)?,
+    })
+}
+
+fn read_checked(path: &Path, expected: &Checked) -> Result<Vec<u8>, ImageError> {
+    let bytes = fs::read(path).map_err(at("read", path))?;
+    if Checked::of(&bytes) != *expected {
+        return Err(ImageError::Damaged {
+            path: path.to_owned(),
+            what: "length or checksum differ from the manifest".to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+/// The contents of an image, as files that crossed.
+struct Contents {
+    image: PathBuf,
+    handles: Mutex<HashSet<u64>>,
+    progress: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Contents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contents")
+            .field("image", &self.image)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FileSource for Contents {
+    fn take(&self, handle: u64) -> Result<OwnedFd, Errno> {
+        let known = self
+            .handles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&handle);
+        if !known {
+            return Err(Errno::ENOENT);
+        }
+        contents::restore(&self.image, handle, &*self.progress)
+    }
+
+    fn release(&self, handle: u64) {
+        self.handles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&handle);
+    }
+}
