@@ -11,14 +11,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use luo_handler_api::Errno;
 use memfd::{FileSeal, MemfdOptions};
+use memmap2::Mmap;
 use thiserror::Error;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -54,48 +54,64 @@ struct ListedFile {
     inode: U64,
 }
 
-/// Replaces this process by `command`, which inherits the standard streams, what the handover names,
-/// and no other descriptor.
-///
-/// Other threads that start programs at the same time may hand these files to them as well.
-///
-/// # Errors
-///
-/// Returns only if that failed. The update can be unfrozen then; no descriptor above the standard
-/// streams is inheritable any more.
-pub fn jump(handover: &Handover<'_>, command: &mut Command) -> io::Error {
-    let inherited = match prepare(handover, command) {
-        Ok(inherited) => inherited,
-        Err(error) => return error,
-    };
-    let error = command.exec();
-    drop(inherited);
-    command.env_remove(HANDOVER_VARIABLE);
-    match sys::inherit_nothing() {
-        Ok(()) => error,
-        Err(also) => io::Error::other(format!(
-            "{error}, and descriptors may leak to other programs: {also}"
-        )),
+/// Everything that is to be inherited is ready; one call is left.
+#[derive(Debug)]
+pub struct Departure<'a> {
+    command: &'a mut Command,
+    /// The devicetree, the memory file and the list; they close when the jump fails.
+    handed: [OwnedFd; 3],
+}
+
+impl<'a> Departure<'a> {
+    /// Makes `command` inherit the standard streams, what the handover names, and nothing else.
+    ///
+    /// From here on other threads that start programs hand these files to them as well.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system calls: nothing is inheritable then.
+    pub fn new(handover: &Handover<'_>, command: &'a mut Command) -> io::Result<Self> {
+        let devicetree = sealed("luo-devicetree", |mut file| {
+            file.write_all(&handover.devicetree)
+        })?;
+        let memory = sealed("luo-memory", |file| handover.outgoing.write_memory(file))?;
+        let list = sealed("luo-files", |mut file| {
+            file.write_all(list_files(handover)?.as_bytes())
+        })?;
+        let handed = [devicetree, memory, list];
+        let numbers = handed.each_ref().map(|fd| fd.as_raw_fd().to_string());
+        command.env(HANDOVER_VARIABLE, numbers.join(":"));
+        let departure = Self {
+            command,
+            handed: handed,
+        };
+        sys::inherit_only(departure.handed.iter().map(AsFd::as_fd))?;
+        handover.outgoing.each_file(|_, file| {
+            rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()).map_err(io::Error::from)
+        })?;
+        Ok(departure)
+    }
+
+    /// The program to come, to tell it more.
+    pub fn command(&mut self) -> &mut Command {
+        self.command
+    }
+
+    /// Replaces this process.
+    ///
+    /// Returns only if that failed. The update can be unfrozen then; no descriptor above the standard
+    /// streams is inheritable any more.
+    pub fn jump(self) -> io::Error {
+        sys::exec(self.command)
     }
 }
 
-fn prepare(handover: &Handover<'_>, command: &mut Command) -> io::Result<[OwnedFd; 3]> {
-    let devicetree = sealed("luo-devicetree", |file| {
-        (&*file).write_all(&handover.devicetree)
-    })?;
-    let memory = sealed("luo-memory", |file| handover.outgoing.write_memory(file))?;
-    let list = sealed("luo-files", |mut file| {
-        let list = list_files(handover)?;
-        file.write_all(list.as_bytes())
-    })?;
-    let handed = [devicetree, memory, list];
-    sys::inherit_only(handed.iter().map(AsFd::as_fd))?;
-    handover.outgoing.each_file(|_, file| {
-        rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()).map_err(io::Error::from)
-    })?;
-    let numbers = handed.each_ref().map(|fd| fd.as_raw_fd().to_string());
-    command.env(HANDOVER_VARIABLE, numbers.join(":"));
-    Ok(handed)
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        self.command.env_remove(HANDOVER_VARIABLE);
+        // If even this fails, descriptors leak to programs started later, and nothing worse.
+        let _ = sys::inherit_nothing();
+    }
 }
 
 fn sealed(name: &str, write: impl FnOnce(&File) -> io::Result<()>) -> io::Result<OwnedFd> {
@@ -152,21 +168,17 @@ pub fn arrive() -> Result<Option<Arrival>, ArriveError> {
     let Some([devicetree, memory, list]) = adopt_three(&value) else {
         return Err(ArriveError::Variable(value));
     };
-    let memory = sys::map_sealed(&memory)
-        .map_err(|error| ArriveError::Unreadable("memory file", error))?;
-    let files = Inherited::adopt(&read(&list, "list of files")?);
+    let devicetree = map(&devicetree, "devicetree")?;
+    let memory = map(&memory, "memory file")?;
+    let files = Inherited::adopt(&map(&list, "list of files")?);
     Ok(Some(Arrival {
-        devicetree: read(&devicetree, "devicetree")?,
+        devicetree: devicetree.to_vec(),
         incoming: Incoming::new(memory, files)?,
     }))
 }
 
-fn read(file: &OwnedFd, name: &'static str) -> Result<Vec<u8>, ArriveError> {
-    let mut bytes = Vec::new();
-    sys::reopen(file.as_fd())
-        .and_then(|mut file| file.read_to_end(&mut bytes))
-        .map_err(|error| ArriveError::Unreadable(name, error))?;
-    Ok(bytes)
+fn map(file: &OwnedFd, name: &'static str) -> Result<Mmap, ArriveError> {
+    sys::map_sealed(file).map_err(|error| ArriveError::Unreadable(name, error))
 }
 
 fn adopt_three(value: &str) -> Option<[OwnedFd; 3]> {

@@ -29,6 +29,7 @@ use thiserror::Error;
 use crate::incoming::{BadMemory, FileSource, Incoming};
 use crate::orchestrator::{Arrival, Handover};
 
+pub(crate) use contents::hugetlb_size;
 pub use contents::CHUNK_BYTES;
 
 const CURRENT: &str = "current";
@@ -140,8 +141,8 @@ pub fn save(
 ) -> Result<Saved, ImageError> {
     fs::create_dir_all(directory).map_err(at("create", directory))?;
     let _lock = lock(directory)?;
-    let previous = fs::read_link(directory.join(CURRENT)).ok();
-    remove_leftovers(directory, previous.as_deref())?;
+    let current = fs::read_link(directory.join(CURRENT)).ok();
+    remove_leftovers(directory, current.as_deref())?;
 
     let image = tempfile::Builder::new()
         .prefix(IMAGE_PREFIX)
@@ -150,11 +151,11 @@ pub fn save(
     let saved = write_image(handover, image.path(), progress)?;
     let name = PathBuf::from(image.path().file_name().unwrap_or_default());
     make_current(directory, &name)?;
+    // From here on it is the image that counts, whatever else fails.
     let _ = image.keep();
-    if let Some(previous) = previous {
-        let previous = directory.join(previous);
-        fs::remove_dir_all(&previous).map_err(at("remove the previous image", &previous))?;
-    }
+    sync_directory(directory)?;
+    // What cannot be removed now is a leftover for the next save.
+    let _ = remove_leftovers(directory, Some(&name));
     Ok(saved)
 }
 
@@ -237,8 +238,7 @@ fn make_current(directory: &Path, name: &Path) -> Result<(), ImageError> {
     let _ = fs::remove_file(&link);
     std::os::unix::fs::symlink(name, &link).map_err(at("create", &link))?;
     let current = directory.join(CURRENT);
-    fs::rename(&link, &current).map_err(at("replace", &current))?;
-    sync_directory(directory)
+    fs::rename(&link, &current).map_err(at("replace", &current))
 }
 
 /// Reads the image in `directory`. Contents are read, checked and made into memfds when their
@@ -286,6 +286,11 @@ pub fn load(
         devicetree,
         incoming: Incoming::new(memory, files)?,
     })
+}
+
+/// The devicetree of the image that counts in `directory`, whether there is one or not.
+pub fn current_devicetree(directory: &Path) -> PathBuf {
+    directory.join(CURRENT).join(DEVICETREE)
 }
 
 fn read_checked(path: &Path, expected: &Checked) -> Result<Vec<u8>, ImageError> {

@@ -71,6 +71,13 @@ impl Chunk {
     fn range(&self) -> Range<u64> {
         self.offset.get()..self.offset.get() + u64::from(self.length.get())
     }
+
+    /// Where it ends, if it begins at or behind `previous` and is neither empty nor too long.
+    fn end_after(&self, previous: u64) -> Option<u64> {
+        let length = u64::from(self.length.get());
+        let fits = self.offset.get() >= previous && (1..=CHUNK_BYTES).contains(&length);
+        fits.then(|| self.offset.get().checked_add(length)).flatten()
+    }
 }
 
 /// Neighbouring chunks that are read or written together, and where their data stands in the file.
@@ -301,30 +308,38 @@ fn read_table(file: &File) -> Result<(Header, Vec<u8>, Vec<Chunk>), Errno> {
     }
     let mut name = vec![0; name_bytes];
     read_exact(file, &mut name, HEADER_BYTES)?;
-    let mut chunks = vec![Chunk::new_zeroed(); header.chunk_count.get() as usize];
-    read_exact(file, chunks.as_mut_bytes(), HEADER_BYTES + name_bytes as u64)?;
+    let chunks = read_chunks(file, &header)?;
     let expected = header.checksum.get();
     header.checksum = 0.into();
-    if checksum(&header, &name, &chunks) != expected || !is_valid(&header, &chunks) {
+    if checksum(&header, &name, &chunks) != expected || header.size.get() > i64::MAX as u64 {
         return Err(Errno::EBADMSG);
     }
     Ok((header, name, chunks))
 }
 
-/// Chunks ascend, do not overlap, are neither empty nor too long, and end within the file.
-fn is_valid(header: &Header, chunks: &[Chunk]) -> bool {
-    let size = header.size.get();
+/// Reads the chunks block by block, and checks each block before there is room for the next: a count
+/// that lies about a file full of holes ends at the first chunk that is none.
+fn read_chunks(file: &File, header: &Header) -> Result<Vec<Chunk>, Errno> {
+    const BLOCK: u64 = 1 << 16;
+    let count = header.chunk_count.get();
+    let mut chunks = Vec::new();
+    let mut place = HEADER_BYTES + u64::from(header.name_bytes.get());
     let mut end = 0;
-    size <= i64::MAX as u64
-        && chunks.iter().all(|chunk| {
-            let offset = chunk.offset.get();
-            let length = u64::from(chunk.length.get());
-            let fits = offset >= end
-                && (1..=CHUNK_BYTES).contains(&length)
-                && offset.checked_add(length).is_some_and(|end| end <= size);
-            end = offset.saturating_add(length);
-            fits
-        })
+    while (chunks.len() as u64) < count {
+        let known = chunks.len();
+        let block = BLOCK.min(count - known as u64) as usize;
+        chunks.resize(known + block, Chunk::new_zeroed());
+        let block = &mut chunks[known..];
+        read_exact(file, block.as_mut_bytes(), place)?;
+        place += block.len() as u64 * CHUNK_ENTRY_BYTES;
+        for chunk in block {
+            end = chunk.end_after(end).ok_or(Errno::EBADMSG)?;
+        }
+    }
+    if end > header.size.get() {
+        return Err(Errno::EBADMSG);
+    }
+    Ok(chunks)
 }
 
 /// Reads all of `buffer`; a file that ends before is damaged.
@@ -340,10 +355,12 @@ fn create(header: &Header, name: &[u8]) -> Result<File, Errno> {
         0 => None,
         shift => Some(hugetlb_size(shift).ok_or(Errno::EOPNOTSUPP)?),
     };
+    // The name is for people; one that is no text stays behind.
+    let name = std::str::from_utf8(name).unwrap_or_default();
     MemfdOptions::default()
         .allow_sealing(true)
         .hugetlb(hugetlb)
-        .create(String::from_utf8_lossy(name))
+        .create(name)
         .map(memfd::Memfd::into_file)
         .map_err(|error| match error {
             memfd::Error::Create(error) => error.into(),

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! What was measured: as JSON for programs, as a table for people.
+
+use bytesize::ByteSize;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
+use serde::{Deserialize, Serialize};
+
+use super::environment::Environment;
+use super::run::{Outcome, Phases};
+use super::{Case, Transport};
+use crate::workload::{Fill, Pages};
+
+/// Version of the JSON.
+pub const SCHEMA: u32 = 1;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Everything.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Where it was measured.
+    pub environment: Environment,
+    /// One row a case.
+    pub results: Vec<Row>,
+    /// What the machine could not do.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A case that was not measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Skipped {
+    /// What was asked for.
+    #[serde(flatten)]
+    pub case: Case,
+    /// Why it could not be done.
+    pub reason: String,
+}
+
+/// Of several runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The least.
+    pub min: u64,
+    /// The one in the middle; of two, the lower.
+    pub median: u64,
+    /// The greatest.
+    pub max: u64,
+}
+
+/// One case.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// The way over the jump.
+    pub transport: Transport,
+    /// Whose code preserved the files: `luo-handlers`.
+    pub implementation: String,
+    /// The handler's compatible.
+    pub handler: String,
+    /// The size of one memfd, in bytes.
+    pub size_bytes: u64,
+    /// Its page kind.
+    pub pages: Pages,
+    /// What was filled.
+    pub fill: Fill,
+    /// How many memfds crossed together.
+    pub files: u32,
+    /// How often it was measured.
+    pub runs: u32,
+    /// How long each phase took.
+    pub phases: PhaseSpreads,
+    /// Bytes of data that crossed, in all files.
+    pub data_bytes: u64,
+    /// Bytes of metadata that crossed.
+    pub metadata_bytes: u64,
+    /// Memory taken beyond what the files had.
+    pub extra_memory_bytes: u64,
+    /// Writing as many bytes to a fresh file beside the image, by as many threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_write_ns: Option<Spread>,
+    /// Whether every byte, size, seal, position and hole was as before, in every run.
+    pub verified: bool,
+    /// What was not, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mismatch: Option<String>,
+}
+
+/// [`Phases`], each of several runs.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct PhaseSpreads {
+    /// See [`Phases::prepare_ns`].
+    pub prepare_ns: Spread,
+    /// See [`Phases::freeze_ns`].
+    pub freeze_ns: Spread,
+    /// See [`Phases::handover_ns`].
+    pub handover_ns: Spread,
+    /// See [`Phases::blackout_ns`].
+    pub blackout_ns: Spread,
+    /// See [`Phases::retrieve_ns`].
+    pub retrieve_ns: Spread,
+    /// See [`Phases::finish_ns`].
+    pub finish_ns: Spread,
+    /// All of them together.
+    pub total_ns: Spread,
+}
+
+impl Spread {
+    /// The spread of `values`; zero of none.
+    pub fn of(values: impl IntoIterator<Item = u64>) -> Self {
+        let mut values: Vec<u64> = values.into_iter().collect();
+        values.sort_unstable();
+        let (Some(&min), Some(&max)) = (values.first(), values.last()) else {
+            return Self::default();
+        };
+        Self {
+            min,
+            median: values[(values.len() - 1) / 2],
+            max,
+        }
+    }
+}
+
+impl PhaseSpreads {
+    fn of(outcomes: &[Outcome]) -> Self {
+        let spread = |phase: fn(&Phases) -> u64| {
+            Spread::of(outcomes.iter().map(|outcome| phase(&outcome.phases)))
+        };
+        Self {
+            prepare_ns: spread(|phases| phases.prepare_ns),
+            freeze_ns: spread(|phases| phases.freeze_ns),
+            handover_ns: spread(|phases| phases.handover_ns),
+            blackout_ns: spread(|phases| phases.blackout_ns),
+            retrieve_ns: spread(|phases| phases.retrieve_ns),
+            finish_ns: spread(|phases| phases.finish_ns),
+            total_ns: spread(Phases::total),
+        }
+    }
+
+    /// The phases in their order, with the names people read.
+    pub const fn in_order(&self) -> [(&'static str, Spread); 6] {
+        [
+            ("prepare", self.prepare_ns),
+            ("freeze", self.freeze_ns),
+            ("handover", self.handover_ns),
+            ("blackout", self.blackout_ns),
+            ("retrieve", self.retrieve_ns),
+            ("finish", self.finish_ns),
+        ]
+    }
+}
+
+impl Row {
+    pub(super) fn new(case: &Case, outcomes: &[Outcome]) -> Self {
+        let greatest = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).max().unwrap_or(0);
+        let references: Vec<u64> = outcomes.iter().filter_map(|o| o.reference_write_ns).collect();
+        let mismatch = outcomes.iter().find_map(|outcome| outcome.mismatch.clone());
+        Self {
+            transport: case.transport,
+            implementation: "luo-handlers".to_owned(),
+            handler: "memfd-v1".to_owned(),
+            size_bytes: case.size,
+            pages: case.pages,
+            fill: case.fill,
+            files: case.files,
+            runs: outcomes.len() as u32,
+            phases: PhaseSpreads::of(outcomes),
+            data_bytes: greatest(|outcome| outcome.data_bytes),
+            metadata_bytes: greatest(|outcome| outcome.metadata_bytes),
+            extra_memory_bytes: greatest(|outcome| outcome.extra_memory_bytes),
+            reference_write_ns: (!references.is_empty()).then(|| Spread::of(references)),
+            verified: mismatch.is_none() && !outcomes.is_empty(),
+            mismatch,
+        }
+    }
+
+    fn gib(&self) -> f64 {
+        self.data_bytes as f64 / GIB
+    }
+
+    /// GiB of data a second, through the whole update.
+    pub fn gib_per_second(&self) -> f64 {
+        self.gib() / (self.phases.total_ns.median as f64 / 1e9)
+    }
+
+    /// Writing the image against writing memory to a fresh file in the same place: 1 is as fast. None
+    /// where nothing was written.
+    pub fn image_to_reference(&self) -> Option<f64> {
+        let reference = self.reference_write_ns?.median as f64;
+        (self.data_bytes > 0).then(|| reference / self.phases.handover_ns.median as f64)
+    }
+}
+
+impl Report {
+    /// Whether everything that was measured was also right.
+    pub fn verified(&self) -> bool {
+        self.results.iter().all(|row| row.verified)
+    }
+
+    /// The table.
+    pub fn table(&self) -> Table {
+        let mut table = Table::new();
+        table
+            .load_preset(UTF8_FULL_CONDENSED)
+            .set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_header([
+            "memfd", "transport", "prepare", "freeze", "handover", "blackout", "retrieve", "finish",
+            "total", "GiB/s", "ms/GiB", "metadata\na GiB", "verified",
+        ]);
+        for row in &self.results {
+            table.add_row(cells(row));
+        }
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+
+    /// What the table does not say by itself.
+    pub fn remarks(&self) -> Vec<String> {
+        let environment = &self.environment;
+        let mut remarks = vec![
+            format!(
+                "Linux {}, {}, {} cpus, {} of memory, hypervisor: {}.",
+                environment.kernel,
+                environment.cpu,
+                environment.cpus,
+                ByteSize(environment.memory_bytes),
+                environment.accel
+            ),
+            "Median over the runs, below it the least and the greatest. GiB are of data, holes are none; \
+             GiB/s and ms/GiB are of all phases together."
+                .to_owned(),
+        ];
+        let ratios = self.results.iter().filter_map(|row| {
+            let ratio = row.image_to_reference()?;
+            (row.data_bytes >= 32 << 20).then_some(ratio * 100.0)
+        });
+        let ratios = Spread::of(ratios.map(|percent| percent.round() as u64));
+        if ratios.max > 0 {
+            remarks.push(format!(
+                "Images of 32 MiB and more were written to {} at {} % (least {} %, greatest {} %) of the \
+                 speed at which as many threads write plain memory to a fresh file there. What bounds both \
+                 is allocating the file's pages and copying into them, one writer at a time a file; an \
+                 image also reads each byte once and checksums it.",
+                environment.image_file_system, ratios.median, ratios.min, ratios.max
+            ));
+        }
+        for skipped in &self.skipped {
+            remarks.push(format!("Skipped: {}: {}.", skipped.case, skipped.reason));
+        }
+        remarks
+    }
+}
+
+fn cells(row: &Row) -> Vec<Cell> {
+    let mut name = format!("{} {}\n{}", ByteSize(row.size_bytes), row.pages, row.fill);
+    if row.files > 1 {
+        name.push_str(&format!(" x{}", row.files));
+    }
+    let mut cells = vec![Cell::new(name), Cell::new(row.transport)];
+    let phases = row.phases.in_order().map(|(_, spread)| spread);
+    for spread in phases.into_iter().chain([row.phases.total_ns]) {
+        cells.push(Cell::new(spread_text(&spread)));
+    }
+    let gib = row.gib();
+    let a_gib = |value: f64| if gib > 0.0 { value / gib } else { 0.0 };
+    cells.extend([
+        Cell::new(format!("{:.1}", row.gib_per_second())),
+        Cell::new(format!("{:.2}", a_gib(row.phases.total_ns.median as f64 / 1e6))),
+        Cell::new(ByteSize(a_gib(row.metadata_bytes as f64) as u64)),
+        match row.verified {
+            true => Cell::new("yes").fg(Color::Green),
+            false => Cell::new("NO").fg(Color::Red),
+        },
+    ]);
+    cells
+}
+
+fn spread_text(spread: &Spread) -> String {
+    format!(
+        "{}\n{}–{}",
+        duration(spread.median),
+        duration(spread.min),
+        duration(spread.max)
+    )
+}
+
+/// Nanoseconds as people read them, to three digits.
+pub(super) fn duration(nanoseconds: u64) -> String {
+    let (value, unit) = match nanoseconds {
+        0..1_000 => return format!("{nanoseconds} ns"),
+        1_000..1_000_000 => (nanoseconds as f64 / 1e3, "µs"),
+        1_000_000..1_000_000_000 => (nanoseconds as f64 / 1e6, "ms"),
+        _ => (nanoseconds as f64 / 1e9, "s"),
+    };
+    let digits = match value {
+        0.0..10.0 => 2,
+        10.0..100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn durations_have_three_digits() {
+        for (nanoseconds, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1_000, "1.00 µs"),
+            (12_340, "12.3 µs"),
+            (123_400_000, "123 ms"),
+            (1_234_000_000, "1.23 s"),
+        ] {
+            assert_eq!(duration(nanoseconds), text);
+        }
+    }
+
+    #[test]
+    fn one_wrong_run_is_enough_to_be_not_verified() {
+        let case = Case {
+            transport: Transport::Exec,
+            size: 1,
+            pages: Pages::Base,
+            fill: Fill::Dense,
+            files: 1,
+        };
+        let right = Outcome::default();
+        let wrong = Outcome {
+            mismatch: Some("the size".to_owned()),
+            ..Outcome::default()
+        };
+        assert!(Row::new(&case, &[right.clone(), right.clone()]).verified);
+        assert!(!Row::new(&case, &[right.clone(), wrong, right]).verified);
+        assert!(!Row::new(&case, &[]).verified);
+    }
+
+    proptest! {
+        #[test]
+        fn a_spread_is_in_order(values in prop::collection::vec(any::<u64>(), 1..20)) {
+            let spread = Spread::of(values.clone());
+            prop_assert!(spread.min <= spread.median && spread.median <= spread.max);
+            prop_assert!(values.contains(&spread.median));
+        }
+    }
+}

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! One live update, measured: the old side up to the jump, and the new side behind it.
+//!
+//! Both sides are processes that `luo bench` starts; they tell it what they do as lines of JSON on
+//! their standard output, which every jump inherits. What the new side has to know of the old one
+//! crosses in a memfd of its own, under token 0, like the files that are measured.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{bail, Context, Result};
+use luo_handler_api::Token;
+use memfd::MemfdOptions;
+use rayon::prelude::*;
+use rustix::process::{getrlimit, setrlimit, Resource};
+use rustix::time::{clock_gettime, ClockId};
+use serde::{Deserialize, Serialize};
+
+use super::{Case, Transport};
+use crate::orchestrator::{Arrival, Orchestrator};
+use crate::registry::Registry;
+use crate::sys;
+use crate::transport::{exec, image};
+use crate::workload::{allocated_bytes, MakeError, Workload};
+
+/// The hidden command of the old side.
+pub const DEPART_COMMAND: &str = "bench-depart";
+/// The hidden command of the new side.
+pub const ARRIVE_COMMAND: &str = "bench-arrive";
+
+/// The memfd with what the new side has to know.
+const STATE: Token = Token(0);
+
+/// What a run tells.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Message {
+    /// So many bytes more were filled, written, read or compared.
+    Bytes(u64),
+    /// The machine cannot do it.
+    Skipped(String),
+    /// The update is finished.
+    Done(Box<Outcome>),
+}
+
+/// How long each phase took, in nanoseconds of `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phases {
+    /// All calls of prepare.
+    pub prepare_ns: u64,
+    /// All calls of freeze.
+    pub freeze_ns: u64,
+    /// The transport's work on the old side: sealing the metadata, writing the image.
+    pub handover_ns: u64,
+    /// From the exec call to the first moment at which the new side can retrieve.
+    pub blackout_ns: u64,
+    /// All calls of retrieve; with images, reading the contents is a part of it.
+    pub retrieve_ns: u64,
+    /// Finish.
+    pub finish_ns: u64,
+}
+
+impl Phases {
+    /// The phases in their order, with the names they have in reports.
+    pub const fn in_order(&self) -> [(&'static str, u64); 6] {
+        [
+            ("prepare", self.prepare_ns),
+            ("freeze", self.freeze_ns),
+            ("handover", self.handover_ns),
+            ("blackout", self.blackout_ns),
+            ("retrieve", self.retrieve_ns),
+            ("finish", self.finish_ns),
+        ]
+    }
+
+    /// The whole update.
+    pub fn total(&self) -> u64 {
+        self.in_order().iter().map(|(_, time)| time).sum()
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How long it took.
+    pub phases: Phases,
+    /// Bytes of data that crossed; holes are none.
+    pub data_bytes: u64,
+    /// Bytes of metadata that crossed.
+    pub metadata_bytes: u64,
+    /// Memory that the update took on the old side, beyond what the files had: metadata, and holes that
+    /// were filled. Contents on their way are not counted.
+    pub extra_memory_bytes: u64,
+    /// Writing as many bytes to a fresh file beside the image, in nanoseconds.
+    pub reference_write_ns: Option<u64>,
+    /// What was not as before, if anything.
+    pub mismatch: Option<String>,
+}
+
+/// What crosses under [`STATE`].
+#[derive(Debug, Serialize, Deserialize)]
+struct Crossing {
+    case: Case,
+    outcome: Outcome,
+}
+
+fn say(message: &Message) {
+    if let Ok(line) = serde_json::to_string(message) {
+        // Who does not listen any more has no use for the run either.
+        if writeln!(std::io::stdout(), "{line}").is_err() {
+            std::process::exit(1);
+        }
+    }
+}
+
+fn say_bytes(bytes: u64) {
+    say(&Message::Bytes(bytes));
+}
+
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn timed<R>(nanoseconds: &mut u64, work: impl FnOnce() -> R) -> R {
+    let start = now();
+    let result = work();
+    *nanoseconds = now() - start;
+    result
+}
+
+/// Bytes that a run of this case tells of in all.
+pub(super) fn bytes_of(case: &Case) -> u64 {
+    // Filled and compared; an image is written and read, and so is its reference.
+    let times = match case.transport {
+        Transport::Exec => 2,
+        Transport::Image => 4,
+    };
+    case.data_bytes() * times
+}
+
+/// The old side: makes the memfds, prepares, freezes and jumps. Returns only without a jump.
+///
+/// # Errors
+///
+/// Whatever keeps it from jumping.
+pub fn depart(case: &Case, directory: &Path) -> Result<()> {
+    allow_many_files()?;
+    let mut files = Vec::new();
+    for workload in case.workloads() {
+        match workload.make(say_bytes) {
+            Ok(file) => files.push(file),
+            Err(MakeError::Unavailable(reason)) => {
+                say(&Message::Skipped(reason));
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut crossing = Crossing {
+        case: case.clone(),
+        outcome: Outcome {
+            data_bytes: case.data_bytes(),
+            ..Outcome::default()
+        },
+    };
+    if case.transport == Transport::Image {
+        let time = reference_write(directory, crossing.outcome.data_bytes)?;
+        crossing.outcome.reference_write_ns = Some(time);
+    }
+    update(&files, crossing, directory)
+}
+
+fn update(files: &[File], mut crossing: Crossing, directory: &Path) -> Result<()> {
+    let state = MemfdOptions::default().create("luo-bench-state")?.into_file();
+    let orchestrator = Orchestrator::new(Arc::new(Registry::linked()?));
+    orchestrator.preserve(STATE, &state)?;
+    for (token, file) in (1..).zip(files) {
+        orchestrator.preserve(Token(token), file)?;
+    }
+    let before = allocated(files)?;
+    timed(&mut crossing.outcome.phases.prepare_ns, || orchestrator.prepare())?;
+    // The state's own record has to show the size it will have, so it is written before the freeze,
+    // and again with the last figures in the same place.
+    write_state(&state, &crossing)?;
+    timed(&mut crossing.outcome.phases.freeze_ns, || orchestrator.freeze())?;
+    let outcome = &mut crossing.outcome;
+    outcome.metadata_bytes = orchestrator.metadata_bytes();
+    outcome.extra_memory_bytes = allocated(files)?.saturating_sub(before) + outcome.metadata_bytes;
+    write_state(&state, &crossing)?;
+
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(ARRIVE_COMMAND);
+    let mut handover_ns = 0;
+    let error = orchestrator.handover(|handover| match crossing.case.transport {
+        Transport::Exec => {
+            let mut departure = timed(&mut handover_ns, || {
+                exec::Departure::new(&handover, &mut command)
+            })?;
+            departure
+                .command()
+                .args([handover_ns.to_string(), now().to_string()]);
+            Ok::<_, anyhow::Error>(departure.jump())
+        }
+        Transport::Image => {
+            timed(&mut handover_ns, || {
+                image::save(&handover, directory, &say_bytes)
+            })?;
+            sys::inherit_nothing()?;
+            command.args([handover_ns.to_string(), now().to_string()]);
+            command.arg(directory);
+            Ok(command.exec())
+        }
+    })?;
+    Err(error).context("cannot start the new side")
+}
+
+/// Room for the state, whatever its numbers come to.
+const STATE_BYTES: usize = 4096;
+
+fn write_state(file: &File, crossing: &Crossing) -> Result<()> {
+    let mut state = serde_json::to_vec(crossing)?;
+    if state.len() > STATE_BYTES {
+        bail!("the state of a run has {} bytes", state.len());
+    }
+    state.resize(STATE_BYTES, b' ');
+    Ok(file.write_all_at(&state, 0)?)
+}
+
+fn allocated(files: &[File]) -> Result<u64> {
+    let mut bytes = 0;
+    for file in files {
+        bytes += allocated_bytes(file)?;
+    }
+    Ok(bytes)
+}
+
+/// A run holds every file three times: the workload's own, the orchestrator's, the handler's.
+fn allow_many_files() -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")
+}
+
+/// What an image is compared with: memory written to a fresh file in the same place, by as many threads,
+/// in pieces of the same size, without checksums and without reading files.
+fn reference_write(directory: &Path, bytes: u64) -> Result<u64> {
+    const SOURCE_BYTES: u64 = 64 << 20;
+    let source = vec![0x5a_u8; bytes.clamp(1, SOURCE_BYTES) as usize];
+    let file = tempfile::tempfile_in(directory)?;
+    let piece = image::CHUNK_BYTES;
+    let mut time = 0;
+    timed(&mut time, || {
+        (0..bytes.div_ceil(piece)).into_par_iter().try_for_each(|index| {
+            let offset = index * piece;
+            let length = piece.min(bytes - offset) as usize;
+            let start = (offset % SOURCE_BYTES) as usize;
+            file.write_all_at(&source[start..start + length], offset)
+        })?;
+        file.sync_all()
+    })?;
+    Ok(time)
+}
+
+/// What the new side is told by its command line, beside what crosses.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ArriveOptions {
+    /// How long the handover took, in nanoseconds
+    handover_ns: u64,
+    /// When the old side ended, in nanoseconds of CLOCK_MONOTONIC
+    jumped_at: u64,
+    /// The directory with the image; without it, an exec brought everything
+    image: Option<PathBuf>,
+}
+
+/// The new side: retrieves, compares and finishes.
+///
+/// # Errors
+///
+/// Whatever keeps it from doing so. What it finds changed is told as a part of the outcome.
+pub fn arrive(options: &ArriveOptions) -> Result<()> {
+    let arrival = arrival(options)?;
+    let orchestrator = Orchestrator::arrived(Arc::new(Registry::linked()?), arrival);
+    let blackout_ns = now() - options.jumped_at;
+
+    let mut crossing = read_state(&orchestrator)?;
+    let outcome = &mut crossing.outcome;
+    outcome.phases.handover_ns = options.handover_ns;
+    outcome.phases.blackout_ns = blackout_ns;
+    let workloads = crossing.case.workloads();
+    let files = timed(&mut outcome.phases.retrieve_ns, || {
+        (1..=workloads.len() as u64)
+            .map(|token| orchestrator.retrieve(Token(token)))
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut complaints = Vec::new();
+    timed(&mut outcome.phases.finish_ns, || {
+        orchestrator.finish().map(|found| complaints = found)
+    })?;
+    outcome.mismatch = complaints.first().map(ToString::to_string);
+    for (workload, file) in workloads.iter().zip(&files) {
+        if let Err(mismatch) = Workload::verify(workload, file.as_fd(), say_bytes) {
+            outcome
+                .mismatch
+                .get_or_insert_with(|| format!("memfd {}: {mismatch}", workload.seed));
+        }
+    }
+    say(&Message::Done(Box::new(crossing.outcome)));
+    Ok(())
+}
+
+fn arrival(options: &ArriveOptions) -> Result<Arrival> {
+    match &options.image {
+        Some(directory) => Ok(image::load(directory, say_bytes)?),
+        None => exec::arrive()?.context("nothing was handed over to this process"),
+    }
+}
+
+fn read_state(orchestrator: &Orchestrator) -> Result<Crossing> {
+    let state = orchestrator
+        .retrieve(STATE)
+        .context("the harness's own state did not cross")?;
+    let mut state = sys::reopen(state.as_fd())?;
+    let mut text = String::new();
+    state.rewind()?;
+    state.read_to_string(&mut text)?;
+    Ok(serde_json::from_str(text.trim_end())?)
+}
