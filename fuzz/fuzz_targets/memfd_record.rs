@@ -5,14 +5,8 @@
 //! object with its length before it; without, it changes bytes of a true record. With the next bit
 //! the checksums are made right, as somebody would who means harm.
 //!
-//! With cargo-fuzz: `cargo +nightly fuzz run memfd_record`. Without it, on a stable compiler:
-//!
-//! ```text
-//! RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-//!     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-//!     -Cllvm-args=-sanitizer-coverage-trace-compares" \
-//!     cargo run --release --manifest-path fuzz/Cargo.toml --target x86_64-unknown-linux-gnu
-//! ```
+//! `make fuzz FUZZ=memfd_record` runs it with coverage on a stable compiler; cargo-fuzz does as well.
+
 #![no_main]
 
 use std::{

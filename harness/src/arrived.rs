@@ -144,13 +144,22 @@ impl Arrived {
             entry.can_finish(registry.handler(&entry.compatible), reclaimed_file, host)?;
         }
         for entry in &table.subsystems {
-            entry.can_finish(registry.subsystem(&entry.compatible), reclaimed_subsystem, host)?;
+            entry.can_finish(
+                registry.subsystem(&entry.compatible),
+                reclaimed_subsystem,
+                host,
+            )?;
         }
-        let files = table.entries.iter().map(|entry| {
-            entry.finish(registry.handler(&entry.compatible), reclaimed_file, host)
-        });
+        let files = table
+            .entries
+            .iter()
+            .map(|entry| entry.finish(registry.handler(&entry.compatible), reclaimed_file, host));
         let subsystems = table.subsystems.iter().map(|entry| {
-            entry.finish(registry.subsystem(&entry.compatible), reclaimed_subsystem, host)
+            entry.finish(
+                registry.subsystem(&entry.compatible),
+                reclaimed_subsystem,
+                host,
+            )
         });
         Ok(files.chain(subsystems).filter_map(Result::err).collect())
     }
@@ -162,7 +171,11 @@ impl Table {
         let files = &decoded.tree.files;
         Ok(Self {
             update_number: decoded.tree.update_number,
-            places: files.iter().zip(0..).map(|(file, at)| (file.token, at)).collect(),
+            places: files
+                .iter()
+                .zip(0..)
+                .map(|(file, at)| (file.token, at))
+                .collect(),
             entries: files
                 .iter()
                 .map(|file| Entry::new(Participant::File(file.token), file.compatible, file.data))
@@ -178,10 +191,12 @@ impl Table {
     }
 
     fn places_in_order(&self) -> impl Iterator<Item = (Token, &Entry<Arc<OwnedFd>>)> {
-        self.entries.iter().filter_map(|entry| match entry.participant {
-            Participant::File(token) => Some((token, entry)),
-            Participant::Subsystem(_) => None,
-        })
+        self.entries
+            .iter()
+            .filter_map(|entry| match entry.participant {
+                Participant::File(token) => Some((token, entry)),
+                Participant::Subsystem(_) => None,
+            })
     }
 }
 

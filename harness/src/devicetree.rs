@@ -148,13 +148,21 @@ pub fn encode(tree: &Tree) -> Result<Vec<u8>, TooLarge> {
     writer.begin(FILES_NODE);
     writer.string("compatible", FILES_COMPATIBLE);
     for entry in &tree.files {
-        writer.entry(format_args!("{}", entry.token), &entry.compatible, entry.data);
+        writer.entry(
+            format_args!("{}", entry.token),
+            &entry.compatible,
+            entry.data,
+        );
     }
     writer.end();
     writer.begin(SUBSYSTEMS_NODE);
     writer.string("compatible", SUBSYSTEMS_COMPATIBLE);
     for (index, entry) in tree.subsystems.iter().enumerate() {
-        writer.entry(format_args!("subsystem-{index}"), &entry.compatible, entry.data);
+        writer.entry(
+            format_args!("subsystem-{index}"),
+            &entry.compatible,
+            entry.data,
+        );
     }
     writer.end();
     writer.end();
@@ -490,7 +498,9 @@ mod tests {
     fn vm_fdt_writes_the_same_bytes() {
         let mut oracle = vm_fdt::FdtWriter::new().unwrap();
         let root = oracle.begin_node("").unwrap();
-        oracle.property_string("compatible", ROOT_COMPATIBLE).unwrap();
+        oracle
+            .property_string("compatible", ROOT_COMPATIBLE)
+            .unwrap();
         oracle.property_u64(UPDATE_NUMBER, 1).unwrap();
         let files = oracle.begin_node("files").unwrap();
         oracle.property_string("compatible", "odd").unwrap();
@@ -508,7 +518,10 @@ mod tests {
         // the structure block is compared through a reader, sizes byte for byte.
         let theirs = oracle.finish().unwrap();
         assert_eq!(ours.len(), theirs.len());
-        assert_eq!(Fdt::new(&ours).unwrap().to_string(), Fdt::new(&theirs).unwrap().to_string());
+        assert_eq!(
+            Fdt::new(&ours).unwrap().to_string(),
+            Fdt::new(&theirs).unwrap().to_string()
+        );
     }
 
     #[test]
@@ -545,7 +558,10 @@ mod tests {
         writer.string("compatible", ROOT_COMPATIBLE);
         writer.property(UPDATE_NUMBER, &[&[0; 4]]);
         writer.end();
-        assert_eq!(decode(&writer.finish().unwrap()), Err(DecodeError::UpdateNumber));
+        assert_eq!(
+            decode(&writer.finish().unwrap()),
+            Err(DecodeError::UpdateNumber)
+        );
     }
 
     #[test]
@@ -605,7 +621,10 @@ mod tests {
             w.number("data", 1);
             w.end();
         });
-        assert_bad(&unterminated, BadReason::Compatible(InvalidCompatible::TooLong));
+        assert_bad(
+            &unterminated,
+            BadReason::Compatible(InvalidCompatible::TooLong),
+        );
         let list = files_blob(|w| {
             w.begin("0x7");
             w.property("compatible", &[b"good-v1\0also-v1\0"]);

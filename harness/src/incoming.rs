@@ -10,9 +10,7 @@ use std::sync::{PoisonError, RwLock};
 use luo_handler_api::{Errno, FileRef, HostServices, OwnedFile};
 use thiserror::Error;
 
-use crate::outgoing::{
-    copy_range, BLOCK_HEADER_BYTES, BLOCK_MAGIC, FILE_HEADER_BYTES, FILE_MAGIC,
-};
+use crate::outgoing::{copy_range, BLOCK_HEADER_BYTES, BLOCK_MAGIC, FILE_HEADER_BYTES, FILE_MAGIC};
 
 /// Where a transport keeps the files that crossed.
 pub trait FileSource: fmt::Debug + Send + Sync {
@@ -198,15 +196,22 @@ mod tests {
     #[test]
     fn what_was_released_is_gone_and_its_neighbours_are_there() {
         let outgoing = Outgoing::default();
-        let handles = [b"one".as_slice(), b"", b"three"].map(|b| outgoing.preserve_bytes(b).unwrap());
+        let handles =
+            [b"one".as_slice(), b"", b"three"].map(|b| outgoing.preserve_bytes(b).unwrap());
         outgoing.release_bytes(handles[1]);
         let incoming = Incoming::new(memory_of(&outgoing), NoFiles).unwrap();
         let mut three = [0; 5];
         incoming.read_bytes(handles[2], 0, &mut three).unwrap();
         assert_eq!(&three, b"three");
         assert_eq!(incoming.bytes_len(handles[1]), Err(Errno::ENOENT));
-        assert_eq!(incoming.read_bytes(handles[2], 1, &mut three), Err(Errno::ERANGE));
-        assert_eq!(incoming.read_bytes(handles[2], u64::MAX, &mut three), Err(Errno::ERANGE));
+        assert_eq!(
+            incoming.read_bytes(handles[2], 1, &mut three),
+            Err(Errno::ERANGE)
+        );
+        assert_eq!(
+            incoming.read_bytes(handles[2], u64::MAX, &mut three),
+            Err(Errno::ERANGE)
+        );
         for handle in [0, 1, 63, 65, u64::MAX, u64::MAX - 16] {
             assert_eq!(incoming.bytes_len(handle), Err(Errno::ENOENT), "{handle}");
         }

@@ -99,7 +99,13 @@ pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection> {
         ),
         Err(_) => None,
     };
-    Ok(describe(file, blob.len() as u64, decoded, incoming.as_ref(), registry))
+    Ok(describe(
+        file,
+        blob.len() as u64,
+        decoded,
+        incoming.as_ref(),
+        registry,
+    ))
 }
 
 /// An image's directory stands for the devicetree of its current image.
@@ -185,7 +191,8 @@ impl Inspection {
             self.update_number,
             ByteSize(self.devicetree_bytes),
             self.memory_bytes
-                .map_or("not beside it".to_owned(), |bytes| ByteSize(bytes).to_string()),
+                .map_or("not beside it".to_owned(), |bytes| ByteSize(bytes)
+                    .to_string()),
         )];
         let entries = self.files.iter().chain(&self.subsystems);
         lines.extend(entries.map(Entry::text));

@@ -140,8 +140,8 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// `EEXIST` if the token is in use, `ENOENT` if no handler takes the file, `EBUSY` if it was
-    /// offered before, `EINVAL` in any state but `Normal`.
+    /// `EEXIST` if the token is in use, `EBADF` if the descriptor is not open, `ENOENT` if no handler
+    /// takes the file, `EBUSY` if it was offered before, `EINVAL` in any state but `Normal`.
     pub fn preserve(&self, token: Token, file: impl AsFd) -> Result<Compatible, Error> {
         let file = file.as_fd();
         let mut inner = self.write_in(Phase::Preserve, State::Normal)?;
@@ -154,6 +154,7 @@ impl Orchestrator {
         if inner.tokens.contains_key(&token) {
             return Err(failed(None, Errno::EEXIST).into());
         }
+        rustix::io::fcntl_getfd(file).map_err(|_| failed(None, Errno::EBADF))?;
         let handler = self
             .registry
             .handler_for(file)
@@ -211,7 +212,9 @@ impl Orchestrator {
         let mut inner = self.write_in(Phase::Prepare, State::Normal)?;
         let files = inner.members.len();
         let subsystems = self.registry.subsystems();
-        inner.members.extend(subsystems.into_iter().map(Member::subsystem));
+        inner
+            .members
+            .extend(subsystems.into_iter().map(Member::subsystem));
         let Inner {
             members, outgoing, ..
         } = &mut *inner;
@@ -334,7 +337,7 @@ impl Orchestrator {
     /// state but `Updated`.
     pub fn retrieve(&self, token: Token) -> Result<Arc<OwnedFd>, Error> {
         let inner = self.read_in(Phase::Retrieve, State::Updated)?;
-        Ok(inner.arrived()?.retrieve(&self.registry, token)?)
+        inner.arrived()?.retrieve(&self.registry, token)
     }
 
     /// Gives a subsystem what it said before the jump, once.
@@ -344,9 +347,9 @@ impl Orchestrator {
     /// As [`retrieve`](Self::retrieve).
     pub fn retrieve_subsystem(&self, compatible: Compatible) -> Result<(), Error> {
         let inner = self.read_in(Phase::Retrieve, State::Updated)?;
-        Ok(inner
+        inner
             .arrived()?
-            .retrieve_subsystem(&self.registry, compatible)?)
+            .retrieve_subsystem(&self.registry, compatible)
     }
 
     /// The files that crossed, in the order they were offered.
@@ -419,10 +422,7 @@ impl Orchestrator {
 /// An update that nobody carried over is given up.
 impl Drop for Orchestrator {
     fn drop(&mut self) {
-        let inner = self
-            .inner
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         if matches!(inner.state, State::Prepared | State::Frozen) {
             inner.cancel();
         }
@@ -460,7 +460,8 @@ impl Inner {
 
     fn tree(&self) -> Tree {
         let mut tree = Tree {
-            update_number: self.update_number + 1,
+            // The number came from the previous side, so it may be the largest there is.
+            update_number: self.update_number.wrapping_add(1),
             files: Vec::with_capacity(self.tokens.len()),
             subsystems: Vec::new(),
         };

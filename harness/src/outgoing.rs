@@ -164,7 +164,12 @@ impl HostServices for Outgoing {
     }
 
     fn release_bytes(&self, handle: u64) {
-        self.lock().blocks.remove(&handle);
+        let mut kept = self.lock();
+        kept.blocks.remove(&handle);
+        // Otherwise every update that was given up would leave its hole in the memory file.
+        if kept.blocks.is_empty() {
+            kept.end = FILE_HEADER_BYTES;
+        }
     }
 
     fn preserve_file(&self, file: FileRef<'_>) -> Result<u64, Errno> {

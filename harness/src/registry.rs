@@ -46,6 +46,15 @@ impl Registry {
     ///
     /// [`InvalidHandler`] if it cannot be used or its compatible is taken.
     pub fn register(&self, ops: &'static HandlerOps) -> Result<(), InvalidHandler> {
+        insert(&self.handlers, &[ops])
+    }
+
+    /// Adds several handlers, all or none.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](Self::register), for the first that cannot be added.
+    pub fn register_all(&self, ops: &[&'static HandlerOps]) -> Result<(), InvalidHandler> {
         insert(&self.handlers, ops)
     }
 
@@ -55,7 +64,7 @@ impl Registry {
     ///
     /// As [`register`](Self::register).
     pub fn register_subsystem(&self, ops: &'static HandlerOps) -> Result<(), InvalidHandler> {
-        insert(&self.subsystems, ops)
+        insert(&self.subsystems, &[ops])
     }
 
     /// The handlers, by compatible.
@@ -107,20 +116,24 @@ impl Registry {
 
 fn insert(
     entries: &RwLock<Vec<Handler>>,
-    ops: &'static HandlerOps,
+    added: &[&'static HandlerOps],
 ) -> Result<(), InvalidHandler> {
-    let handler = Handler::new(ops)?;
     let mut entries = entries.write().unwrap_or_else(PoisonError::into_inner);
-    match entries.binary_search_by_key(handler.compatible(), |entry| *entry.compatible()) {
-        Ok(_) => Err(InvalidHandler {
-            compatible: Some(*handler.compatible()),
-            reason: InvalidReason::Duplicate,
-        }),
-        Err(place) => {
-            entries.insert(place, handler);
-            Ok(())
+    let mut all = entries.clone();
+    for ops in added {
+        let handler = Handler::new(ops)?;
+        match all.binary_search_by_key(handler.compatible(), |entry| *entry.compatible()) {
+            Ok(_) => {
+                return Err(InvalidHandler {
+                    compatible: Some(*handler.compatible()),
+                    reason: InvalidReason::Duplicate,
+                });
+            }
+            Err(place) => all.insert(place, handler),
         }
     }
+    *entries = all;
+    Ok(())
 }
 
 fn find(entries: &RwLock<Vec<Handler>>, compatible: &Compatible) -> Option<Handler> {

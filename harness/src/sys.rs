@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The few system calls of the hosted side that need `unsafe`: descriptors that an exec inherits, and
-//! mappings.
+//! The few system calls of the hosted side that need `unsafe`: an exec, the descriptors that it
+//! inherits, and mappings.
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::ptr::{null, null_mut};
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use rustix::fs::{fcntl_get_seals, SealFlags};
@@ -67,6 +71,29 @@ pub(crate) fn adopt_inherited(fd: RawFd) -> Option<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl_setfd(&fd, FdFlags::CLOEXEC).ok()?;
     Some(fd)
+}
+
+/// Replaces this process by `command`.
+///
+/// Returns only if that failed, with the signals of this thread as they were: std resets the mask and
+/// the action of `SIGPIPE` before it tries.
+pub(crate) fn exec(command: &mut Command) -> io::Error {
+    let mut mask = MaybeUninit::uninit();
+    let mut action = MaybeUninit::uninit();
+    // SAFETY: both calls change nothing and fill what they are given; neither can fail with these
+    // arguments.
+    let (mask, action) = unsafe {
+        libc::pthread_sigmask(libc::SIG_SETMASK, null(), mask.as_mut_ptr());
+        libc::sigaction(libc::SIGPIPE, null(), action.as_mut_ptr());
+        (mask.assume_init(), action.assume_init())
+    };
+    let error = command.exec();
+    // SAFETY: both were in effect before.
+    unsafe {
+        libc::sigaction(libc::SIGPIPE, &action, null_mut());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &mask, null_mut());
+    }
+    error
 }
 
 /// Maps a memfd that nobody can change any more.

@@ -149,7 +149,10 @@ mod tests {
     #[test]
     fn the_longest_name_has_47_bytes() {
         assert!(Compatible::parse(&[b'a'; 47]).is_ok());
-        assert_eq!(Compatible::parse(&[b'a'; 48]), Err(InvalidCompatible::TooLong));
+        assert_eq!(
+            Compatible::parse(&[b'a'; 48]),
+            Err(InvalidCompatible::TooLong)
+        );
         assert_eq!(Compatible::parse(b""), Err(InvalidCompatible::Empty));
         assert_eq!(Compatible::parse(&[0; 48]), Err(InvalidCompatible::Empty));
     }
@@ -163,7 +166,8 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_parses_prints_as_it_was(name in "[a-zA-Z0-9,._+-]{1,47}") {
-            prop_assert_eq!(Compatible::parse(name.as_bytes()).unwrap().as_str(), name);
+            let compatible = Compatible::parse(name.as_bytes()).unwrap();
+            prop_assert_eq!(compatible.as_str(), name);
         }
 
         #[test]

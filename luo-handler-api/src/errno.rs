@@ -115,7 +115,10 @@ impl core::error::Error for Errno {}
 #[cfg(feature = "std")]
 impl From<std::io::Error> for Errno {
     fn from(error: std::io::Error) -> Self {
-        error.raw_os_error().and_then(Self::new).unwrap_or(Self::EIO)
+        error
+            .raw_os_error()
+            .and_then(Self::new)
+            .unwrap_or(Self::EIO)
     }
 }
 

@@ -35,11 +35,7 @@ pub trait FileHandler: Sync + 'static {
     /// # Errors
     ///
     /// Any; nothing is left behind then.
-    fn prepare(
-        &self,
-        file: FileRef<'_>,
-        host: Host<'_>,
-    ) -> Result<Prepared<Self::Private>, Errno>;
+    fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno>;
 
     /// Picks up what changed since prepare, now that the workload stands still, and yields the
     /// `u64` that crosses.

@@ -142,12 +142,7 @@ impl<'h> Host<'h> {
         // SAFETY: by the invariant the function may be called with this context; the slice and
         // `handle` outlive the call.
         let status = unsafe {
-            (self.ops().preserve_bytes)(
-                self.raw.context,
-                bytes.as_ptr(),
-                bytes.len(),
-                &mut handle,
-            )
+            (self.ops().preserve_bytes)(self.raw.context, bytes.as_ptr(), bytes.len(), &mut handle)
         };
         Errno::from_status(status).map(|_| handle)
     }

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! For hosts with std: calls a handler through its C form, without any `unsafe` of the host's own.
 
-use core::mem::MaybeUninit;
-use std::boxed::Box;
+use core::alloc::Layout;
+use core::ffi::c_void;
+use core::ptr::NonNull;
+use std::alloc::{alloc, dealloc};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::{
-    host::RawHost, Compatible, Errno, FileRef, HandlerOps, Host, InvalidHandler, OwnedFile, RawFile,
-    NO_FILE,
+    host::RawHost, ops::PRIVATE_ALIGN_MAX, Compatible, Errno, FileRef, HandlerOps, Host,
+    InvalidHandler, OwnedFile, RawFile, NO_FILE,
 };
 
 /// A handler, or a subsystem, that was looked at and found usable.
@@ -18,50 +20,103 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Handler {
     ops: &'static HandlerOps,
-    compatible: Compatible,
 }
 
 /// A file that was prepared: its `u64` and its private state, which is dropped with this value.
+///
+/// # Invariants
+///
+/// `room` is as large as the handler asks for, and holds what its `prepare` put there.
 #[derive(Debug)]
 pub struct PreparedFile {
     handler: Handler,
     data: u64,
-    private: PrivateState,
+    room: Room,
 }
 
-/// Room for a private state, and the duty to drop it.
+/// Room for a private state, as aligned as one may ask for.
 ///
 /// # Invariants
 ///
-/// `room` is as large and as aligned as `ops` asks for, and holds what its `prepare` put there.
+/// `start` was allocated with `layout`, or dangles if that has no size.
 #[derive(Debug)]
-struct PrivateState {
-    ops: &'static HandlerOps,
-    room: Box<[MaybeUninit<u128>]>,
+struct Room {
+    start: NonNull<u8>,
+    layout: Layout,
 }
 
 // SAFETY: FileHandler asks `Private: Send`, and the room is reached through `&mut` alone.
-unsafe impl Send for PrivateState {}
+unsafe impl Send for Room {}
+// SAFETY: as above.
+unsafe impl Sync for Room {}
 
+/// Nothing, as aligned as a private state may ask for.
+#[repr(align(16))]
+struct Aligned;
+
+const _: () = assert!(align_of::<Aligned>() == PRIVATE_ALIGN_MAX as usize);
+
+impl Room {
+    /// Room for `bytes`, or `ENOMEM`.
+    #[inline]
+    fn of(bytes: usize) -> Result<Self, Errno> {
+        // Padded, because allocators are slow where the alignment is larger than the size.
+        let layout = Layout::from_size_align(bytes, PRIVATE_ALIGN_MAX as usize)
+            .map_err(|_| Errno::ENOMEM)?
+            .pad_to_align();
+        let start = match layout.size() {
+            0 => Some(NonNull::<Aligned>::dangling().cast()),
+            // SAFETY: the layout has a size.
+            _ => NonNull::new(unsafe { alloc(layout) }),
+        };
+        let start = start.ok_or(Errno::ENOMEM)?;
+        Ok(Self { start, layout })
+    }
+
+    #[inline]
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.start.as_ptr().cast()
+    }
+}
+
+impl Drop for Room {
+    #[inline]
+    fn drop(&mut self) {
+        if self.layout.size() > 0 {
+            // SAFETY: by the invariant it was allocated with this layout.
+            unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        }
+    }
+}
+
+#[inline]
 fn raw(file: Option<BorrowedFd<'_>>) -> RawFile {
     file.map_or(NO_FILE, |fd| FileRef::from(fd).as_raw())
 }
 
 /// Success is 0; anything else that is no error number is garbage.
+#[inline]
 fn done(status: i32) -> Result<(), Errno> {
-    match Errno::from_status(status)? {
+    match status {
         0 => Ok(()),
-        _ => Err(Errno::EIO),
+        _ => Err(failure(status)),
     }
 }
 
 /// Yes is 1, no is 0; anything else that is no error number is garbage.
+#[inline]
 fn answer(status: i32) -> Result<bool, Errno> {
-    match Errno::from_status(status)? {
+    match status {
         0 => Ok(false),
         1 => Ok(true),
-        _ => Err(Errno::EIO),
+        _ => Err(failure(status)),
     }
+}
+
+/// Out of the way of the calls that succeed.
+#[cold]
+fn failure(status: i32) -> Errno {
+    Errno::from_status(status).err().unwrap_or(Errno::EIO)
 }
 
 impl Handler {
@@ -71,13 +126,14 @@ impl Handler {
     ///
     /// [`InvalidHandler`], which names the handler and what is wrong with it.
     pub fn new(ops: &'static HandlerOps) -> Result<Self, InvalidHandler> {
-        let compatible = ops.validate()?;
-        Ok(Self { ops, compatible })
+        ops.validate()?;
+        Ok(Self { ops })
     }
 
     /// The name of its format.
     pub const fn compatible(&self) -> &Compatible {
-        &self.compatible
+        // SAFETY: by the invariant the bytes are a name, and Compatible is transparent over them.
+        unsafe { &*core::ptr::from_ref(&self.ops.compatible).cast() }
     }
 
     /// The crate it comes from.
@@ -95,6 +151,7 @@ impl Handler {
     /// # Errors
     ///
     /// `EIO` if the handler panics or answers neither yes nor no.
+    #[inline]
     pub fn can_preserve(&self, file: BorrowedFd<'_>) -> Result<bool, Errno> {
         let can_preserve = self.ops.can_preserve.ok_or(Errno::EIO)?;
         // SAFETY: the ops come with their handler, and the file is open during the call.
@@ -106,6 +163,7 @@ impl Handler {
     /// # Errors
     ///
     /// `EIO` if the handler panics or answers neither yes nor no.
+    #[inline]
     pub fn file_id(&self, file: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
         let Some(file_id) = self.ops.file_id else {
             return Ok(None);
@@ -122,14 +180,14 @@ impl Handler {
     ///
     /// The handler's; `EIO` if it panics or returns garbage, `ENOMEM` if there is no room for its
     /// private state.
+    #[inline]
     pub fn prepare(
         &self,
         file: Option<BorrowedFd<'_>>,
         host: Host<'_>,
     ) -> Result<PreparedFile, Errno> {
         let prepare = self.ops.prepare.ok_or(Errno::EIO)?;
-        let units = (self.ops.private_size as usize).div_ceil(size_of::<u128>());
-        let mut room = Box::new_uninit_slice(units);
+        let mut room = Room::of(self.ops.private_size as usize)?;
         let mut data = 0;
         // SAFETY: the ops come with their handler; the file is open and the host valid during the
         // call; the room is as large and aligned as the ops ask for; `data` outlives the call.
@@ -138,7 +196,7 @@ impl Handler {
                 self.ops.handler,
                 raw(file),
                 &host.as_raw(),
-                room.as_mut_ptr().cast(),
+                room.as_ptr(),
                 &mut data,
             )
         };
@@ -146,10 +204,7 @@ impl Handler {
         Ok(PreparedFile {
             handler: *self,
             data,
-            private: PrivateState {
-                ops: self.ops,
-                room,
-            },
+            room,
         })
     }
 
@@ -170,7 +225,10 @@ impl Handler {
     /// file.
     pub fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFd, Errno> {
         let raw = self.retrieve_raw(data, host)?;
-        let fd = i32::try_from(raw).ok().filter(|&fd| fd >= 0).ok_or(Errno::EBADF)?;
+        let fd = i32::try_from(raw)
+            .ok()
+            .filter(|&fd| fd >= 0)
+            .ok_or(Errno::EBADF)?;
         // SAFETY: F_GETFD only looks at the descriptor, whatever the number is.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
             return Err(Errno::EBADF);
@@ -252,6 +310,7 @@ impl PreparedFile {
     /// # Errors
     ///
     /// The handler's; `EIO` if it panics or returns garbage. The `u64` is unchanged then.
+    #[inline]
     pub fn freeze(&mut self, file: Option<BorrowedFd<'_>>, host: Host<'_>) -> Result<(), Errno> {
         let Some(freeze) = self.handler.ops.freeze else {
             return Ok(());
@@ -264,7 +323,7 @@ impl PreparedFile {
                 self.handler.ops.handler,
                 raw(file),
                 &host.as_raw(),
-                self.private.as_ptr(),
+                self.room.as_ptr(),
                 &mut data,
             )
         })?;
@@ -287,20 +346,16 @@ impl PreparedFile {
     /// # Errors
     ///
     /// `EIO` if the handler panics or returns garbage; the file is given up all the same.
+    #[inline]
     pub fn cancel(mut self, file: Option<BorrowedFd<'_>>, host: Host<'_>) -> Result<(), Errno> {
         self.undo(self.handler.ops.cancel, file, host)
     }
 
+    #[inline]
     fn undo(
         &mut self,
         callback: Option<
-            unsafe extern "C" fn(
-                *const core::ffi::c_void,
-                RawFile,
-                *const RawHost,
-                *mut core::ffi::c_void,
-                u64,
-            ) -> i32,
+            unsafe extern "C" fn(*const c_void, RawFile, *const RawHost, *mut c_void, u64) -> i32,
         >,
         file: Option<BorrowedFd<'_>>,
         host: Host<'_>,
@@ -314,25 +369,23 @@ impl PreparedFile {
                 self.handler.ops.handler,
                 raw(file),
                 &host.as_raw(),
-                self.private.as_ptr(),
+                self.room.as_ptr(),
                 self.data,
             )
         })
     }
 }
 
-impl PrivateState {
-    fn as_ptr(&mut self) -> *mut core::ffi::c_void {
-        self.room.as_mut_ptr().cast()
-    }
-}
-
-impl Drop for PrivateState {
+impl Drop for PreparedFile {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(drop_private) = self.ops.drop_private {
+        if let Some(drop_private) = self.handler.ops.drop_private {
             // SAFETY: prepare filled the room, and this is its only end. A panic in the drop was
             // caught and printed; there is nobody to hand its status to.
-            unsafe { drop_private(self.as_ptr()) };
+            unsafe { drop_private(self.room.as_ptr()) };
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,12 +36,13 @@
 //! - [`handler`]: the trait [`FileHandler`]; [`subsystem`]: its sibling for what is no file
 //! - [`ops`]: [`HandlerOps`], the C form that is registered and called
 //! - [`registry`]: the macros that register, and what hosts find; [`plugin`]: the same for a dlopen
-//! - [`host`]: the services of a host; `hosted`: how a host with std calls handlers
+//! - [`host`]: the services of a host; `hosted`: how a host with std calls handlers; `kernel`: how the
+//!   one in the kernel does
 //! - [`compatible`], [`errno`], [`file`], [`token`]: the small types
 //!
 //! The crate is `no_std` and allocates nothing; the feature `std` adds what hosted processes need.
 
-#![no_std]
+#![cfg_attr(not(any(test, luo_kernel)), no_std)]
 
 #[cfg(feature = "std")]
 extern crate std;
@@ -53,6 +54,8 @@ pub mod handler;
 pub mod host;
 #[cfg(feature = "std")]
 pub mod hosted;
+#[cfg(luo_kernel)]
+pub mod kernel;
 pub mod ops;
 mod panics;
 pub mod plugin;

@@ -171,6 +171,17 @@ impl HandlerOps {
         core::str::from_utf8(bytes).unwrap_or("")
     }
 
+    /// What can be read of its name, to say whose ops are refused.
+    fn readable_name(&self) -> Option<Compatible> {
+        let length = match self.compatible() {
+            Ok(compatible) => return Some(compatible),
+            Err(InvalidCompatible::Empty) => 0,
+            Err(InvalidCompatible::TooLong) => COMPATIBLE_LENGTH - 1,
+            Err(InvalidCompatible::BadByte { position, .. }) => position,
+        };
+        Compatible::parse(&self.compatible[..length]).ok()
+    }
+
     /// Looks whether a host can use it.
     ///
     /// # Errors
@@ -179,7 +190,7 @@ impl HandlerOps {
     pub fn validate(&self) -> Result<Compatible, InvalidHandler> {
         let named = self.compatible();
         let invalid = |reason| InvalidHandler {
-            compatible: named.ok(),
+            compatible: self.readable_name(),
             reason,
         };
         if self.abi_version != ABI_VERSION {
@@ -283,11 +294,7 @@ unsafe extern "C" fn can_preserve<T: FileHandler>(handler: Handler, file: RawFil
 /// # Safety
 ///
 /// `handler` is a `&'static T`; `file` is open during the call; `id` is valid for a write.
-unsafe extern "C" fn file_id<T: FileHandler>(
-    handler: Handler,
-    file: RawFile,
-    id: *mut u64,
-) -> i32 {
+unsafe extern "C" fn file_id<T: FileHandler>(handler: Handler, file: RawFile, id: *mut u64) -> i32 {
     // SAFETY: the caller says so.
     let (handler, file) = unsafe { (this::<T>(handler), FileRef::from_raw(file)) };
     match caught(|| handler.file_id(file)) {
@@ -393,8 +400,12 @@ unsafe extern "C" fn unfreeze<T: FileHandler>(
     data: u64,
 ) -> i32 {
     // SAFETY: the caller says so.
-    let (handler, preserved) =
-        unsafe { (this::<T>(handler), preserved::<T>(file, host, private, data)) };
+    let (handler, preserved) = unsafe {
+        (
+            this::<T>(handler),
+            preserved::<T>(file, host, private, data),
+        )
+    };
     status(caught(|| handler.unfreeze(preserved)))
 }
 
@@ -409,8 +420,12 @@ unsafe extern "C" fn cancel<T: FileHandler>(
     data: u64,
 ) -> i32 {
     // SAFETY: the caller says so.
-    let (handler, preserved) =
-        unsafe { (this::<T>(handler), preserved::<T>(file, host, private, data)) };
+    let (handler, preserved) = unsafe {
+        (
+            this::<T>(handler),
+            preserved::<T>(file, host, private, data),
+        )
+    };
     status(caught(|| handler.cancel(preserved)))
 }
 
@@ -475,8 +490,7 @@ unsafe extern "C" fn can_finish<T: FileHandler>(
     retrieved: i32,
 ) -> i32 {
     // SAFETY: the caller says so.
-    let (handler, crossed) =
-        unsafe { (this::<T>(handler), crossed(host, data, file, retrieved)) };
+    let (handler, crossed) = unsafe { (this::<T>(handler), crossed(host, data, file, retrieved)) };
     match caught(|| handler.can_finish(crossed)) {
         Ok(yes) => i32::from(yes),
         Err(errno) => errno.to_status(),
@@ -494,7 +508,166 @@ unsafe extern "C" fn finish<T: FileHandler>(
     retrieved: i32,
 ) -> i32 {
     // SAFETY: the caller says so.
-    let (handler, crossed) =
-        unsafe { (this::<T>(handler), crossed(host, data, file, retrieved)) };
+    let (handler, crossed) = unsafe { (this::<T>(handler), crossed(host, data, file, retrieved)) };
     status(caught(|| handler.finish(crossed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{registry::refuse_duplicates, Host, OwnedFile, Prepared};
+
+    struct Null;
+
+    impl FileHandler for Null {
+        const COMPATIBLE: Compatible = Compatible::new("null-v1");
+        type Private = u64;
+
+        fn can_preserve(&self, _: FileRef<'_>) -> bool {
+            false
+        }
+        fn prepare(&self, _: FileRef<'_>, _: Host<'_>) -> Result<Prepared<u64>, Errno> {
+            Err(Errno::EOPNOTSUPP)
+        }
+        fn cancel(&self, _: Preserved<'_, u64>) {}
+        fn retrieve(&self, _: u64, _: Host<'_>) -> Result<OwnedFile, Errno> {
+            Err(Errno::EOPNOTSUPP)
+        }
+        fn finish(&self, _: Crossed<'_>) {}
+    }
+
+    fn usable() -> HandlerOps {
+        HandlerOps::of(&Null, "tests")
+    }
+
+    /// What is wrong with the ops after `change`; the message names the handler.
+    fn reason(change: impl FnOnce(&mut HandlerOps)) -> InvalidReason {
+        let (name, reason) = named_reason(change);
+        assert_eq!(name, "null-v1");
+        reason
+    }
+
+    fn named_reason(change: impl FnOnce(&mut HandlerOps)) -> (String, InvalidReason) {
+        let mut ops = usable();
+        change(&mut ops);
+        let invalid = ops.validate().unwrap_err();
+        let name = invalid.compatible.map_or(String::new(), |c| c.to_string());
+        let message = invalid.to_string();
+        let expected = match invalid.compatible {
+            Some(_) => format!("handler {name}: "),
+            None => "a handler without a name: ".to_owned(),
+        };
+        assert!(message.starts_with(&expected), "{message}");
+        (name, invalid.reason)
+    }
+
+    #[test]
+    fn what_the_const_makes_is_usable() {
+        assert_eq!(usable().validate(), Ok(Null::COMPATIBLE));
+        assert_eq!(usable().origin(), "tests");
+        assert_eq!(usable().private_size, 8);
+    }
+
+    #[test]
+    fn another_version_is_refused_before_anything_else() {
+        for version in [0, ABI_VERSION + 1, u32::MAX] {
+            let found = reason(|ops| {
+                ops.abi_version = version;
+                ops.prepare = None;
+            });
+            assert_eq!(found, InvalidReason::AbiVersion { found: version });
+        }
+    }
+
+    #[test]
+    fn shorter_ops_are_refused_and_longer_ones_are_not() {
+        let size = size_of::<HandlerOps>() as u32;
+        for found in [0, 8, size - 1] {
+            assert_eq!(
+                reason(|ops| ops.size = found),
+                InvalidReason::Size { found }
+            );
+        }
+        let mut longer = usable();
+        longer.size = size + 8;
+        assert!(longer.validate().is_ok());
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused_and_told_as_far_as_it_can_be_read() {
+        let refused = |name: &[u8], reason| {
+            let mut padded = [0; COMPATIBLE_LENGTH];
+            padded[..name.len()].copy_from_slice(name);
+            let (readable, found) = named_reason(|ops| ops.compatible = padded);
+            assert_eq!(found, InvalidReason::Compatible(reason));
+            readable
+        };
+        let bad_byte = |position, byte| InvalidCompatible::BadByte { position, byte };
+        assert_eq!(refused(b"", InvalidCompatible::Empty), "");
+        let too_long = refused(&[b'x'; 48], InvalidCompatible::TooLong);
+        assert_eq!(too_long, "x".repeat(47));
+        assert_eq!(refused(b"null v1", bad_byte(4, b' ')), "null");
+        assert_eq!(refused(b"null\0v1", bad_byte(5, b'v')), "null");
+        assert_eq!(refused(b"\xff", bad_byte(0, 0xff)), "");
+    }
+
+    #[test]
+    fn an_alignment_that_no_host_has_is_refused() {
+        for found in [0, 3, 32, 4096, u32::MAX] {
+            let expected = InvalidReason::PrivateAlign { found };
+            assert_eq!(reason(|ops| ops.private_align = found), expected);
+        }
+        for align in [1, 2, 4, 8, 16] {
+            let mut ops = usable();
+            ops.private_align = align;
+            assert!(ops.validate().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_crate_without_a_name_is_refused() {
+        assert_eq!(
+            reason(|ops| ops.origin = core::ptr::null()),
+            InvalidReason::Origin
+        );
+        assert_eq!(reason(|ops| ops.origin_len = 0), InvalidReason::Origin);
+        let latin1 = reason(|ops| {
+            ops.origin = b"\xe4".as_ptr();
+            ops.origin_len = 1;
+        });
+        assert_eq!(latin1, InvalidReason::Origin);
+    }
+
+    #[test]
+    fn every_missing_callback_is_named() {
+        let missing = |change: fn(&mut HandlerOps)| match reason(change) {
+            InvalidReason::MissingCallback(name) => name,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(missing(|ops| ops.can_preserve = None), "can_preserve");
+        assert_eq!(missing(|ops| ops.prepare = None), "prepare");
+        assert_eq!(missing(|ops| ops.cancel = None), "cancel");
+        assert_eq!(missing(|ops| ops.drop_private = None), "drop_private");
+        assert_eq!(missing(|ops| ops.retrieve = None), "retrieve");
+        assert_eq!(missing(|ops| ops.finish = None), "finish");
+    }
+
+    #[test]
+    fn optional_callbacks_may_be_missing() {
+        let mut ops = usable();
+        ops.file_id = None;
+        ops.freeze = None;
+        ops.unfreeze = None;
+        ops.can_finish = None;
+        assert!(ops.validate().is_ok());
+    }
+
+    #[test]
+    fn duplicates_are_named() {
+        let (first, second) = (usable(), usable());
+        assert_eq!(refuse_duplicates(&[&first]), Ok(()));
+        let invalid = refuse_duplicates(&[&first, &second]).unwrap_err();
+        assert_eq!(invalid.compatible, Some(Null::COMPATIBLE));
+        assert_eq!(invalid.reason, InvalidReason::Duplicate);
+    }
 }

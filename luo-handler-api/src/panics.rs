@@ -8,7 +8,14 @@ use crate::Errno;
 pub(crate) fn caught<R>(call: impl FnOnce() -> R) -> Result<R, Errno> {
     // What a panicking handler leaves behind is the handler's own: its callers never look at it
     // again except to cancel and drop it.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).map_err(|_| Errno::EIO)
+    use std::panic::{catch_unwind, AssertUnwindSafe};
+    catch_unwind(AssertUnwindSafe(call)).map_err(|thrown| {
+        // What was thrown may panic again when it is dropped; what comes of that is let be.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(thrown))) {
+            core::mem::forget(again);
+        }
+        Errno::EIO
+    })
 }
 
 /// Runs `call`. Without std nothing unwinds: the kernel's panic handler does not return.

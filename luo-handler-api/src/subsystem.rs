@@ -28,12 +28,7 @@ pub trait Subsystem: Sync + 'static {
     /// # Errors
     ///
     /// Any; the subsystem is then as prepare left it.
-    fn freeze(
-        &self,
-        data: u64,
-        private: &mut Self::Private,
-        host: Host<'_>,
-    ) -> Result<u64, Errno> {
+    fn freeze(&self, data: u64, private: &mut Self::Private, host: Host<'_>) -> Result<u64, Errno> {
         let _ = (private, host);
         Ok(data)
     }

@@ -49,7 +49,16 @@ mod tests {
 
     #[test]
     fn what_is_no_token() {
-        for name in ["", "0x", "1", "x1", "0x+1", "0x 1", "0xg", "0x00000000000000001"] {
+        for name in [
+            "",
+            "0x",
+            "1",
+            "x1",
+            "0x+1",
+            "0x 1",
+            "0xg",
+            "0x00000000000000001",
+        ] {
             assert_eq!(name.parse::<Token>(), Err(InvalidToken), "{name}");
         }
     }

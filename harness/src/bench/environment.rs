@@ -59,14 +59,15 @@ fn cpuinfo(name: &str) -> Option<String> {
 
 /// What DMI calls the machine, if the processor says that it is a virtual one.
 fn hypervisor() -> String {
-    let virtual_machine = cpuinfo("flags").is_some_and(|flags| {
-        flags.split_whitespace().any(|flag| flag == "hypervisor")
-    });
+    let virtual_machine = cpuinfo("flags")
+        .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"));
     if !virtual_machine {
         return "none".to_owned();
     }
-    fs::read_to_string("/sys/class/dmi/id/sys_vendor")
-        .map_or_else(|_| "a hypervisor".to_owned(), |vendor| vendor.trim().to_owned())
+    fs::read_to_string("/sys/class/dmi/id/sys_vendor").map_or_else(
+        |_| "a hypervisor".to_owned(),
+        |vendor| vendor.trim().to_owned(),
+    )
 }
 
 /// The name of a file system's magic number, `include/uapi/linux/magic.h`.

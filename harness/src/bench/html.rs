@@ -79,7 +79,9 @@ pub fn write(report: &Report) -> Result<String> {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
@@ -162,7 +164,10 @@ fn phases_against_size(report: &Report) -> Vec<Plot> {
                 .collect(),
         ),
     };
-    distinct(report, |row| row.transport).into_iter().map(plot).collect()
+    distinct(report, |row| row.transport)
+        .into_iter()
+        .map(plot)
+        .collect()
 }
 
 fn fills_against_each_other(report: &Report) -> Vec<Plot> {
@@ -184,7 +189,10 @@ fn fills_against_each_other(report: &Report) -> Vec<Plot> {
             })
             .collect(),
     };
-    distinct(report, |row| row.transport).into_iter().map(plot).collect()
+    distinct(report, |row| row.transport)
+        .into_iter()
+        .map(plot)
+        .collect()
 }
 
 fn transports_against_each_other(report: &Report) -> Vec<Plot> {
@@ -213,7 +221,10 @@ fn transports_against_each_other(report: &Report) -> Vec<Plot> {
 }
 
 fn figure(plot: &Plot) -> Result<String> {
-    let mut figure = format!("<figure><figcaption>{}</figcaption><p class=\"legend\">", escape(&plot.title));
+    let mut figure = format!(
+        "<figure><figcaption>{}</figcaption><p class=\"legend\">",
+        escape(&plot.title)
+    );
     for (index, series) in plot.series.iter().enumerate() {
         let RGBColor(red, green, blue) = COLORS[index % COLORS.len()];
         write!(
@@ -228,25 +239,30 @@ fn figure(plot: &Plot) -> Result<String> {
     Ok(figure)
 }
 
-/// The least and the greatest value, with some room around.
-fn bounds(values: impl Iterator<Item = u64> + Clone) -> (f64, f64) {
+/// The least power of `base` that is no greater than all values, and the greatest that is no less.
+fn bounds(values: impl Iterator<Item = u64> + Clone, base: f64) -> (f64, f64) {
     let least = values.clone().filter(|&value| value > 0).min().unwrap_or(1);
     let greatest = values.max().unwrap_or(1).max(least);
-    (least as f64 / 1.5, greatest as f64 * 1.5)
+    let (low, high) = ((least as f64).log(base), (greatest as f64).log(base));
+    (base.powf(low.floor()), base.powf(high.floor() + 1.0))
 }
 
 fn draw(plot: &Plot) -> Result<String, Box<dyn std::error::Error + '_>> {
     let points = || plot.series.iter().flat_map(|series| &series.points);
-    let (left, right) = bounds(points().map(|(size, _)| *size));
-    let (bottom, top) = bounds(points().flat_map(|(_, time)| [time.min, time.max]));
+    let (left, right) = bounds(points().map(|(size, _)| *size), 2.0);
+    let (bottom, top) = bounds(points().flat_map(|(_, time)| [time.min, time.max]), 10.0);
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
         let mut chart = ChartBuilder::on(&area)
             .margin(12)
-            .x_label_area_size(40)
+            .margin_right(36)
+            .x_label_area_size(28)
             .y_label_area_size(72)
-            .build_cartesian_2d((left..right).log_scale(), (bottom..top).log_scale())?;
+            .build_cartesian_2d(
+                (left..right).log_scale().base(2.0),
+                (bottom..top).log_scale(),
+            )?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -255,20 +271,24 @@ fn draw(plot: &Plot) -> Result<String, Box<dyn std::error::Error + '_>> {
             .label_style(("sans-serif", 13))
             .x_labels(6)
             .y_labels(8)
-            .x_label_formatter(&|size| ByteSize(size.round() as u64).to_string())
+            .x_label_formatter(&|size| ByteSize(size.round() as u64).display().iec().to_string())
             .y_label_formatter(&|time| duration(time.round() as u64))
             .draw()?;
         for (index, series) in plot.series.iter().enumerate() {
             let color = COLORS[index % COLORS.len()];
             let at = |size: u64, time: u64| (size as f64, time.max(1) as f64);
             chart.draw_series(LineSeries::new(
-                series.points.iter().map(|&(size, time)| at(size, time.median)),
+                series
+                    .points
+                    .iter()
+                    .map(|&(size, time)| at(size, time.median)),
                 color.stroke_width(2),
             ))?;
             for &(size, time) in &series.points {
-                chart.draw_series([
-                    PathElement::new(vec![at(size, time.min), at(size, time.max)], color),
-                ])?;
+                chart.draw_series([PathElement::new(
+                    vec![at(size, time.min), at(size, time.max)],
+                    color,
+                )])?;
                 chart.draw_series([Circle::new(at(size, time.median), 4, color.filled())])?;
             }
         }

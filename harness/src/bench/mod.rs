@@ -292,7 +292,8 @@ impl Progress {
     }
 
     fn start(&self, round: u32, case: &Case) {
-        self.bar.set_message(format!("run {round}/{}: {case}", self.runs));
+        self.bar
+            .set_message(format!("run {round}/{}: {case}", self.runs));
     }
 
     fn end(&self, round: u32, case: &Case, outcome: &Outcome) {

@@ -77,7 +77,7 @@ pub struct Row {
     pub metadata_bytes: u64,
     /// Memory taken beyond what the files had.
     pub extra_memory_bytes: u64,
-    /// Writing as many bytes to a fresh file beside the image, by as many threads.
+    /// One thread copying as many bytes of memory to a fresh file beside the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_write_ns: Option<Spread>,
     /// Whether every byte, size, seal, position and hole was as before, in every run.
@@ -154,7 +154,10 @@ impl PhaseSpreads {
 impl Row {
     pub(super) fn new(case: &Case, outcomes: &[Outcome]) -> Self {
         let greatest = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).max().unwrap_or(0);
-        let references: Vec<u64> = outcomes.iter().filter_map(|o| o.reference_write_ns).collect();
+        let references: Vec<u64> = outcomes
+            .iter()
+            .filter_map(|o| o.reference_write_ns)
+            .collect();
         let mismatch = outcomes.iter().find_map(|outcome| outcome.mismatch.clone());
         Self {
             transport: case.transport,
@@ -184,8 +187,8 @@ impl Row {
         self.gib() / (self.phases.total_ns.median as f64 / 1e9)
     }
 
-    /// Writing the image against writing memory to a fresh file in the same place: 1 is as fast. None
-    /// where nothing was written.
+    /// Writing the image against copying memory to a fresh file in the same place, by one thread: 1 is as
+    /// fast. None where nothing was written.
     pub fn image_to_reference(&self) -> Option<f64> {
         let reference = self.reference_write_ns?.median as f64;
         (self.data_bytes > 0).then(|| reference / self.phases.handover_ns.median as f64)
@@ -205,8 +208,19 @@ impl Report {
             .load_preset(UTF8_FULL_CONDENSED)
             .set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header([
-            "memfd", "transport", "prepare", "freeze", "handover", "blackout", "retrieve", "finish",
-            "total", "GiB/s", "ms/GiB", "metadata\na GiB", "verified",
+            "memfd",
+            "transport",
+            "prepare",
+            "freeze",
+            "handover",
+            "blackout",
+            "retrieve",
+            "finish",
+            "total",
+            "GiB/s",
+            "ms/GiB",
+            "metadata\na GiB",
+            "verified",
         ]);
         for row in &self.results {
             table.add_row(cells(row));
@@ -241,9 +255,9 @@ impl Report {
         if ratios.max > 0 {
             remarks.push(format!(
                 "Images of 32 MiB and more were written to {} at {} % (least {} %, greatest {} %) of the \
-                 speed at which as many threads write plain memory to a fresh file there. What bounds both \
-                 is allocating the file's pages and copying into them, one writer at a time a file; an \
-                 image also reads each byte once and checksums it.",
+                 speed at which one thread copies plain memory to a fresh file there. What bounds both is \
+                 allocating the file's pages and copying into them; an image also reads each byte once and \
+                 checksums it, with a thread and a file for each cpu.",
                 environment.image_file_system, ratios.median, ratios.min, ratios.max
             ));
         }
@@ -268,7 +282,10 @@ fn cells(row: &Row) -> Vec<Cell> {
     let a_gib = |value: f64| if gib > 0.0 { value / gib } else { 0.0 };
     cells.extend([
         Cell::new(format!("{:.1}", row.gib_per_second())),
-        Cell::new(format!("{:.2}", a_gib(row.phases.total_ns.median as f64 / 1e6))),
+        Cell::new(format!(
+            "{:.2}",
+            a_gib(row.phases.total_ns.median as f64 / 1e6)
+        )),
         Cell::new(ByteSize(a_gib(row.metadata_bytes as f64) as u64)),
         match row.verified {
             true => Cell::new("yes").fg(Color::Green),

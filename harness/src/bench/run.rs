@@ -17,7 +17,6 @@ use std::sync::Arc;
 use anyhow::{bail, Context, Result};
 use luo_handler_api::Token;
 use memfd::MemfdOptions;
-use rayon::prelude::*;
 use rustix::process::{getrlimit, setrlimit, Resource};
 use rustix::time::{clock_gettime, ClockId};
 use serde::{Deserialize, Serialize};
@@ -97,7 +96,7 @@ pub struct Outcome {
     /// Memory that the update took on the old side, beyond what the files had: metadata, and holes that
     /// were filled. Contents on their way are not counted.
     pub extra_memory_bytes: u64,
-    /// Writing as many bytes to a fresh file beside the image, in nanoseconds.
+    /// One thread copying as many bytes of memory to a fresh file beside the image, in nanoseconds.
     pub reference_write_ns: Option<u64>,
     /// What was not as before, if anything.
     pub mismatch: Option<String>,
@@ -178,18 +177,24 @@ pub fn depart(case: &Case, directory: &Path) -> Result<()> {
 }
 
 fn update(files: &[File], mut crossing: Crossing, directory: &Path) -> Result<()> {
-    let state = MemfdOptions::default().create("luo-bench-state")?.into_file();
+    let state = MemfdOptions::default()
+        .create("luo-bench-state")?
+        .into_file();
     let orchestrator = Orchestrator::new(Arc::new(Registry::linked()?));
     orchestrator.preserve(STATE, &state)?;
     for (token, file) in (1..).zip(files) {
         orchestrator.preserve(Token(token), file)?;
     }
     let before = allocated(files)?;
-    timed(&mut crossing.outcome.phases.prepare_ns, || orchestrator.prepare())?;
+    timed(&mut crossing.outcome.phases.prepare_ns, || {
+        orchestrator.prepare()
+    })?;
     // The state's own record has to show the size it will have, so it is written before the freeze,
     // and again with the last figures in the same place.
     write_state(&state, &crossing)?;
-    timed(&mut crossing.outcome.phases.freeze_ns, || orchestrator.freeze())?;
+    timed(&mut crossing.outcome.phases.freeze_ns, || {
+        orchestrator.freeze()
+    })?;
     let outcome = &mut crossing.outcome;
     outcome.metadata_bytes = orchestrator.metadata_bytes();
     outcome.extra_memory_bytes = allocated(files)?.saturating_sub(before) + outcome.metadata_bytes;
@@ -248,21 +253,21 @@ fn allow_many_files() -> Result<()> {
     setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")
 }
 
-/// What an image is compared with: memory written to a fresh file in the same place, by as many threads,
-/// in pieces of the same size, without checksums and without reading files.
+/// What an image is compared with: one thread copies memory to a fresh file in the same place, in pieces
+/// of the same size, and does nothing else.
 fn reference_write(directory: &Path, bytes: u64) -> Result<u64> {
-    const SOURCE_BYTES: u64 = 64 << 20;
-    let source = vec![0x5a_u8; bytes.clamp(1, SOURCE_BYTES) as usize];
-    let file = tempfile::tempfile_in(directory)?;
-    let piece = image::CHUNK_BYTES;
+    const SOURCE_BYTES: u64 = 256 << 20;
+    let source = vec![0x5a_u8; bytes.min(SOURCE_BYTES) as usize];
+    let mut file = tempfile::tempfile_in(directory)?;
     let mut time = 0;
     timed(&mut time, || {
-        (0..bytes.div_ceil(piece)).into_par_iter().try_for_each(|index| {
-            let offset = index * piece;
-            let length = piece.min(bytes - offset) as usize;
-            let start = (offset % SOURCE_BYTES) as usize;
-            file.write_all_at(&source[start..start + length], offset)
-        })?;
+        let mut left = bytes as usize;
+        while left > 0 {
+            for piece in source[..left.min(source.len())].chunks(image::CHUNK_BYTES as usize) {
+                file.write_all(piece)?;
+                left -= piece.len();
+            }
+        }
         file.sync_all()
     })?;
     Ok(time)

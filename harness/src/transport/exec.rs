@@ -81,10 +81,7 @@ impl<'a> Departure<'a> {
         let handed = [devicetree, memory, list];
         let numbers = handed.each_ref().map(|fd| fd.as_raw_fd().to_string());
         command.env(HANDOVER_VARIABLE, numbers.join(":"));
-        let departure = Self {
-            command,
-            handed: handed,
-        };
+        let departure = Self { command, handed };
         sys::inherit_only(departure.handed.iter().map(AsFd::as_fd))?;
         handover.outgoing.each_file(|_, file| {
             rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()).map_err(io::Error::from)

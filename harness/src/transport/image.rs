@@ -101,6 +101,15 @@ struct Manifest {
     devicetree: Checked,
     memory: Checked,
     contents: Vec<u64>,
+    /// Of the other fields.
+    crc32c: u32,
+}
+
+impl Manifest {
+    fn checksum(&self) -> u32 {
+        let others = (self.schema, &self.devicetree, &self.memory, &self.contents);
+        crc32c::crc32c(&serde_json::to_vec(&others).unwrap_or_default())
+    }
 }
 
 /// Length and crc32c of a file.
@@ -203,12 +212,14 @@ fn write_image(
     let memory = fs::read(&memory).map_err(at("read", &memory))?;
 
     write_synced(&image.join(DEVICETREE), &handover.devicetree)?;
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         schema: SCHEMA,
         devicetree: Checked::of(&handover.devicetree),
         memory: Checked::of(&memory),
         contents: handles,
+        crc32c: 0,
     };
+    manifest.crc32c = manifest.checksum();
     let manifest = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
     write_synced(&image.join(MANIFEST), &manifest)?;
     sync_directory(image)?;
@@ -270,6 +281,12 @@ pub fn load(
         return Err(ImageError::Damaged {
             path,
             what: format!("schema {} instead of {SCHEMA}", manifest.schema),
+        });
+    }
+    if manifest.crc32c != manifest.checksum() {
+        return Err(ImageError::Damaged {
+            path,
+            what: "its checksum differs".to_owned(),
         });
     }
     let devicetree = read_checked(&image.join(DEVICETREE), &manifest.devicetree)?;

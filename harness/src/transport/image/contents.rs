@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! One memfd as a file: its extents and nothing else, in checksummed chunks.
+//! One memfd as files: its extents and nothing else, in checksummed chunks.
 //!
 //! ```text
-//! 0     header: magic, page shift, size, mode, lengths and checksum of what follows
-//! 128   name of the memfd
-//! ...   chunks: offset u64, length u32, crc32c u32, in ascending order
-//! ...   data of the chunks, one behind the other, from the next multiple of 4096 on
+//! contents-N     0     header: magic, page shift, size, mode, lengths and checksum of what follows
+//!                128   name of the memfd
+//!                ...   chunks: offset u64, length u32, crc32c u32, in ascending order
+//!                ...   data of the first stripe, from the next multiple of 4096 on
+//! contents-N.1   0     data of the second stripe, and so on
 //! ```
 //!
-//! Numbers are little-endian. Chunks are read, compared and written by all cores.
+//! Numbers are little-endian. Neighbouring chunks make batches of up to 256 KiB; batch *i* stands in stripe
+//! *i* mod the number of stripes, behind the batches before it. A file takes one writer at a time, so
+//! large memfds have a stripe for each core.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +22,6 @@ use std::path::{Path, PathBuf};
 
 use luo_handler_api::Errno;
 use memfd::{HugetlbSize, MemfdOptions};
-use memmap2::MmapMut;
 use rayon::prelude::*;
 use rustix::fs::{fcntl_get_seals, fstat, fstatfs, Mode};
 use zerocopy::little_endian::{U32, U64};
@@ -37,6 +39,7 @@ const DATA_ALIGN: u64 = 4096;
 const HUGETLBFS_MAGIC: i64 = 0x958458f6;
 /// The longest name of a memfd, `MFD_NAME_MAX_LEN` of `mm/memfd.c`.
 const NAME_MAX: usize = 249;
+const STRIPES_MAX: usize = 16;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -52,10 +55,12 @@ struct Header {
     mode: U32,
     name_bytes: U32,
     chunk_count: U64,
-    reserved: [U64; 10],
+    stripes: U32,
+    reserved: [U32; 21],
 }
 
 const HEADER_BYTES: u64 = size_of::<Header>() as u64;
+const _: () = assert!(HEADER_BYTES == 128);
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -68,27 +73,42 @@ struct Chunk {
 const CHUNK_ENTRY_BYTES: u64 = size_of::<Chunk>() as u64;
 
 impl Chunk {
-    fn range(&self) -> Range<u64> {
-        self.offset.get()..self.offset.get() + u64::from(self.length.get())
-    }
-
-    /// Where it ends, if it begins at or behind `previous` and is neither empty nor too long.
+    /// Where it ends, if it is neither empty nor too long and begins at `previous` or behind.
     fn end_after(&self, previous: u64) -> Option<u64> {
+        let offset = self.offset.get();
         let length = u64::from(self.length.get());
-        let fits = self.offset.get() >= previous && (1..=CHUNK_BYTES).contains(&length);
-        fits.then(|| self.offset.get().checked_add(length)).flatten()
+        let fits = offset >= previous && (1..=CHUNK_BYTES).contains(&length);
+        offset.checked_add(length).filter(|_| fits)
     }
 }
 
-/// Neighbouring chunks that are read or written together, and where their data stands in the file.
-struct Batch<C> {
+/// Neighbouring chunks that are read or written together, and where their data stands.
+struct Batch {
+    chunks: Range<usize>,
+    stripe: usize,
     place: u64,
     bytes: usize,
-    chunks: C,
 }
 
 fn path_of(image: &Path, handle: u64) -> PathBuf {
     image.join(format!("contents-{handle}"))
+}
+
+/// Where a stripe stands; the first one is behind the chunks.
+fn stripe_path(contents: &Path, stripe: usize) -> PathBuf {
+    match stripe {
+        0 => contents.to_owned(),
+        _ => contents.with_extension(stripe.to_string()),
+    }
+}
+
+/// A stripe for each core, if there is enough data to be worth the files.
+fn stripes_for(bytes: u64) -> usize {
+    const ENOUGH: u64 = 16 << 20;
+    match bytes {
+        0..ENOUGH => 1,
+        _ => rayon::current_num_threads().clamp(1, STRIPES_MAX),
+    }
 }
 
 /// Stores a memfd; yields the bytes of data it has.
@@ -115,19 +135,29 @@ fn save_to(memfd: &OwnedFd, path: &Path, progress: &(dyn Fn(u64) + Sync)) -> io:
         0 => holes::data_ranges(&source, size)?,
         shift => holes::nonzero_pages(&source, size, 1 << shift)?,
     };
+    let bytes = ranges.iter().map(|range| range.end - range.start).sum();
     let mut chunks = split(&ranges);
-    let table = HEADER_BYTES + name.len() as u64;
-    let data = data_start(name.len() as u64, chunks.len() as u64);
-
-    let file = File::create_new(path)?;
-    batches_mut(&mut chunks, data)
+    let stripes = stripes_for(bytes);
+    let files = (0..stripes)
+        .map(|stripe| File::create_new(stripe_path(path, stripe)))
+        .collect::<io::Result<Vec<_>>>()?;
+    let sums = batches(&chunks, data_start(name.len(), chunks.len()), stripes)
         .into_par_iter()
-        .try_for_each_init(Vec::new, |buffer, batch| {
-            let bytes = batch.bytes as u64;
-            copy_out(&source, &file, batch, buffer)?;
-            progress(bytes);
-            Ok::<_, io::Error>(())
-        })?;
+        .map_init(Vec::new, |buffer, batch| {
+            let sums = copy_out(
+                &source,
+                &chunks[batch.chunks.clone()],
+                &files,
+                &batch,
+                buffer,
+            )?;
+            progress(batch.bytes as u64);
+            Ok(sums)
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    for (chunk, sum) in chunks.iter_mut().zip(sums.into_iter().flatten()) {
+        chunk.crc32c = sum.into();
+    }
 
     let mut header = Header {
         magic: MAGIC,
@@ -137,14 +167,14 @@ fn save_to(memfd: &OwnedFd, path: &Path, progress: &(dyn Fn(u64) + Sync)) -> io:
         mode: (stat.st_mode & 0o7777).into(),
         name_bytes: (name.len() as u32).into(),
         chunk_count: (chunks.len() as u64).into(),
-        reserved: [0.into(); 10],
+        stripes: (stripes as u32).into(),
+        reserved: [0.into(); 21],
     };
     header.checksum = checksum(&header, &name, &chunks).into();
-    file.write_all_at(chunks.as_bytes(), table)?;
-    file.write_all_at(&name, HEADER_BYTES)?;
-    file.write_all_at(header.as_bytes(), 0)?;
-    file.sync_all()?;
-    Ok(ranges.iter().map(|range| range.end - range.start).sum())
+    let head = [header.as_bytes(), &name, chunks.as_bytes()].concat();
+    files[0].write_all_at(&head, 0)?;
+    files.iter().try_for_each(File::sync_all)?;
+    Ok(bytes)
 }
 
 /// The huge page size's binary logarithm, or 0 for shmem.
@@ -185,72 +215,59 @@ fn split(ranges: &[Range<u64>]) -> Vec<Chunk> {
     chunks
 }
 
-fn data_start(name_bytes: u64, chunk_count: u64) -> u64 {
-    (HEADER_BYTES + name_bytes + chunk_count * CHUNK_ENTRY_BYTES).next_multiple_of(DATA_ALIGN)
+fn data_start(name_bytes: usize, chunk_count: usize) -> u64 {
+    let chunks = chunk_count as u64 * CHUNK_ENTRY_BYTES;
+    (HEADER_BYTES + name_bytes as u64 + chunks).next_multiple_of(DATA_ALIGN)
 }
 
-/// How many of the first chunks fit one batch, and their bytes; at least one does.
-fn batch_length(chunks: &[Chunk]) -> (usize, usize) {
-    let mut bytes = 0;
-    let mut count = 0;
-    for chunk in chunks {
-        let length = chunk.length.get() as usize;
-        if count > 0 && bytes + length > CHUNK_BYTES as usize {
-            break;
+/// Gathers chunks into batches; data of the first stripe begins at `first_place`.
+fn batches(chunks: &[Chunk], first_place: u64, stripes: usize) -> Vec<Batch> {
+    let mut places = vec![0; stripes];
+    places[0] = first_place;
+    let mut batches: Vec<Batch> = Vec::new();
+    let mut start = 0;
+    while start < chunks.len() {
+        let (mut end, mut bytes) = (start, 0);
+        while let Some(chunk) = chunks.get(end) {
+            let length = chunk.length.get() as usize;
+            if end > start && bytes + length > CHUNK_BYTES as usize {
+                break;
+            }
+            bytes += length;
+            end += 1;
         }
-        bytes += length;
-        count += 1;
-    }
-    (count, bytes)
-}
-
-fn batches_mut(mut chunks: &mut [Chunk], mut place: u64) -> Vec<Batch<&mut [Chunk]>> {
-    let mut batches = Vec::new();
-    while !chunks.is_empty() {
-        let (count, bytes) = batch_length(chunks);
-        let (batch, rest) = chunks.split_at_mut(count);
+        let stripe = batches.len() % stripes;
         batches.push(Batch {
-            place,
+            chunks: start..end,
+            stripe,
+            place: places[stripe],
             bytes,
-            chunks: batch,
         });
-        place += bytes as u64;
-        chunks = rest;
+        places[stripe] += bytes as u64;
+        start = end;
     }
     batches
 }
 
-fn batches(mut chunks: &[Chunk], mut place: u64) -> Vec<Batch<&[Chunk]>> {
-    let mut batches = Vec::new();
-    while !chunks.is_empty() {
-        let (count, bytes) = batch_length(chunks);
-        let (batch, rest) = chunks.split_at(count);
-        batches.push(Batch {
-            place,
-            bytes,
-            chunks: batch,
-        });
-        place += bytes as u64;
-        chunks = rest;
-    }
-    batches
-}
-
+/// Copies a batch from the memfd into its stripe; yields the checksums of its chunks.
 fn copy_out(
     source: &File,
-    file: &File,
-    batch: Batch<&mut [Chunk]>,
+    chunks: &[Chunk],
+    stripes: &[File],
+    batch: &Batch,
     buffer: &mut Vec<u8>,
-) -> io::Result<()> {
+) -> io::Result<Vec<u32>> {
     buffer.resize(batch.bytes, 0);
+    let mut sums = Vec::with_capacity(chunks.len());
     let mut rest = &mut buffer[..];
-    for chunk in batch.chunks {
+    for chunk in chunks {
         let (bytes, behind) = rest.split_at_mut(chunk.length.get() as usize);
         source.read_exact_at(bytes, chunk.offset.get())?;
-        chunk.crc32c = crc32c::crc32c(bytes).into();
+        sums.push(crc32c::crc32c(bytes));
         rest = behind;
     }
-    file.write_all_at(buffer, batch.place)
+    stripes[batch.stripe].write_all_at(buffer, batch.place)?;
+    Ok(sums)
 }
 
 fn checksum(header: &Header, name: &[u8], chunks: &[Chunk]) -> u32 {
@@ -270,31 +287,46 @@ pub(super) fn restore(
     handle: u64,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<OwnedFd, Errno> {
-    let file = File::open(path_of(image, handle))?;
-    let (header, name, chunks) = read_table(&file)?;
+    let path = path_of(image, handle);
+    let first = File::open(&path)?;
+    let (header, name, chunks) = read_table(&first)?;
+    let stripes = open_stripes(first, &path, header.stripes.get() as usize)?;
     let memfd = create(&header, &name)?;
     memfd.set_len(header.size.get())?;
-    let data = data_start(name.len() as u64, chunks.len() as u64);
-    let batches = batches(&chunks, data);
+    let batches = batches(&chunks, data_start(name.len(), chunks.len()), stripes.len());
     if header.huge_page_shift.get() == 0 {
         batches
             .into_par_iter()
             .try_for_each_init(Vec::new, |buffer, batch| {
-                copy_in(&file, &memfd, &batch, buffer)?;
+                for (chunk, bytes) in read_batch(&stripes, &chunks, &batch, buffer)? {
+                    memfd.write_all_at(bytes, chunk.offset.get())?;
+                }
                 progress(batch.bytes as u64);
                 Ok::<_, Errno>(())
             })?;
     } else if header.size.get() > 0 {
+        // hugetlbfs has no write(2).
         let mut mapping = sys::map_own(&memfd, header.size.get())?;
         let mut buffer = Vec::new();
         for batch in batches {
-            copy_into_mapping(&file, &mut mapping, &batch, &mut buffer)?;
+            for (chunk, bytes) in read_batch(&stripes, &chunks, &batch, &mut buffer)? {
+                let start = chunk.offset.get() as usize;
+                mapping[start..start + bytes.len()].copy_from_slice(bytes);
+            }
             progress(batch.bytes as u64);
         }
     }
     let mode = Mode::from_raw_mode(header.mode.get() & 0o7777);
     rustix::fs::fchmod(&memfd, mode).map_err(io::Error::from)?;
     Ok(memfd.into())
+}
+
+fn open_stripes(first: File, path: &Path, count: usize) -> Result<Vec<File>, Errno> {
+    if !(1..=STRIPES_MAX).contains(&count) {
+        return Err(Errno::EBADMSG);
+    }
+    let others = (1..count).map(|stripe| Ok(File::open(stripe_path(path, stripe))?));
+    std::iter::once(Ok(first)).chain(others).collect()
 }
 
 fn read_table(file: &File) -> Result<(Header, Vec<u8>, Vec<Chunk>), Errno> {
@@ -384,54 +416,24 @@ pub(crate) fn hugetlb_size(shift: u32) -> Option<HugetlbSize> {
     })
 }
 
-/// Reads a batch and compares its checksums.
-fn read_batch(file: &File, batch: &Batch<&[Chunk]>, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+/// Reads a batch and compares its checksums; yields each chunk with its data.
+fn read_batch<'a>(
+    stripes: &[File],
+    chunks: &'a [Chunk],
+    batch: &Batch,
+    buffer: &'a mut Vec<u8>,
+) -> Result<Vec<(&'a Chunk, &'a [u8])>, Errno> {
     buffer.resize(batch.bytes, 0);
-    read_exact(file, buffer, batch.place)?;
-    for (chunk, bytes) in batch.pieces(buffer) {
+    read_exact(&stripes[batch.stripe], buffer, batch.place)?;
+    let mut pieces = Vec::with_capacity(batch.chunks.len());
+    let mut rest = &buffer[..];
+    for chunk in &chunks[batch.chunks.clone()] {
+        let (bytes, behind) = rest.split_at(chunk.length.get() as usize);
         if crc32c::crc32c(bytes) != chunk.crc32c.get() {
             return Err(Errno::EBADMSG);
         }
+        pieces.push((chunk, bytes));
+        rest = behind;
     }
-    Ok(())
-}
-
-impl<'c> Batch<&'c [Chunk]> {
-    /// Each chunk with its part of the batch's data.
-    fn pieces<'b>(&self, data: &'b [u8]) -> impl Iterator<Item = (&'c Chunk, &'b [u8])> {
-        let mut rest = data;
-        self.chunks.iter().map(move |chunk| {
-            let (bytes, behind) = rest.split_at(chunk.length.get() as usize);
-            rest = behind;
-            (chunk, bytes)
-        })
-    }
-}
-
-fn copy_in(
-    file: &File,
-    memfd: &File,
-    batch: &Batch<&[Chunk]>,
-    buffer: &mut Vec<u8>,
-) -> Result<(), Errno> {
-    read_batch(file, batch, buffer)?;
-    for (chunk, bytes) in batch.pieces(buffer) {
-        memfd.write_all_at(bytes, chunk.offset.get())?;
-    }
-    Ok(())
-}
-
-/// hugetlbfs has no `write(2)`.
-fn copy_into_mapping(
-    file: &File,
-    mapping: &mut MmapMut,
-    batch: &Batch<&[Chunk]>,
-    buffer: &mut Vec<u8>,
-) -> Result<(), Errno> {
-    read_batch(file, batch, buffer)?;
-    for (chunk, bytes) in batch.pieces(buffer) {
-        let range = chunk.range();
-        mapping[range.start as usize..range.end as usize].copy_from_slice(bytes);
-    }
-    Ok(())
+    Ok(pieces)
 }

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+# `make` says what there is.
+
+CARGO ?= cargo
+# Figures and plots of `make bench` go here.
+RESULTS ?= target/luo-bench
+# Which reader `make fuzz` feeds: handover or memfd_record.
+FUZZ ?= handover
+# Coverage, as cargo-fuzz asks for it, on a stable compiler.
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: help bench microbench test check fuzz clean
+
+help:
+	@echo "make bench       take large memfds across live updates; table, JSON and plots (under a minute)"
+	@echo "make test        all tests"
+	@echo "make check       formatting, lints, documentation, the kernel's compiler version"
+	@echo "make microbench  criterion: the handler ABI, the devicetree, extents, whole cycles"
+	@echo "make fuzz        feed hostile bytes to the readers, until interrupted"
+	@echo "make clean       remove what was built"
+
+bench:
+	$(CARGO) build --release --package luo-harness
+	@mkdir -p $(RESULTS)
+	target/release/luo bench --json $(RESULTS)/report.json --html $(RESULTS)/report.html
+	@echo "Plots: $(RESULTS)/report.html   Figures: $(RESULTS)/report.json"
+
+microbench:
+	$(CARGO) bench --package luo-benches
+
+test:
+	$(CARGO) test --workspace
+	$(CARGO) test --package luo-handler-api --features std,inventory
+	$(CARGO) build --manifest-path fuzz/Cargo.toml
+
+# The shared crates promise the kernel's compiler, 1.85: clippy's incompatible_msrv lint knows what was
+# stable then, and the kernel's way of building them has neither std nor features.
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	$(CARGO) clippy --package luo-handler-api --no-default-features -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+fuzz:
+	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) run --release --manifest-path fuzz/Cargo.toml \
+		--target $(FUZZ_TARGET) --bin $(FUZZ) -- $(FUZZ_ARGS)
+
+clean:
+	$(CARGO) clean
