@@ -146,7 +146,12 @@ impl Workload {
         let memfd = options
             .allow_sealing(true)
             .create(format!("luo-workload-{}", self.seed))
-            .map_err(|error| MakeError::Unavailable(format!("no such memfd: {error}")))?;
+            .map_err(|error| match error {
+                memfd::Error::Create(source) => {
+                    MakeError::Unavailable(format!("no such memfd can be made: {source}"))
+                }
+                error => MakeError::Failed(io::Error::other(error)),
+            })?;
         memfd.as_file().set_len(self.size)?;
         Ok(memfd)
     }

@@ -51,6 +51,8 @@ impl OwnedFile {
     }
 
     /// Gives the file away in its C form; whoever takes it closes it.
+    // Only a hosted file has a Drop to keep from running.
+    #[cfg_attr(not(feature = "std"), allow(clippy::forget_non_drop))]
     pub const fn into_raw(self) -> RawFile {
         let raw = self.0;
         core::mem::forget(self);

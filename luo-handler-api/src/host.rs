@@ -94,7 +94,7 @@ pub struct RawHost {
 ///
 /// # Invariants
 ///
-/// `raw` was made by [`Host::new`] or meets the conditions of [`Host::from_raw`].
+/// `raw` was made by [`Host::new`] or meets the conditions of `Host::from_raw`.
 #[derive(Clone, Copy, Debug)]
 pub struct Host<'h> {
     raw: RawHost,

@@ -38,7 +38,7 @@
 //! - [`registry`]: the macros that register, and what hosts find; [`plugin`]: the same for a dlopen
 //! - [`host`]: the services of a host; `hosted`: how a host with std calls handlers; `kernel`: how the
 //!   one in the kernel does
-//! - [`compatible`], [`errno`], [`file`], [`token`]: the small types
+//! - [`mod@compatible`], [`mod@errno`], [`mod@file`], [`mod@token`]: the small types
 //!
 //! The crate is `no_std` and allocates nothing; the feature `std` adds what hosted processes need.
 
