@@ -9,8 +9,9 @@ use crate::{
 };
 
 /// Shows a run of pages: index of the first in the file, its frame or
-/// [`IN_FILE`](crate::extent::IN_FILE), and their number. All in units of base pages.
-pub type ShowRun<'a> = dyn FnMut(u64, u64, u64) -> Result<(), Errno> + 'a;
+/// [`IN_FILE`](crate::extent::IN_FILE), and their number, all in units of base pages; and the order
+/// of the folios they are in, 0 for single pages and those in a file.
+pub type ShowRun<'a> = dyn FnMut(u64, u64, u64, u8) -> Result<(), Errno> + 'a;
 
 /// The hands of the handler: all that touches files and memory.
 ///
@@ -42,6 +43,13 @@ pub trait MemfdBackend: Sync + 'static {
 
     /// Whether `file` is a memfd of a kind that is known here. Cheap, without side effects.
     fn can_preserve(&self, file: FileRef<'_>) -> bool;
+
+    /// Under which identity a second offer of the same memfd is refused; `None` leaves it to the
+    /// host, which is right where contents cross as a file.
+    fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
+        let _ = file;
+        None
+    }
 
     /// Begins to keep the contents of `file`; yields their handle and what to remember. From here on
     /// whatever would make keeping impossible is held off, as mainline's `shmem_freeze` does.

@@ -2,14 +2,14 @@
 //! Blocks of extents, written while a file is walked and read back from the last to the first.
 
 use luo_handler_api::{Errno, Host};
-use zerocopy::{
-    little_endian::{U32, U64},
-    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
-};
 
 use crate::{
-    extent::{Extent, IN_FILE},
+    extent::{Extent, IN_FILE, ORDER_MAX},
     record::{Contents, Crc32c, Record},
+    wire::{
+        little_endian::{U32, U64},
+        FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
+    },
 };
 
 /// Bytes of a full block.
@@ -85,7 +85,7 @@ pub struct Extents<'h> {
     host: Host<'h>,
     crc: Crc32c,
     chain: Chain,
-    /// Size of the file in pages; no extent reaches beyond.
+    /// Size of the file in pages; no extent reaches beyond, but for the rest of a large folio.
     size_in_pages: u64,
     /// Pages that come together, a power of two: those of a huge page.
     unit: u64,
@@ -93,10 +93,10 @@ pub struct Extents<'h> {
 }
 
 impl Chain {
-    /// Whether a file of `size_in_pages` can have it, as far as its counts tell.
-    pub(crate) const fn is_possible(&self, size_in_pages: u64) -> bool {
+    /// Whether a file with at most `most_pages` can have it, as far as its counts tell.
+    pub(crate) const fn is_possible(&self, most_pages: u64) -> bool {
         let none = self.extents == 0 && self.pages == 0 && self.last_block == 0;
-        let some = self.extents > 0 && self.extents <= self.pages && self.pages <= size_in_pages;
+        let some = self.extents > 0 && self.extents <= self.pages && self.pages <= most_pages;
         none || some
     }
 
@@ -344,6 +344,11 @@ impl<'h> Extents<'h> {
     fn check(&self, extent: Extent, free: u64, end: u64) -> Result<(), Errno> {
         let named = (extent.frame() != IN_FILE) == (self.contents_in == Contents::Frames);
         let whole = (extent.index() | extent.length()) & (self.unit - 1) == 0;
+        let end = if end == self.size_in_pages {
+            end.next_multiple_of(1 << extent.order().min(ORDER_MAX))
+        } else {
+            end
+        };
         let placed = free <= extent.index() && extent.end() <= end;
         if extent.is_valid() && named && whole && placed {
             Ok(())
@@ -514,6 +519,29 @@ mod tests {
         extents.chain.pages = 1024;
         assert_eq!(extents.verify(), Ok(()));
         change_block(&host, 1, |_, e| e[0] = extent(511, IN_FILE, 1024));
+        assert_eq!(extents.verify(), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn only_the_rest_of_a_folio_reaches_beyond_the_end() {
+        let host = FakeHost::default();
+        let mut extents = extents_of(&host, chain_of(&host, &[1]));
+        extents.contents_in = Contents::Frames;
+        extents.chain.pages = 512;
+        let folio = Extent::of_folios(512, 1024, 512, 9).unwrap();
+        change_block(&host, 1, |_, e| e[0] = folio);
+        for (size_in_pages, expected) in [
+            (512, Err(Errno::EINVAL)),
+            (513, Ok(())),
+            (1024, Ok(())),
+            (0, Err(Errno::EINVAL)),
+        ] {
+            extents.size_in_pages = size_in_pages;
+            assert_eq!(extents.verify(), expected, "{size_in_pages}");
+        }
+        let pages = Extent::new(512, 1024, 512).unwrap();
+        change_block(&host, 1, |_, e| e[0] = pages);
+        extents.size_in_pages = 513;
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
     }
 

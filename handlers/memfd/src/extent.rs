@@ -3,7 +3,8 @@
 
 use core::fmt;
 use luo_handler_api::Errno;
-use zerocopy::{
+
+use crate::wire::{
     little_endian::U64, FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
 };
 
@@ -14,7 +15,13 @@ pub const INDEX_BITS: u32 = 51;
 pub const FRAME_BITS: u32 = 40;
 
 /// Bits of an extent's length in pages.
-pub const LENGTH_BITS: u32 = 37;
+pub const LENGTH_BITS: u32 = 32;
+
+/// Bits of the order of an extent's folios.
+pub const ORDER_BITS: u32 = 5;
+
+/// The largest order of a folio: with pages of 4 KiB, 1 GiB.
+pub const ORDER_MAX: u8 = 18;
 
 /// The frame of pages that stay in a kept file, where they are found at the same index.
 ///
@@ -31,17 +38,22 @@ const LENGTH_LOW_BITS: u32 = 64 - FRAME_BITS;
 const LENGTH_HIGH_BITS: u32 = LENGTH_BITS - LENGTH_LOW_BITS;
 const LENGTH_LOW_MASK: u64 = (1 << LENGTH_LOW_BITS) - 1;
 const LENGTH_HIGH_MASK: u64 = (1 << LENGTH_HIGH_BITS) - 1;
+const INDEX_SHIFT: u32 = 64 - INDEX_BITS;
+const ORDER_MASK: u64 = (1 << ORDER_BITS) - 1;
 
-const _: () = assert!(INDEX_BITS + LENGTH_HIGH_BITS == 64);
+const _: () = assert!(INDEX_SHIFT == ORDER_BITS + LENGTH_HIGH_BITS);
+const _: () = assert!(ORDER_MAX as u64 <= ORDER_MASK);
 
 /// A run of pages with consecutive indices and consecutive frames, in 16 bytes.
 ///
-/// In units of base pages, in two little-endian words:
+/// The pages belong to folios of 2^order pages, all of the same order; index, frame and length are
+/// multiples of that. Indices, frames and lengths are in units of base pages, in two little-endian
+/// words:
 ///
 /// ```text
-///          63            24 23     13 12         0
-/// word 0  |        index 51 bits     | length 36…24 |
-/// word 1  |  frame 40 bits  |     length 23…0       |
+///          63            24 23   13 12     8 7          0
+/// word 0  |      index 51 bits     | order  | length 31…24 |
+/// word 1  |  frame 40 bits  |     length 23…0              |
 /// ```
 ///
 /// Any 16 bytes are an `Extent`; those that came from elsewhere are used only after
@@ -51,19 +63,30 @@ const _: () = assert!(INDEX_BITS + LENGTH_HIGH_BITS == 64);
 pub struct Extent([U64; 2]);
 
 impl Extent {
-    /// The extent of `length` pages at `index` of the file, in memory from `frame` on or
+    /// The extent of `length` single pages at `index` of the file, in memory from `frame` on or
     /// [`IN_FILE`]. `None` unless it is at least one page and ends within 2^51 pages and 2^40
-    /// frames, and is shorter than 2^37 pages.
+    /// frames, and is shorter than 2^32 pages.
     #[inline]
     pub fn new(index: u64, frame: u64, length: u64) -> Option<Self> {
-        let run = Run::new(index, frame, length)?;
+        Self::of_folios(index, frame, length, 0)
+    }
+
+    /// The same of pages in folios of 2^`order` pages; `None` also if the folios are not whole, not
+    /// aligned, larger than [`ORDER_MAX`], or [`IN_FILE`].
+    #[inline]
+    pub fn of_folios(index: u64, frame: u64, length: u64, order: u8) -> Option<Self> {
+        let run = Run::new(index, frame, length, order)?;
         (length <= LENGTH_MAX).then(|| Self::pack(run))
     }
 
     #[inline]
     fn pack(run: Run) -> Self {
         Self([
-            U64::new(run.index << LENGTH_HIGH_BITS | run.length >> LENGTH_LOW_BITS),
+            U64::new(
+                run.index << INDEX_SHIFT
+                    | u64::from(run.order) << LENGTH_HIGH_BITS
+                    | run.length >> LENGTH_LOW_BITS,
+            ),
             U64::new(run.frame << LENGTH_LOW_BITS | run.length & LENGTH_LOW_MASK),
         ])
     }
@@ -71,7 +94,13 @@ impl Extent {
     /// Index of the first page in the file, below 2^51.
     #[inline]
     pub fn index(self) -> u64 {
-        self.0[0].get() >> LENGTH_HIGH_BITS
+        self.0[0].get() >> INDEX_SHIFT
+    }
+
+    /// Binary logarithm of the pages of each of its folios.
+    #[inline]
+    pub fn order(self) -> u8 {
+        (self.0[0].get() >> LENGTH_HIGH_BITS & ORDER_MASK) as u8
     }
 
     /// Frame number of the first page, below 2^40, or [`IN_FILE`].
@@ -80,13 +109,13 @@ impl Extent {
         self.0[1].get() >> LENGTH_LOW_BITS
     }
 
-    /// Number of pages, below 2^37.
+    /// Number of pages, below 2^32.
     #[inline]
     pub fn length(self) -> u64 {
         (self.0[0].get() & LENGTH_HIGH_MASK) << LENGTH_LOW_BITS | self.0[1].get() & LENGTH_LOW_MASK
     }
 
-    /// Index of the page after the last one; at most 2^51 + 2^37.
+    /// Index of the page after the last one; at most 2^51 + 2^32.
     #[inline]
     pub fn end(self) -> u64 {
         self.index() + self.length()
@@ -95,7 +124,7 @@ impl Extent {
     /// Whether [`new`](Self::new) would make it.
     #[inline]
     pub fn is_valid(self) -> bool {
-        Run::new(self.index(), self.frame(), self.length()).is_some()
+        Run::new(self.index(), self.frame(), self.length(), self.order()).is_some()
     }
 
     pub(crate) fn zeroed() -> Self {
@@ -109,6 +138,7 @@ impl fmt::Debug for Extent {
             .field("index", &self.index())
             .field("frame", &self.frame())
             .field("length", &self.length())
+            .field("order", &self.order())
             .finish()
     }
 }
@@ -117,23 +147,29 @@ impl fmt::Debug for Extent {
 ///
 /// # Invariants
 ///
-/// At least one page; ends within the bits of index and frame.
+/// At least one page; ends within the bits of index and frame; whole and aligned folios.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     index: u64,
     frame: u64,
     length: u64,
+    order: u8,
 }
 
 impl Run {
     #[inline]
-    fn new(index: u64, frame: u64, length: u64) -> Option<Self> {
+    fn new(index: u64, frame: u64, length: u64, order: u8) -> Option<Self> {
         let in_file = index.checked_add(length)? <= INDEX_END;
         let in_memory = frame == IN_FILE || frame.checked_add(length)? <= FRAME_END;
-        (length > 0 && in_file && in_memory).then_some(Self {
+        let whole = order == 0
+            || frame != IN_FILE
+                && order <= ORDER_MAX
+                && (index | frame | length).trailing_zeros() >= u32::from(order);
+        (length > 0 && in_file && in_memory && whole).then_some(Self {
             index,
             frame,
             length,
+            order,
         })
     }
 
@@ -149,19 +185,20 @@ impl Run {
         } else {
             self.frame + self.length
         };
-        next.index == self.end() && next.frame == frame
+        next.index == self.end() && next.frame == frame && next.order == self.order
     }
 
     /// Splits off the longest extent at the beginning.
     fn split(self) -> (Extent, Option<Self>) {
-        let length = self.length.min(LENGTH_MAX);
+        // A folio is never split, and the longest extent has room for the largest one.
+        let length = self.length.min(LENGTH_MAX >> self.order << self.order);
         let first = Extent::pack(Self { length, ..self });
         let frame = if self.frame == IN_FILE {
             IN_FILE
         } else {
             self.frame + length
         };
-        let rest = Self::new(self.index + length, frame, self.length - length);
+        let rest = Self::new(self.index + length, frame, self.length - length, self.order);
         (first, rest)
     }
 }
@@ -197,8 +234,8 @@ impl<S: FnMut(Extent) -> Result<(), Errno>> ExtentBuilder<S> {
         Self { run: None, sink }
     }
 
-    /// Adds `length` pages from `index` of the file on, which lie in memory from `frame` on or are
-    /// [`IN_FILE`].
+    /// Adds `length` single pages from `index` of the file on, which lie in memory from `frame` on
+    /// or are [`IN_FILE`].
     ///
     /// # Errors
     ///
@@ -206,7 +243,23 @@ impl<S: FnMut(Extent) -> Result<(), Errno>> ExtentBuilder<S> {
     /// if index or frame has too many bits; what `sink` says.
     #[inline]
     pub fn push(&mut self, index: u64, frame: u64, length: u64) -> Result<(), Errno> {
-        let next = Run::new(index, frame, length).ok_or(Errno::EINVAL)?;
+        self.push_folios(index, frame, length, 0)
+    }
+
+    /// Adds pages in folios of 2^`order` pages.
+    ///
+    /// # Errors
+    ///
+    /// As [`push`](Self::push), and `EINVAL` if [`Extent::of_folios`] would not make it.
+    #[inline]
+    pub fn push_folios(
+        &mut self,
+        index: u64,
+        frame: u64,
+        length: u64,
+        order: u8,
+    ) -> Result<(), Errno> {
+        let next = Run::new(index, frame, length, order).ok_or(Errno::EINVAL)?;
         if let Some(run) = &mut self.run {
             if run.is_continued_by(&next) {
                 run.length += next.length;
@@ -282,14 +335,11 @@ mod tests {
 
     #[test]
     fn the_layout_is_the_documented_one() {
-        let extent = Extent::new(0x0005_a5a5_a5a5_a5a5, 0xc3_c3c3_c3c3, 0x15_5555_5555).unwrap();
+        let extent =
+            Extent::of_folios(0x0005_a5a5_a5a5_a5a0, 0xc3_c3c3_c3c0, 0x5555_5550, 4).unwrap();
         let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(
-            &(0x0005_a5a5_a5a5_a5a5u64 << 13 | 0x15_5555_5555u64 >> 24).to_le_bytes(),
-        );
-        bytes[8..].copy_from_slice(
-            &(0xc3_c3c3_c3c3u64 << 24 | 0x15_5555_5555u64 & 0xff_ffff).to_le_bytes(),
-        );
+        bytes[..8].copy_from_slice(&(0x0005_a5a5_a5a5_a5a0u64 << 13 | 4 << 8 | 0x55).to_le_bytes());
+        bytes[8..].copy_from_slice(&(0xc3_c3c3_c3c0u64 << 24 | 0x55_5550).to_le_bytes());
         assert_eq!(extent.as_bytes(), bytes);
     }
 
@@ -306,6 +356,53 @@ mod tests {
         assert!(Extent::new(u64::MAX, 1, 1).is_none());
         assert!(Extent::new(0, u64::MAX, 1).is_none());
         assert!(Extent::new(0, 1, u64::MAX).is_none());
+    }
+
+    #[test]
+    fn folios_are_whole_and_aligned() {
+        assert!(Extent::of_folios(512, 1024, 1536, 9).is_some());
+        assert!(Extent::of_folios(511, 1024, 512, 9).is_none());
+        assert!(Extent::of_folios(512, 1025, 512, 9).is_none());
+        assert!(Extent::of_folios(512, 1024, 513, 9).is_none());
+        assert!(Extent::of_folios(512, IN_FILE, 512, 9).is_none());
+        assert!(Extent::of_folios(0, 1 << 18, 1 << 18, ORDER_MAX).is_some());
+        assert!(Extent::of_folios(0, 1 << 19, 1 << 19, ORDER_MAX + 1).is_none());
+    }
+
+    #[test]
+    fn folios_of_another_order_are_another_extent() {
+        let mut extents = Vec::new();
+        let mut builder = ExtentBuilder::new(|extent| {
+            extents.push(extent);
+            Ok(())
+        });
+        builder.push_folios(0, 1024, 512, 9).unwrap();
+        builder.push_folios(512, 1536, 512, 9).unwrap();
+        builder.push(1024, 2048, 1).unwrap();
+        builder.finish().unwrap();
+        let expected = [
+            Extent::of_folios(0, 1024, 1024, 9).unwrap(),
+            Extent::new(1024, 2048, 1).unwrap(),
+        ];
+        assert_eq!(extents, expected);
+    }
+
+    #[test]
+    fn a_folio_is_never_split() {
+        let mut extents = Vec::new();
+        let mut builder = ExtentBuilder::new(|extent| {
+            extents.push(extent);
+            Ok(())
+        });
+        builder.push_folios(0, 512, 1 << 33, 9).unwrap();
+        builder.finish().unwrap();
+        assert!(extents
+            .iter()
+            .all(|extent| extent.is_valid() && extent.order() == 9));
+        assert_eq!(
+            extents.iter().map(|extent| extent.length()).sum::<u64>(),
+            1 << 33
+        );
     }
 
     #[test]
@@ -399,7 +496,9 @@ mod tests {
         #[test]
         fn any_bytes_are_an_extent_or_invalid(bytes: [u8; 16]) {
             let extent = Extent::read_from_bytes(&bytes).unwrap();
-            let again = Extent::new(extent.index(), extent.frame(), extent.length());
+            let again = Extent::of_folios(
+                extent.index(), extent.frame(), extent.length(), extent.order(),
+            );
             prop_assert_eq!(extent.is_valid(), again.is_some());
             prop_assert!(again.is_none_or(|again| again == extent));
         }

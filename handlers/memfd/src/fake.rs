@@ -246,7 +246,7 @@ impl MemfdBackend for &'static FakeBackend {
                 Contents::File => IN_FILE,
                 Contents::Frames => frame,
             };
-            show(index, frame, length)?;
+            show(index, frame, length, 0)?;
         }
         file.walk_fails.map_or(Ok(()), Err)
     }

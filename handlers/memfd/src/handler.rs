@@ -78,10 +78,12 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         writer: &mut ChainWriter<'_>,
     ) -> Result<Chain, Errno> {
         let mut extents = ExtentBuilder::new(|extent| writer.push(extent));
-        self.backend
-            .populated(file, kept, attributes.size, &mut |index, frame, length| {
-                extents.push(index, frame, length)
-            })?;
+        self.backend.populated(
+            file,
+            kept,
+            attributes.size,
+            &mut |index, frame, length, order| extents.push_folios(index, frame, length, order),
+        )?;
         extents.finish()?;
         writer.finish()
     }
@@ -99,6 +101,10 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
 
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
         self.backend.can_preserve(file)
+    }
+
+    fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
+        self.backend.file_id(file)
     }
 
     /// # Errors

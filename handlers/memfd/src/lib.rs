@@ -22,14 +22,16 @@
 //! - [`extent`]: runs of pages, 16 bytes each, and the builder that merges pages into them
 //! - [`chain`]: blocks of extents, written as the file is walked and read back last to first
 //! - [`handler`]: the policy, [`MemfdHandler`], the same in a process and in the kernel
-//! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process
+//! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process;
+//!   `kernel`: those of the kernel
 //! - [`summary`]: what a record says, for people
 //!
 //! # What is preserved
 //!
 //! The preservation follows the kernel's `mm/memfd_luo.c` and goes further where that fills holes
-//! or refuses a file. Both kinds of memfd are taken, those of shmem and those of hugetlbfs. As
-//! there, a file of tmpfs or hugetlbfs that has lost its last name is as good as a memfd.
+//! or refuses a file. A process takes both kinds of memfd, those of shmem and those of hugetlbfs; the
+//! kernel those of shmem. A file of tmpfs or hugetlbfs that has lost its last name is as good as a
+//! memfd.
 //!
 //! *Contents and size.* Every byte that was written is there afterwards. A hole costs nothing and
 //! is a hole afterwards: the record holds one extent of 16 bytes for each run of pages that exists,
@@ -56,8 +58,9 @@
 //! - Owner, group, time stamps, extended attributes and the name given to `memfd_create`.
 //! - Mappings, file locks and leases of the old side, and `O_SYNC`, `O_DSYNC` and the like, which
 //!   mean nothing for memory.
-//! - Memory policy, and what `fallocate` reserved but nobody wrote: it is a hole.
-//! - Which pages were large folios; they may come back as small ones.
+//! - Memory policy, and what `fallocate` reserved beyond the end of the file. Within it, what was
+//!   reserved but never written comes back as pages of zeros from the kernel, as a hole from a process.
+//! - Which pages were large folios: in the kernel they come back large, in a process nobody knows.
 //!
 //! # Trust
 //!
@@ -66,22 +69,25 @@
 //! listed at [`Record`]. A checksum is no signature: who can write a record can name any
 //! of the host's handles in it.
 
-#![cfg_attr(luo_kernel, no_std)]
-
 mod backend;
 pub mod chain;
 pub mod extent;
 #[cfg(test)]
 mod fake;
 pub mod handler;
+#[cfg(luo_kernel)]
+mod kernel;
 pub mod record;
 pub mod summary;
 #[cfg(not(luo_kernel))]
 mod user;
+mod wire;
 
-pub use backend::MemfdBackend;
+pub use backend::{MemfdBackend, ShowRun};
 pub use extent::{Extent, ExtentBuilder};
 pub use handler::{MemfdHandler, Private};
+#[cfg(luo_kernel)]
+pub use kernel::{KernelBackend, MEMFD};
 pub use record::{Attributes, Contents, Kind, Record};
 pub use summary::Summary;
 #[cfg(not(luo_kernel))]

@@ -13,12 +13,15 @@
 //! one changes the other.
 
 use luo_handler_api::{Errno, Host};
-use zerocopy::{
-    little_endian::{U32, U64},
-    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
-};
 
-use crate::chain::{Chain, Extents};
+use crate::{
+    chain::{Chain, Extents},
+    extent::ORDER_MAX,
+    wire::{
+        little_endian::{U32, U64},
+        FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
+    },
+};
 
 /// What a record begins with.
 pub const MAGIC: [u8; 8] = *b"memfd-v1";
@@ -306,7 +309,7 @@ impl Record {
         let header = RecordHeader::load(host, handle, crc)?;
         let record = header.parse().ok_or(Errno::EINVAL)?;
         record.attributes.check_ranges(record.page_shift)?;
-        if header.reserved != [0; 16] || !record.chain.is_possible(record.size_in_pages()) {
+        if header.reserved != [0; 16] || !record.chain.is_possible(record.most_pages()) {
             return Err(Errno::EINVAL);
         }
         Ok(record)
@@ -344,6 +347,14 @@ impl Record {
     /// Size of the file in base pages, the last one counted as a whole.
     pub fn size_in_pages(&self) -> u64 {
         self.attributes.size.div_ceil(1 << self.page_shift)
+    }
+
+    /// Pages that the file has at most: its last one may be the first of a large folio.
+    fn most_pages(&self) -> u64 {
+        match self.contents_in {
+            Contents::File => self.size_in_pages(),
+            Contents::Frames => self.size_in_pages().next_multiple_of(1 << ORDER_MAX),
+        }
     }
 
     /// The extents, as they are kept by `host`.

@@ -185,7 +185,7 @@ fn runs_of_shmem(
         let hole = seek_hole(&scout, data)?.map_or(data, |hole| hole.min(size));
         let end = hole.div_ceil(1 << page_shift);
         if end > first {
-            show(first, IN_FILE, end - first)?;
+            show(first, IN_FILE, end - first, 0)?;
         }
         // It may also have punched the data out; a page further on there is progress all the same.
         position = end.max(first + 1) << page_shift;
@@ -204,7 +204,7 @@ fn runs_of_hugetlb(
     if size == 0 || stat(fd)?.st_blocks == 0 {
         return Ok(());
     }
-    show(0, IN_FILE, size >> page_shift)
+    show(0, IN_FILE, size >> page_shift, 0)
 }
 
 /// Whether a file is the recorded one as far as its attributes tell. It may be as bare as one that
@@ -454,7 +454,7 @@ mod tests {
                 file.as_fd().into(),
                 &mut (),
                 size,
-                &mut |index, _, length| {
+                &mut |index, _, length, _| {
                     runs.push((index, length));
                     Ok(())
                 },

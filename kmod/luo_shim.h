@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the dispatch and the handlers ask of C, and what C asks of the dispatch.
+ *
+ * The Rust sides of these declarations are in luo_handlers.rs and, for those of
+ * luo_shim_memfd.c, in the memfd handler's kernel.rs.
+ */
+#ifndef _LUO_SHIM_H
+#define _LUO_SHIM_H
+
+#include <linux/types.h>
+
+struct file;
+
+/* Handlers that can be registered: each has a get_id() of its own, see there. */
+#define LUO_MAX_HANDLERS 16
+
+/* luo_shim.c: registration */
+const char *luo_disabled(void);
+void luo_section(const void ***start, const void ***stop);
+int luo_register(const char *compatible, const void *handler);
+
+/* luo_shim.c: bytes that cross */
+int luo_bytes_preserve(size_t len, void **bytes, unsigned long *pfn);
+void *luo_bytes_outgoing(unsigned long pfn, size_t len);
+void *luo_bytes_incoming(unsigned long pfn, size_t len);
+void luo_bytes_unpreserve(void *bytes);
+void luo_bytes_free(void *bytes);
+int luo_kept_order(unsigned long pfn);
+
+/* luo_handlers.rs: one for each op of mainline */
+bool luo_can_preserve(const void *handler, struct file *file);
+unsigned long luo_get_id(const void *handler, struct file *file);
+int luo_preserve(const void *handler, struct file *file, u64 *data, void **private);
+int luo_freeze(const void *handler, struct file *file, u64 *data, void *private);
+void luo_unfreeze(const void *handler, struct file *file, u64 data, void *private);
+void luo_unpreserve(const void *handler, struct file *file, u64 data, void *private);
+int luo_retrieve(const void *handler, u64 data, struct file **file);
+bool luo_can_finish(const void *handler, struct file *file, u64 data, int status);
+void luo_finish(const void *handler, struct file *file, u64 data, int status);
+
+/* luo_shim_memfd.c */
+
+/* What makes a memfd besides its contents; the flags and seals are the uapi's. */
+struct luo_memfd_attributes {
+	u64 size;
+	u64 position;
+	u32 seals;
+	u32 flags;
+	u32 mode;
+};
+
+/* What is found in a page cache. */
+struct luo_found {
+	u64 index;
+	u64 pfn;
+	u32 pages;
+	u8 order;
+	u8 state;
+};
+
+/* A run of folios of one order, in consecutive frames at consecutive places. */
+struct luo_run {
+	u64 index;
+	u64 pfn;
+	u64 pages;
+	u8 order;
+};
+
+enum luo_found_state {
+	LUO_FOUND_HELD,		/* a folio, of which the finder holds a reference */
+	LUO_FOUND_UNWRITTEN,	/* the same, but allocated and never written */
+	LUO_FOUND_MOVABLE,	/* the same, but where it cannot stay */
+	LUO_FOUND_SWAPPED,	/* swapped out */
+	LUO_FOUND_GONE,		/* was on its way out; look again */
+	LUO_FOUND_POISONED,	/* memory that fails */
+};
+
+#define LUO_FOUND_MAX 31
+
+bool luo_memfd_is_known(struct file *file);
+unsigned long luo_memfd_id(struct file *file);
+void luo_memfd_freeze(struct file *file, bool freeze);
+int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attributes);
+u64 luo_memfd_pages(struct file *file);
+u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found);
+int luo_memfd_swap_in(struct file *file, u64 index);
+int luo_memfd_move(struct file *file, u64 index, u64 last);
+void luo_frames_put(u64 pfn, u64 pages, u8 order);
+void luo_frames_write_zeros(u64 pfn);
+int luo_frames_preserve(u64 pfn, u64 pages, u8 order);
+void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order);
+void luo_frames_discard(u64 pfn, u64 pages, u8 order);
+struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes);
+int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count);
+u32 luo_crc32c(u32 so_far, const void *bytes, size_t len);
+
+#endif /* _LUO_SHIM_H */

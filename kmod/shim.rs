@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The functions of `luo_shim.c`; see `luo_shim.h`.
+
+use core::ffi::{c_char, c_void};
+
+extern "C" {
+    pub(crate) fn luo_disabled() -> *const c_char;
+    pub(crate) fn luo_section(start: *mut *const c_void, stop: *mut *const c_void);
+    pub(crate) fn luo_register(compatible: *const c_char, handler: *const c_void) -> i32;
+
+    pub(crate) fn luo_bytes_preserve(len: usize, bytes: *mut *mut u8, pfn: *mut usize) -> i32;
+    pub(crate) fn luo_bytes_outgoing(pfn: usize, len: usize) -> *mut u8;
+    pub(crate) fn luo_bytes_incoming(pfn: usize, len: usize) -> *mut u8;
+    pub(crate) fn luo_bytes_unpreserve(bytes: *mut u8);
+    pub(crate) fn luo_bytes_free(bytes: *mut u8);
+}
