@@ -23,9 +23,8 @@ help:
 	@echo "make clean       remove what was built"
 
 bench:
-	$(CARGO) build --release --package luo-harness
 	@mkdir -p $(RESULTS)
-	target/release/luo bench --json $(RESULTS)/report.json --html $(RESULTS)/report.html
+	$(CARGO) luo bench --json $(RESULTS)/report.json --html $(RESULTS)/report.html
 	@echo "Plots: $(RESULTS)/report.html   Figures: $(RESULTS)/report.json"
 
 microbench:

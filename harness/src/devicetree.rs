@@ -10,16 +10,18 @@
 //! ```
 //!
 //! The format is version 17 of the Devicetree Specification, chapter 5, so `dtc` and `fdtdump` read
-//! it. A blob that is no devicetree, down to a node name with a character that the specification does
-//! not have, is one error; beyond that, a bad entry costs only itself.
+//! it. A blob that is no devicetree, or not ours, is one error; beyond that, a bad entry costs only itself,
+//! whatever its name consists of.
+
+mod flat;
 
 use std::collections::HashSet;
 use std::fmt;
 
-use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{Node, Property};
 use luo_handler_api::{Compatible, InvalidCompatible, Token};
 use thiserror::Error;
+
+use flat::{Malformed, Reader, Writer};
 
 const ROOT_COMPATIBLE: &str = "luo-v1";
 const FILES_COMPATIBLE: &str = "luo-file-descriptors-v1";
@@ -95,6 +97,9 @@ pub enum BadReason {
     /// `data` is no `u64`.
     #[error("the property data has {0} bytes instead of 8")]
     DataLength(usize),
+    /// `compatible` does not end with NUL.
+    #[error("the property compatible does not end with NUL")]
+    Unterminated,
     /// `compatible` is none.
     #[error("{0}")]
     Compatible(InvalidCompatible),
@@ -176,79 +181,148 @@ pub fn encode(tree: &Tree) -> Result<Vec<u8>, TooLarge> {
 /// [`DecodeError`] if the blob as a whole is not ours; an entry that is bad alone is in
 /// [`Decoded::bad`].
 pub fn decode(blob: &[u8]) -> Result<Decoded, DecodeError> {
-    let fdt = Fdt::new(blob).map_err(|error| DecodeError::Malformed(error.to_string()))?;
-    let root = fdt.root();
-    expect_compatible(&root, "/", ROOT_COMPATIBLE)?;
+    let mut reader = Reader::new(blob)?;
     let mut decoded = Decoded::default();
-    decoded.tree.update_number = root
-        .properties()
-        .find(|property| property.name() == UPDATE_NUMBER)
-        .and_then(|property| property.value().try_into().ok())
+    let root = reader.enter()?.map(|_| Properties::read(&mut reader));
+    let root = root.ok_or(DecodeError::Malformed("it has no root".to_owned()))??;
+    root.expect_compatible("/", ROOT_COMPATIBLE)?;
+    let update_number = root.update_number.once(UPDATE_NUMBER).ok();
+    decoded.tree.update_number = update_number
+        .and_then(|value| value.try_into().ok())
         .map(u64::from_be_bytes)
         .ok_or(DecodeError::UpdateNumber)?;
     let (mut files, mut subsystems) = (false, false);
-    for node in root.children() {
-        match node.name() {
-            FILES_NODE if !files => {
-                files = true;
-                expect_compatible(&node, "/file-descriptors", FILES_COMPATIBLE)?;
-                decode_files(&node, &mut decoded);
-            }
-            SUBSYSTEMS_NODE if !subsystems => {
-                subsystems = true;
-                expect_compatible(&node, "/subsystems", SUBSYSTEMS_COMPATIBLE)?;
-                decode_subsystems(&node, &mut decoded);
-            }
-            name => decoded.bad.push(BadEntry {
-                path: format!("/{name}"),
+    while let Some(name) = reader.enter()? {
+        if name == FILES_NODE.as_bytes() && !files {
+            files = true;
+            Properties::read(&mut reader)?
+                .expect_compatible("/file-descriptors", FILES_COMPATIBLE)?;
+            decode_files(&mut reader, &mut decoded)?;
+        } else if name == SUBSYSTEMS_NODE.as_bytes() && !subsystems {
+            subsystems = true;
+            Properties::read(&mut reader)?
+                .expect_compatible("/subsystems", SUBSYSTEMS_COMPATIBLE)?;
+            decode_subsystems(&mut reader, &mut decoded)?;
+        } else {
+            reader.leave()?;
+            decoded.bad.push(BadEntry {
+                path: format!("/{}", String::from_utf8_lossy(name)),
                 reason: BadReason::Unexpected,
-            }),
+            });
         }
     }
+    reader.end()?;
     Ok(decoded)
 }
 
-fn expect_compatible(
-    node: &FdtNode<'_>,
-    path: &'static str,
-    expected: &'static str,
-) -> Result<(), DecodeError> {
-    let property = node
-        .properties()
-        .find(|property| property.name() == "compatible");
-    let found = property.as_ref().map_or(&[][..], Property::value);
-    match found.split_last() {
-        Some((0, name)) if name == expected.as_bytes() => Ok(()),
-        _ => Err(DecodeError::Foreign {
-            path,
-            found: String::from_utf8_lossy(found)
-                .trim_end_matches('\0')
-                .to_owned(),
-            expected,
-        }),
+impl From<Malformed> for DecodeError {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed.to_string())
     }
 }
 
-fn decode_files(parent: &FdtNode<'_>, decoded: &mut Decoded) {
-    let mut seen = HashSet::new();
-    for node in parent.children() {
-        let entry = decode_file(&node, &mut seen);
-        match entry {
-            Ok(entry) => decoded.tree.files.push(entry),
-            Err(reason) => decoded.bad.push(BadEntry {
-                path: format!("/{FILES_NODE}/{}", node.name()),
-                reason,
-            }),
+/// The properties of a node that mean something here; others are left alone.
+#[derive(Default)]
+struct Properties<'a> {
+    compatible: Values<'a>,
+    data: Values<'a>,
+    update_number: Values<'a>,
+}
+
+/// The values of one property: there should be one.
+#[derive(Default)]
+struct Values<'a> {
+    first: Option<&'a [u8]>,
+    more: bool,
+}
+
+impl<'a> Values<'a> {
+    fn add(&mut self, value: &'a [u8]) {
+        self.more |= self.first.is_some();
+        self.first.get_or_insert(value);
+    }
+
+    fn once(&self, name: &'static str) -> Result<&'a [u8], BadReason> {
+        match self.more {
+            false => self.first.ok_or(BadReason::Missing(name)),
+            true => Err(BadReason::Twice(name)),
         }
     }
 }
 
-fn decode_file(node: &FdtNode<'_>, seen: &mut HashSet<Token>) -> Result<FileEntry, BadReason> {
-    let token = node.name().parse().map_err(|_| BadReason::Name)?;
+impl<'a> Properties<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let mut properties = Self::default();
+        while let Some(property) = reader.property()? {
+            match property.name {
+                b"compatible" => properties.compatible.add(property.value),
+                b"data" => properties.data.add(property.value),
+                name if name == UPDATE_NUMBER.as_bytes() => {
+                    properties.update_number.add(property.value);
+                }
+                _ => {}
+            }
+        }
+        Ok(properties)
+    }
+
+    fn expect_compatible(
+        &self,
+        path: &'static str,
+        expected: &'static str,
+    ) -> Result<(), DecodeError> {
+        let found = self.compatible.once("compatible").unwrap_or_default();
+        match found.split_last() {
+            Some((0, name)) if name == expected.as_bytes() => Ok(()),
+            _ => Err(DecodeError::Foreign {
+                path,
+                found: String::from_utf8_lossy(found)
+                    .trim_end_matches('\0')
+                    .to_owned(),
+                expected,
+            }),
+        }
+    }
+
+    /// The two properties of an entry.
+    fn entry(&self) -> Result<(Compatible, u64), BadReason> {
+        let compatible = self.compatible.once("compatible")?;
+        let data = self.data.once("data")?;
+        let number = data
+            .try_into()
+            .map_err(|_| BadReason::DataLength(data.len()))?;
+        let Some((0, name)) = compatible.split_last() else {
+            return Err(BadReason::Unterminated);
+        };
+        let compatible = Compatible::parse(name).map_err(BadReason::Compatible)?;
+        Ok((compatible, u64::from_be_bytes(number)))
+    }
+}
+
+fn decode_files(reader: &mut Reader<'_>, decoded: &mut Decoded) -> Result<(), Malformed> {
+    let mut seen = HashSet::new();
+    while let Some(name) = reader.enter()? {
+        let properties = Properties::read(reader)?;
+        reader.leave()?;
+        match decode_file(name, &properties, &mut seen) {
+            Ok(entry) => decoded.tree.files.push(entry),
+            Err(reason) => decoded.bad.push(bad(FILES_NODE, name, reason)),
+        }
+    }
+    Ok(())
+}
+
+fn decode_file(
+    name: &[u8],
+    properties: &Properties<'_>,
+    seen: &mut HashSet<Token>,
+) -> Result<FileEntry, BadReason> {
+    let token = std::str::from_utf8(name).map_err(|_| BadReason::Name)?;
+    let token = token.parse().map_err(|_| BadReason::Name)?;
     if !seen.insert(token) {
         return Err(BadReason::Duplicate);
     }
-    let (compatible, data) = decode_properties(node)?;
+    let (compatible, data) = properties.entry()?;
     Ok(FileEntry {
         token,
         compatible,
@@ -256,10 +330,12 @@ fn decode_file(node: &FdtNode<'_>, seen: &mut HashSet<Token>) -> Result<FileEntr
     })
 }
 
-fn decode_subsystems(parent: &FdtNode<'_>, decoded: &mut Decoded) {
+fn decode_subsystems(reader: &mut Reader<'_>, decoded: &mut Decoded) -> Result<(), Malformed> {
     let mut seen = HashSet::new();
-    for node in parent.children() {
-        let entry = decode_properties(&node).and_then(|(compatible, data)| {
+    while let Some(name) = reader.enter()? {
+        let properties = Properties::read(reader)?;
+        reader.leave()?;
+        let entry = properties.entry().and_then(|(compatible, data)| {
             if !seen.insert(compatible) {
                 return Err(BadReason::Duplicate);
             }
@@ -267,171 +343,23 @@ fn decode_subsystems(parent: &FdtNode<'_>, decoded: &mut Decoded) {
         });
         match entry {
             Ok(entry) => decoded.tree.subsystems.push(entry),
-            Err(reason) => decoded.bad.push(BadEntry {
-                path: format!("/{SUBSYSTEMS_NODE}/{}", node.name()),
-                reason,
-            }),
+            Err(reason) => decoded.bad.push(bad(SUBSYSTEMS_NODE, name, reason)),
         }
     }
+    Ok(())
 }
 
-fn decode_properties(node: &FdtNode<'_>) -> Result<(Compatible, u64), BadReason> {
-    let (mut compatible, mut data) = (None, None);
-    for property in node.properties() {
-        let value = property.value();
-        match property.name() {
-            "compatible" => set_once(&mut compatible, "compatible", decode_compatible(value)?)?,
-            "data" => set_once(&mut data, "data", decode_data(value)?)?,
-            _ => {}
-        }
-    }
-    Ok((
-        compatible.ok_or(BadReason::Missing("compatible"))?,
-        data.ok_or(BadReason::Missing("data"))?,
-    ))
-}
-
-fn set_once<T>(slot: &mut Option<T>, name: &'static str, value: T) -> Result<(), BadReason> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(BadReason::Twice(name)),
-    }
-}
-
-fn decode_data(value: &[u8]) -> Result<u64, BadReason> {
-    let number = value
-        .try_into()
-        .map_err(|_| BadReason::DataLength(value.len()))?;
-    Ok(u64::from_be_bytes(number))
-}
-
-fn decode_compatible(value: &[u8]) -> Result<Compatible, BadReason> {
-    match value.split_last() {
-        Some((0, name)) => Compatible::parse(name),
-        _ => Err(InvalidCompatible::TooLong),
-    }
-    .map_err(BadReason::Compatible)
-}
-
-/// Writes a flattened devicetree, version 17: header, an empty reservation block, structure, strings.
-struct Writer {
-    blob: Vec<u8>,
-    strings: Vec<u8>,
-}
-
-const HEADER_BYTES: usize = 40;
-const RESERVATION_BYTES: usize = 16;
-const STRUCTURE: usize = HEADER_BYTES + RESERVATION_BYTES;
-const BEGIN_NODE: u32 = 1;
-const END_NODE: u32 = 2;
-const PROPERTY: u32 = 3;
-const END: u32 = 9;
-/// Bytes of an entry with a long token and an ordinary compatible.
-const ENTRY_BYTES: usize = 88;
-
-impl Writer {
-    fn with_room_for(entries: usize) -> Self {
-        let mut blob = Vec::with_capacity(STRUCTURE + 256 + entries * ENTRY_BYTES);
-        blob.resize(STRUCTURE, 0);
-        Self {
-            blob,
-            strings: Vec::new(),
-        }
-    }
-
-    fn word(&mut self, value: u32) {
-        self.blob.extend_from_slice(&value.to_be_bytes());
-    }
-
-    fn align(&mut self) {
-        self.blob.resize(self.blob.len().next_multiple_of(4), 0);
-    }
-
-    fn begin(&mut self, name: &str) {
-        self.begin_formatted(format_args!("{name}"));
-    }
-
-    fn begin_formatted(&mut self, name: fmt::Arguments<'_>) {
-        use std::io::Write;
-        self.word(BEGIN_NODE);
-        // Writing to a Vec cannot fail.
-        let _ = self.blob.write_fmt(name);
-        self.blob.push(0);
-        self.align();
-    }
-
-    fn end(&mut self) {
-        self.word(END_NODE);
-    }
-
-    fn property(&mut self, name: &str, value: &[&[u8]]) {
-        let name = self.name_offset(name);
-        let length: usize = value.iter().map(|part| part.len()).sum();
-        self.word(PROPERTY);
-        self.word(length as u32);
-        self.word(name);
-        for part in value {
-            self.blob.extend_from_slice(part);
-        }
-        self.align();
-    }
-
-    fn string(&mut self, name: &str, value: &str) {
-        self.property(name, &[value.as_bytes(), b"\0"]);
-    }
-
-    fn number(&mut self, name: &str, value: u64) {
-        self.property(name, &[&value.to_be_bytes()]);
-    }
-
-    fn entry(&mut self, name: fmt::Arguments<'_>, compatible: &Compatible, data: u64) {
-        self.begin_formatted(name);
-        self.string("compatible", compatible.as_str());
-        self.number("data", data);
-        self.end();
-    }
-
-    /// Where `name` stands in the strings block; there are three names in all.
-    fn name_offset(&mut self, name: &str) -> u32 {
-        let mut offset = 0;
-        for known in self.strings.split_inclusive(|&byte| byte == 0) {
-            if &known[..known.len() - 1] == name.as_bytes() {
-                return offset as u32;
-            }
-            offset += known.len();
-        }
-        self.strings.extend_from_slice(name.as_bytes());
-        self.strings.push(0);
-        offset as u32
-    }
-
-    fn finish(mut self) -> Result<Vec<u8>, TooLarge> {
-        self.word(END);
-        let strings = self.blob.len();
-        self.blob.extend_from_slice(&self.strings);
-        let total = u32::try_from(self.blob.len()).map_err(|_| TooLarge)?;
-        let header = [
-            0xd00d_feed,
-            total,
-            STRUCTURE as u32,
-            strings as u32,
-            HEADER_BYTES as u32,
-            17,
-            16,
-            0,
-            self.strings.len() as u32,
-            (strings - STRUCTURE) as u32,
-        ];
-        for (place, word) in self.blob.chunks_exact_mut(4).zip(header) {
-            place.copy_from_slice(&word.to_be_bytes());
-        }
-        Ok(self.blob)
+fn bad(parent: &str, name: &[u8], reason: BadReason) -> BadEntry {
+    BadEntry {
+        path: format!("/{parent}/{}", String::from_utf8_lossy(name)),
+        reason,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dtoolkit::fdt::Fdt;
     use proptest::prelude::*;
 
     fn tree() -> Tree {
@@ -621,10 +549,7 @@ mod tests {
             w.number("data", 1);
             w.end();
         });
-        assert_bad(
-            &unterminated,
-            BadReason::Compatible(InvalidCompatible::TooLong),
-        );
+        assert_bad(&unterminated, BadReason::Unterminated);
         let list = files_blob(|w| {
             w.begin("0x7");
             w.property("compatible", &[b"good-v1\0also-v1\0"]);
@@ -635,6 +560,34 @@ mod tests {
             decode(&list).unwrap().bad[0].reason,
             BadReason::Compatible(InvalidCompatible::BadByte { .. })
         ));
+    }
+
+    #[test]
+    fn names_that_no_devicetree_may_have_cost_only_their_entries() {
+        let good = Compatible::new("good-v1");
+        for byte in [b' ', b'#', b'/', b'@', 0xe2, 0xff, b'\n'] {
+            let mut blob = files_blob(|w| w.entry(format_args!("0xab?2"), &good, 7));
+            let place = blob.iter().position(|&found| found == b'?').unwrap();
+            blob[place] = byte;
+            assert_bad(&blob, BadReason::Name);
+        }
+        // A property whose name lies behind the strings is nobody's.
+        let mut blob = files_blob(|w| w.entry(format_args!("0x7"), &good, 0x1234_5678));
+        let value = 0x1234_5678_u64.to_be_bytes();
+        let place = blob.windows(8).position(|found| found == value).unwrap();
+        blob[place - 4..place].copy_from_slice(&u32::MAX.to_be_bytes());
+        assert_bad(&blob, BadReason::Missing("data"));
+    }
+
+    #[test]
+    fn nodes_may_be_nested_a_million_deep() {
+        let deep = files_blob(|w| {
+            w.begin("0x7");
+            (0..1_000_000).for_each(|_| w.begin("x"));
+            (0..1_000_000).for_each(|_| w.end());
+            w.end();
+        });
+        assert_bad(&deep, BadReason::Missing("compatible"));
     }
 
     #[test]
@@ -684,8 +637,9 @@ mod tests {
                 files: files.map(|token| FileEntry { token, compatible, data }).collect(),
                 subsystems: vec![SubsystemEntry { compatible, data }],
             };
-            let decoded = decode(&encode(&tree).unwrap()).unwrap();
-            prop_assert_eq!(decoded, Decoded { tree, bad: vec![] });
+            let blob = encode(&tree).unwrap();
+            prop_assert!(Fdt::new(&blob).is_ok());
+            prop_assert_eq!(decode(&blob).unwrap(), Decoded { tree, bad: vec![] });
         }
     }
 }

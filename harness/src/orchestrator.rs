@@ -226,6 +226,7 @@ impl Orchestrator {
         });
         if let Err((failure, done)) = prepared {
             cancel_backward(&mut members[..done], outgoing);
+            outgoing.clear();
             members.truncate(files);
             return Err(failure.into());
         }
@@ -453,6 +454,7 @@ impl Inner {
             complaints.extend(unfreeze_backward(&mut self.members, &self.outgoing));
         }
         complaints.extend(cancel_backward(&mut self.members, &self.outgoing));
+        self.outgoing.clear();
         self.members.retain(|member| member.file.is_some());
         self.state = State::Normal;
         complaints

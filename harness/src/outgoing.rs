@@ -28,7 +28,7 @@ pub(crate) const BLOCK_HEADER_BYTES: u64 = 16;
 const BLOCK_ALIGN: u64 = 16;
 
 /// What handlers kept on the old side.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outgoing {
     kept: Mutex<Kept>,
 }
@@ -41,15 +41,13 @@ struct Kept {
     next_file: u64,
 }
 
-impl Default for Outgoing {
+impl Default for Kept {
     fn default() -> Self {
         Self {
-            kept: Mutex::new(Kept {
-                blocks: BTreeMap::new(),
-                end: FILE_HEADER_BYTES,
-                files: BTreeMap::new(),
-                next_file: 1,
-            }),
+            blocks: BTreeMap::new(),
+            end: FILE_HEADER_BYTES,
+            files: BTreeMap::new(),
+            next_file: 1,
         }
     }
 }
@@ -60,6 +58,11 @@ impl Outgoing {
         let kept = self.lock();
         let payload: usize = kept.blocks.values().map(|block| block.len()).sum();
         payload as u64 + kept.blocks.len() as u64 * BLOCK_HEADER_BYTES
+    }
+
+    /// Gives up what handlers left when all of them were cancelled: one that panics cannot do it.
+    pub(crate) fn clear(&self) {
+        *self.lock() = Kept::default();
     }
 
     /// How many blocks of bytes and how many files are kept.

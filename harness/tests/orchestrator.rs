@@ -884,3 +884,41 @@ fn the_memfds_of_a_cancelled_update_are_as_they_were() {
         (before, b"mine".to_vec())
     );
 }
+
+/// Keeps bytes and the file, and panics before it can say so.
+struct Forgetful;
+
+impl FileHandler for Forgetful {
+    const COMPATIBLE: Compatible = Compatible::new("forgetful");
+    type Private = ();
+
+    fn can_preserve(&self, _: FileRef<'_>) -> bool {
+        true
+    }
+
+    fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<()>, Errno> {
+        host.preserve_bytes(b"bytes")?;
+        host.preserve_file(file)?;
+        match support::panic_as_expected() {}
+    }
+
+    fn cancel(&self, _: Preserved<'_, ()>) {}
+
+    fn retrieve(&self, _: u64, _: Host<'_>) -> Result<OwnedFile, Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn finish(&self, _: Crossed<'_>) {}
+}
+
+#[test]
+fn what_a_handler_kept_before_it_panicked_does_not_stay() {
+    let registry = Registry::new();
+    registry.register(ops(Forgetful)).unwrap();
+    let update = Orchestrator::new(Arc::new(registry));
+    update.preserve(Token(1), memfd(b"contents")).unwrap();
+    for _ in 0..3 {
+        assert_eq!(update.prepare().unwrap_err().errno(), Errno::EIO);
+        assert_eq!(update.kept(), (0, 0));
+    }
+}

@@ -81,10 +81,13 @@ impl core::error::Error for ForeignPlugin {}
 
 /// Exports the handlers of a `cdylib` to hosts that open it; the names are those of statics.
 ///
+/// It takes this crate's feature `std`: without it a panic in the plugin would end the host.
+///
 /// ```ignore
 /// register_handler!(MEMFD: MemfdHandler = MemfdHandler);
 /// luo_handler_api::export_plugin!(MEMFD);
 /// ```
+#[cfg(feature = "std")]
 #[macro_export]
 macro_rules! export_plugin {
     ($($handler:path),+ $(,)?) => {
@@ -98,5 +101,16 @@ macro_rules! export_plugin {
                 );
                 &OPS
             }),+]);
+    };
+}
+
+/// Exports the handlers of a `cdylib`; it takes this crate's feature `std`.
+#[cfg(not(feature = "std"))]
+#[macro_export]
+macro_rules! export_plugin {
+    ($($handler:path),+ $(,)?) => {
+        ::core::compile_error!(
+            "a plugin catches its panics: switch on luo-handler-api's feature std"
+        );
     };
 }

@@ -57,7 +57,7 @@ pub struct Phases {
     pub freeze_ns: u64,
     /// The transport's work on the old side: sealing the metadata, writing the image.
     pub handover_ns: u64,
-    /// From the exec call to the first moment at which the new side can retrieve.
+    /// From the exec or reboot call to the first moment at which the new side can retrieve.
     pub blackout_ns: u64,
     /// All calls of retrieve; with images, reading the contents is a part of it.
     pub retrieve_ns: u64,
@@ -127,7 +127,7 @@ fn now() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-fn timed<R>(nanoseconds: &mut u64, work: impl FnOnce() -> R) -> R {
+pub(crate) fn timed<R>(nanoseconds: &mut u64, work: impl FnOnce() -> R) -> R {
     let start = now();
     let result = work();
     *nanoseconds = now() - start;
@@ -138,7 +138,7 @@ fn timed<R>(nanoseconds: &mut u64, work: impl FnOnce() -> R) -> R {
 pub(super) fn bytes_of(case: &Case) -> u64 {
     // Filled and compared; an image is written and read, and so is its reference.
     let times = match case.transport {
-        Transport::Exec => 2,
+        Transport::Exec | Transport::Kexec => 2,
         Transport::Image => 4,
     };
     case.data_bytes() * times
@@ -150,7 +150,15 @@ pub(super) fn bytes_of(case: &Case) -> u64 {
 ///
 /// Whatever keeps it from jumping.
 pub fn depart(case: &Case, directory: &Path) -> Result<()> {
-    allow_many_files()?;
+    let limit = allow_many_files()?;
+    // Each memfd is open three times: the workload's own, the orchestrator's, the handler's.
+    let wanted = u64::from(case.files) * 3 + 64;
+    if wanted > limit {
+        say(&Message::Skipped(format!(
+            "it needs {wanted} open files, {limit} are allowed; `ulimit -n {wanted}` asks for more"
+        )));
+        return Ok(());
+    }
     let mut files = Vec::new();
     for workload in case.workloads() {
         match workload.make(say_bytes) {
@@ -213,6 +221,7 @@ fn update(files: &[File], mut crossing: Crossing, directory: &Path) -> Result<()
                 .args([handover_ns.to_string(), now().to_string()]);
             Ok::<_, anyhow::Error>(departure.jump())
         }
+        Transport::Kexec => bail!("a kexec is no matter of this process"),
         Transport::Image => {
             timed(&mut handover_ns, || {
                 image::save(&handover, directory, &say_bytes)
@@ -246,11 +255,12 @@ fn allocated(files: &[File]) -> Result<u64> {
     Ok(bytes)
 }
 
-/// A run holds every file three times: the workload's own, the orchestrator's, the handler's.
-fn allow_many_files() -> Result<()> {
+/// Raises the limit of open files as far as an ordinary user may; yields it.
+pub(crate) fn allow_many_files() -> Result<u64> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")
+    setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")?;
+    Ok(limit.current.unwrap_or(u64::MAX))
 }
 
 /// What an image is compared with: one thread copies memory to a fresh file in the same place, in pieces
@@ -292,6 +302,8 @@ pub struct ArriveOptions {
 pub fn arrive(options: &ArriveOptions) -> Result<()> {
     let arrival = arrival(options)?;
     let orchestrator = Orchestrator::arrived(Arc::new(Registry::linked()?), arrival);
+    // Before it can retrieve, the file table has to be there.
+    orchestrator.files()?;
     let blackout_ns = now() - options.jumped_at;
 
     let mut crossing = read_state(&orchestrator)?;
