@@ -32,7 +32,13 @@
 //! Measuring it:
 //!
 //! - [`workload`]: large memfds, made and compared
-//! - [`bench`]: whole updates in processes of their own, and the reports
+//! - [`mod@bench`]: whole updates in processes of their own, and the reports
+//!
+//! Real kernels:
+//!
+//! - [`liveupdate`]: a client of `/dev/liveupdate`; [`session`]: the same from the shell; [`kexec`]: the jump into the next kernel
+//! - [`integrate`]: puts the kernel module into a kernel tree
+//! - [`lab`]: builds such a kernel, boots it in a virtual machine and tests it
 //!
 //! The command: [`cli`], [`inspect`].
 
@@ -44,10 +50,15 @@ pub mod error;
 mod holes;
 pub mod incoming;
 pub mod inspect;
+pub mod integrate;
+pub mod kexec;
+pub mod lab;
+pub mod liveupdate;
 pub mod orchestrator;
 pub mod outgoing;
 pub mod plugin;
 pub mod registry;
+pub mod session;
 mod sys;
 pub mod transport;
 pub mod workload;

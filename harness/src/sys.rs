@@ -126,6 +126,13 @@ pub(crate) fn map_own(file: &File, length: u64) -> io::Result<MmapMut> {
     unsafe { MmapOptions::new().len(length).map_mut(file) }
 }
 
+/// Makes this process end like any other in a pipe whose reader has gone. Rust ignores the signal, and
+/// printing panics instead.
+pub(crate) fn end_quietly_without_readers() {
+    // SAFETY: sets the default action, which runs none of our code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// Opens a second description of a file, so that seeking does not move the first one's position.
 ///
 /// # Errors

@@ -170,6 +170,9 @@ fn pages_that_the_machine_cannot_give_are_said_and_skipped() {
 fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
     for (arguments, advice) in [
         (&["bench", "--size", "many"][..], "64M, 4G or 1.5GiB"),
+        (&["bench", "--size", "0"], "from 1 byte to 16.0 TiB"),
+        (&["bench", "--size", "17T"], "from 1 byte to 16.0 TiB"),
+        (&["bench", "--plugin", "x.so"], "--plugin"),
         (
             &["bench", "--fill", "half"],
             "dense, shuffled and sparse:P%",
@@ -181,14 +184,6 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
     ] {
         let message = failure(arguments, 2);
         assert!(message.contains(advice), "{arguments:?}: {message}");
-    }
-}
-
-#[test]
-fn sizes_that_cannot_be_measured_are_refused() {
-    for size in ["0", "17T"] {
-        let message = failure(&["bench", "--size", size], 1);
-        assert!(message.contains("1 byte to 16.0 TiB"), "{message}");
     }
 }
 

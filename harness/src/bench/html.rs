@@ -9,7 +9,6 @@ use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::*;
 
 use super::report::{duration, Report, Row, Spread};
-use super::Transport;
 use crate::workload::{Fill, Pages};
 
 const STYLE: &str = include_str!("report.css");
@@ -99,9 +98,9 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
             fills_against_each_other(report),
         ),
         (
-            "Transports against each other",
+            "Ways against each other",
             "The blackout, in which nobody serves, and the whole update.",
-            transports_against_each_other(report),
+            ways_against_each_other(report),
         ),
     ]
 }
@@ -148,8 +147,8 @@ fn phases_against_size(report: &Report) -> Vec<Plot> {
     let Some((fill, pages)) = first_kind(report) else {
         return Vec::new();
     };
-    let plot = |transport: Transport| Plot {
-        title: format!("{transport}, {fill}, {pages}"),
+    let plot = |way: String| Plot {
+        title: format!("{way}, {fill}, {pages}"),
         series: with_points(
             (0..6)
                 .filter_map(|phase| {
@@ -157,17 +156,14 @@ fn phases_against_size(report: &Report) -> Vec<Plot> {
                     Some(series(
                         report,
                         name.to_owned(),
-                        |row| (row.transport, row.fill, row.pages) == (transport, fill, pages),
+                        |row| row.way() == way && (row.fill, row.pages) == (fill, pages),
                         |row| row.phases.in_order()[phase].1,
                     ))
                 })
                 .collect(),
         ),
     };
-    distinct(report, |row| row.transport)
-        .into_iter()
-        .map(plot)
-        .collect()
+    distinct(report, Row::way).into_iter().map(plot).collect()
 }
 
 fn fills_against_each_other(report: &Report) -> Vec<Plot> {
@@ -175,40 +171,37 @@ fn fills_against_each_other(report: &Report) -> Vec<Plot> {
     if kinds.len() < 2 {
         return Vec::new();
     }
-    let plot = |transport: Transport| Plot {
-        title: format!("{transport}, whole update"),
+    let plot = |way: String| Plot {
+        title: format!("{way}, whole update"),
         series: kinds
             .iter()
             .map(|&(fill, pages)| {
                 series(
                     report,
                     format!("{fill}, {pages}"),
-                    |row| (row.transport, row.fill, row.pages) == (transport, fill, pages),
+                    |row| row.way() == way && (row.fill, row.pages) == (fill, pages),
                     |row| row.phases.total_ns,
                 )
             })
             .collect(),
     };
-    distinct(report, |row| row.transport)
-        .into_iter()
-        .map(plot)
-        .collect()
+    distinct(report, Row::way).into_iter().map(plot).collect()
 }
 
-fn transports_against_each_other(report: &Report) -> Vec<Plot> {
-    let transports = distinct(report, |row| row.transport);
-    let (Some((fill, pages)), 2..) = (first_kind(report), transports.len()) else {
+fn ways_against_each_other(report: &Report) -> Vec<Plot> {
+    let ways = distinct(report, Row::way);
+    let (Some((fill, pages)), 2..) = (first_kind(report), ways.len()) else {
         return Vec::new();
     };
     let plot = |title: &str, time: fn(&Row) -> Spread| Plot {
         title: format!("{title}, {fill}, {pages}"),
-        series: transports
+        series: ways
             .iter()
-            .map(|&transport| {
+            .map(|way| {
                 series(
                     report,
-                    transport.to_string(),
-                    |row| (row.transport, row.fill, row.pages) == (transport, fill, pages),
+                    way.clone(),
+                    |row| row.way() == *way && (row.fill, row.pages) == (fill, pages),
                     time,
                 )
             })
@@ -301,7 +294,7 @@ fn table(report: &Report) -> Result<String> {
     let mut table = String::from(
         "<table><thead><tr><th>memfd</th><th>transport</th><th>prepare</th><th>freeze</th>\
          <th>handover</th><th>blackout</th><th>retrieve</th><th>finish</th><th>total</th><th>GiB/s</th>\
-         <th>metadata</th><th>verified</th></tr></thead><tbody>",
+         <th>metadata</th><th>memory taken</th><th>verified</th></tr></thead><tbody>",
     );
     for row in &report.results {
         write!(
@@ -311,7 +304,7 @@ fn table(report: &Report) -> Result<String> {
             row.pages,
             row.fill,
             row.files,
-            row.transport
+            row.way()
         )?;
         let phases = row.phases.in_order().map(|(_, spread)| spread);
         for spread in phases.into_iter().chain([row.phases.total_ns]) {
@@ -329,9 +322,10 @@ fn table(report: &Report) -> Result<String> {
         };
         write!(
             table,
-            "<td>{:.1}</td><td>{}</td>{verified}</tr>",
+            "<td>{:.1}</td><td>{}</td><td>{}</td>{verified}</tr>",
             row.gib_per_second(),
-            ByteSize(row.metadata_bytes)
+            ByteSize(row.metadata_bytes),
+            ByteSize(row.extra_memory_bytes)
         )?;
     }
     table.push_str("</tbody></table>");

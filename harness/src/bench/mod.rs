@@ -4,10 +4,11 @@
 //! - this module: what to measure, and the rounds of it
 //! - [`run`]: one live update, on both sides of the jump
 //! - [`report`]: what comes out, for programs and for people; `html`: the same as pictures
-//! - [`environment`]: where it was measured
+//! - [`environment`]: where it was measured; [`options`]: what may be asked for
 
 pub mod environment;
 mod html;
+pub mod options;
 pub mod report;
 pub mod run;
 
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::workload::{meminfo, Fill, Pages, Workload};
 use environment::Environment;
-use report::{Report, Row};
+use report::{Implementation, Report, Row};
 use run::{Message, Outcome};
 
 pub use html::write as write_html;
@@ -36,6 +37,8 @@ pub enum Transport {
     Exec,
     /// Contents go to a directory, and a process that inherits nothing reads them
     Image,
+    /// The kernel keeps them while it jumps into the next one: measured by `luo lab bench`
+    Kexec,
 }
 
 impl std::fmt::Display for Transport {
@@ -43,12 +46,13 @@ impl std::fmt::Display for Transport {
         f.pad(match self {
             Self::Exec => "exec",
             Self::Image => "image",
+            Self::Kexec => "kexec",
         })
     }
 }
 
 /// What to measure: every combination of these.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The ways over the jump.
     pub transports: Vec<Transport>,
@@ -98,12 +102,20 @@ impl Case {
         self.workloads().iter().map(Workload::data_bytes).sum()
     }
 
-    /// Why this machine cannot do it, if its memory is too small.
+    /// Why this machine cannot do it here and now.
     fn obstacle(&self) -> Option<String> {
         // An image and what is made from it are there beside the memfds themselves.
         let copies = match self.transport {
             Transport::Exec => 1,
             Transport::Image => 3,
+            Transport::Kexec => {
+                let reason = crate::kexec::obstacle().unwrap_or_else(|| {
+                    "a jump into the next kernel ends everything that runs here".to_owned()
+                });
+                return Some(format!(
+                    "{reason}; `luo lab bench` measures kexec in a virtual machine"
+                ));
+            }
         };
         let needed = self.data_bytes().saturating_mul(copies);
         let available = meminfo("MemAvailable:")?;
@@ -137,7 +149,7 @@ impl std::fmt::Display for Case {
 
 impl Plan {
     /// Every combination, the cheapest first.
-    fn cases(&self) -> Vec<Case> {
+    pub(crate) fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for &size in &self.sizes {
             for &pages in &self.pages {
@@ -213,7 +225,7 @@ pub fn measure(plan: &Plan) -> Result<Report> {
         environment: Environment::of_this_machine(&plan.image_directory),
         results: measured
             .into_iter()
-            .map(|(case, outcomes)| Row::new(&case, &outcomes))
+            .map(|(case, outcomes)| Row::new(&case, Implementation::Ours, &outcomes))
             .collect(),
         skipped,
     })

@@ -14,7 +14,42 @@ use crate::workload::{Fill, Pages};
 /// Version of the JSON.
 pub const SCHEMA: u32 = 1;
 
+const KEXEC_REMARK: &str = "kexec: the kernel freezes the files and jumps in one call, so freeze is a part of the blackout, \
+     which ends when the next kernel's init process has opened /dev/liveupdate. It is measured by the processor's time \
+     stamp counter, which a kexec leaves running, and checked against the battery clock. Memory taken is what prepare \
+     took from the kernel's free pages.";
+
 const GIB: f64 = (1u64 << 30) as f64;
+
+/// Whose code preserved the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Implementation {
+    /// The handlers of this repository.
+    #[serde(rename = "luo-handlers")]
+    Ours,
+    /// The handler in C that the kernel brings along.
+    #[serde(rename = "mainline-c")]
+    MainlineC,
+}
+
+impl Implementation {
+    /// The compatible of its handler of memfds.
+    const fn handler(self) -> &'static str {
+        match self {
+            Self::Ours => "memfd-v1",
+            Self::MainlineC => "memfd-v2",
+        }
+    }
+}
+
+impl std::fmt::Display for Implementation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Ours => "luo-handlers",
+            Self::MainlineC => "mainline-c",
+        })
+    }
+}
 
 /// Everything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,8 +90,8 @@ pub struct Spread {
 pub struct Row {
     /// The way over the jump.
     pub transport: Transport,
-    /// Whose code preserved the files: `luo-handlers`.
-    pub implementation: String,
+    /// Whose code preserved the files.
+    pub implementation: Implementation,
     /// The handler's compatible.
     pub handler: String,
     /// The size of one memfd, in bytes.
@@ -152,7 +187,7 @@ impl PhaseSpreads {
 }
 
 impl Row {
-    pub(super) fn new(case: &Case, outcomes: &[Outcome]) -> Self {
+    pub(crate) fn new(case: &Case, implementation: Implementation, outcomes: &[Outcome]) -> Self {
         let greatest = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).max().unwrap_or(0);
         let references: Vec<u64> = outcomes
             .iter()
@@ -161,8 +196,8 @@ impl Row {
         let mismatch = outcomes.iter().find_map(|outcome| outcome.mismatch.clone());
         Self {
             transport: case.transport,
-            implementation: "luo-handlers".to_owned(),
-            handler: "memfd-v1".to_owned(),
+            implementation,
+            handler: implementation.handler().to_owned(),
             size_bytes: case.size,
             pages: case.pages,
             fill: case.fill,
@@ -175,6 +210,14 @@ impl Row {
             reference_write_ns: (!references.is_empty()).then(|| Spread::of(references)),
             verified: mismatch.is_none() && !outcomes.is_empty(),
             mismatch,
+        }
+    }
+
+    /// The transport, and the implementation unless it is ours.
+    pub fn way(&self) -> String {
+        match self.implementation {
+            Implementation::Ours => self.transport.to_string(),
+            Implementation::MainlineC => format!("{} {}", self.transport, self.implementation),
         }
     }
 
@@ -196,9 +239,10 @@ impl Row {
 }
 
 impl Report {
-    /// Whether everything that was measured was also right.
+    /// Whether everything that was measured of ours was also right.
     pub fn verified(&self) -> bool {
-        self.results.iter().all(|row| row.verified)
+        let ours = |row: &&Row| row.implementation == Implementation::Ours;
+        self.results.iter().filter(ours).all(|row| row.verified)
     }
 
     /// The table.
@@ -220,6 +264,7 @@ impl Report {
             "GiB/s",
             "ms/GiB",
             "metadata\na GiB",
+            "memory\ntaken",
             "verified",
         ]);
         for row in &self.results {
@@ -261,6 +306,13 @@ impl Report {
                 environment.image_file_system, ratios.median, ratios.min, ratios.max
             ));
         }
+        if self
+            .results
+            .iter()
+            .any(|row| row.transport == Transport::Kexec)
+        {
+            remarks.push(KEXEC_REMARK.to_owned());
+        }
         for skipped in &self.skipped {
             remarks.push(format!("Skipped: {}: {}.", skipped.case, skipped.reason));
         }
@@ -273,7 +325,7 @@ fn cells(row: &Row) -> Vec<Cell> {
     if row.files > 1 {
         name.push_str(&format!(" x{}", row.files));
     }
-    let mut cells = vec![Cell::new(name), Cell::new(row.transport)];
+    let mut cells = vec![Cell::new(name), Cell::new(row.way().replace(' ', "\n"))];
     let phases = row.phases.in_order().map(|(_, spread)| spread);
     for spread in phases.into_iter().chain([row.phases.total_ns]) {
         cells.push(Cell::new(spread_text(&spread)));
@@ -287,6 +339,7 @@ fn cells(row: &Row) -> Vec<Cell> {
             a_gib(row.phases.total_ns.median as f64 / 1e6)
         )),
         Cell::new(ByteSize(a_gib(row.metadata_bytes as f64) as u64)),
+        Cell::new(ByteSize(row.extra_memory_bytes)),
         match row.verified {
             true => Cell::new("yes").fg(Color::Green),
             false => Cell::new("NO").fg(Color::Red),
@@ -305,7 +358,7 @@ fn spread_text(spread: &Spread) -> String {
 }
 
 /// Nanoseconds as people read them, to three digits.
-pub(super) fn duration(nanoseconds: u64) -> String {
+pub(crate) fn duration(nanoseconds: u64) -> String {
     let (value, unit) = match nanoseconds {
         0..1_000 => return format!("{nanoseconds} ns"),
         1_000..1_000_000 => (nanoseconds as f64 / 1e3, "µs"),
@@ -353,9 +406,9 @@ mod tests {
             mismatch: Some("the size".to_owned()),
             ..Outcome::default()
         };
-        assert!(Row::new(&case, &[right.clone(), right.clone()]).verified);
-        assert!(!Row::new(&case, &[right.clone(), wrong, right]).verified);
-        assert!(!Row::new(&case, &[]).verified);
+        assert!(Row::new(&case, Implementation::Ours, &[right.clone(), right.clone()]).verified);
+        assert!(!Row::new(&case, Implementation::Ours, &[right.clone(), wrong, right]).verified);
+        assert!(!Row::new(&case, Implementation::Ours, &[]).verified);
     }
 
     proptest! {

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! How much memory is free, exactly: pages that wait in a processor's own list are free as well.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// Bytes that nobody uses, once caches are dropped and each processor's counters are added up.
+pub(super) fn free_bytes() -> Result<u64> {
+    for (path, value) in [
+        ("/proc/sys/vm/drop_caches", "3"),
+        ("/proc/sys/vm/stat_refresh", "1"),
+    ] {
+        fs::write(path, value).with_context(|| format!("writing to {path}"))?;
+    }
+    let zones = fs::read_to_string("/proc/zoneinfo").context("reading /proc/zoneinfo")?;
+    Ok(free_pages(&zones) * rustix::param::page_size() as u64)
+}
+
+/// Free pages of all zones, and those in the lists of all processors.
+fn free_pages(zones: &str) -> u64 {
+    let number =
+        |line: &str, name: &str| line.trim().strip_prefix(name)?.trim().parse::<u64>().ok();
+    zones
+        .lines()
+        .filter_map(|line| number(line, "pages free").or_else(|| number(line, "count:")))
+        .sum()
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn free_pages_are_those_of_zones_and_processors() {
+        let zones = "Node 0, zone    DMA\n  per-node stats\n      nr_inactive_anon 0\n  pages free     3840\n        boost    0\n  \
+                     pagesets\n    cpu: 0\n              count:    5\n              high:     8\n    cpu: 1\n              count:    7\n";
+        assert_eq!(free_pages(zones), 3852);
+    }
+}
