@@ -897,9 +897,11 @@ impl FileHandler for Forgetful {
     }
 
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<()>, Errno> {
-        host.preserve_bytes(b"bytes")?;
-        host.preserve_file(file)?;
-        match support::panic_as_expected() {}
+        let data = host.preserve_bytes(b"bytes")?;
+        if host.preserve_file(file).is_ok() {
+            support::panic_as_expected();
+        }
+        Ok(Prepared { data, private: () })
     }
 
     fn cancel(&self, _: Preserved<'_, ()>) {}
