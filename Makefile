@@ -12,11 +12,11 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help bench microbench test check fuzz clean
+.PHONY: help bench microbench test test-hosted test-lab check fuzz clean
 
 help:
 	@echo "make bench       take large memfds across live updates; table, JSON and plots (under a minute)"
-	@echo "make test        all tests"
+	@echo "make test        all tests: test-hosted, and test-lab across real kexecs in a virtual machine"
 	@echo "make check       formatting, lints, documentation, the kernel's compiler version"
 	@echo "make microbench  criterion: the handler ABI, the devicetree, extents, whole cycles"
 	@echo "make fuzz        feed hostile bytes to the readers, until interrupted"
@@ -30,10 +30,16 @@ bench:
 microbench:
 	$(CARGO) bench --package luo-benches
 
-test:
+test: test-hosted test-lab
+
+test-hosted:
 	$(CARGO) test --workspace
 	$(CARGO) test --package luo-handler-api --features std,inventory
 	$(CARGO) build --manifest-path fuzz/Cargo.toml
+
+# The first time, this fetches a toolchain and builds a kernel; see `luo lab --help`.
+test-lab:
+	$(CARGO) luo lab test
 
 # The shared crates promise the kernel's compiler, 1.85: clippy's incompatible_msrv lint knows what was
 # stable then, and the kernel's way of building them has neither std nor features.

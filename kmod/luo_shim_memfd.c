@@ -205,16 +205,30 @@ void luo_frames_write_zeros(u64 pfn)
 	folio_unlock(folio);
 }
 
-/* pfn_to_page() and pfn_folio() are macros. Single pages go as runs, large folios whole. */
+/*
+ * The pages of one preservation. The next kernel reserves them early in its boot, order
+ * by order, and each costs it the longer, the more pieces there are already: so single
+ * pages, which it joins as they come, and of what is larger only the largest.
+ */
+static u64 piece(u64 pfn, u64 end, u8 order)
+{
+	if (order)
+		return 1ULL << order;
+	if (IS_ALIGNED(pfn, PTRS_PER_PTE) && end - pfn >= PTRS_PER_PTE)
+		return PTRS_PER_PTE;
+	return 1;
+}
+
+/* pfn_to_page() and pfn_folio() are macros. */
 int luo_frames_preserve(u64 pfn, u64 pages, u8 order)
 {
-	u64 first = pfn, end = pfn + pages;
+	u64 first = pfn, end = pfn + pages, size;
 	int err;
 
-	if (!order)
-		return kho_preserve_pages(pfn_to_page(pfn), pages);
-	for (; pfn < end; pfn += 1UL << order) {
-		err = kho_preserve_folio(pfn_folio(pfn));
+	for (; pfn < end; pfn += size) {
+		size = piece(pfn, end, order);
+		err = order ? kho_preserve_folio(pfn_folio(pfn)) :
+			      kho_preserve_pages(pfn_to_page(pfn), size);
 		if (err) {
 			luo_frames_unpreserve(first, pfn - first, order);
 			return err;
@@ -223,18 +237,18 @@ int luo_frames_preserve(u64 pfn, u64 pages, u8 order)
 	return 0;
 }
 
-/* As above. */
+/* As above, and in the same pieces. */
 void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order)
 {
-	u64 end = pfn + pages;
+	u64 end = pfn + pages, size;
 
-	if (!order) {
-		if (pages)
-			kho_unpreserve_pages(pfn_to_page(pfn), pages);
-		return;
+	for (; pfn < end; pfn += size) {
+		size = piece(pfn, end, order);
+		if (order)
+			kho_unpreserve_folio(pfn_folio(pfn));
+		else
+			kho_unpreserve_pages(pfn_to_page(pfn), size);
 	}
-	for (; pfn < end; pfn += 1UL << order)
-		kho_unpreserve_folio(pfn_folio(pfn));
 }
 
 /*

@@ -14,8 +14,9 @@
 //!
 //! A frame is only touched if KHO marked it as preserved and not restored, so no number in a record
 //! leads to memory that is anybody else's. Pages that follow each other in the file go into the page
-//! cache, its accounts and the LRU together. They come back dirty and up to date: a clean page could be reclaimed, and would be lost. A large folio comes back as one; on
-//! a kernel without large folios as single pages.
+//! cache, its accounts and the LRU together. They come back dirty and up to date: a clean page could
+//! be reclaimed, and would be lost. A large folio comes back as one; on a kernel without large folios
+//! as single pages.
 
 use core::ffi::c_void;
 

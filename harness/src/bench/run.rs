@@ -268,19 +268,24 @@ pub(crate) fn allow_many_files() -> Result<u64> {
 fn reference_write(directory: &Path, bytes: u64) -> Result<u64> {
     const SOURCE_BYTES: u64 = 256 << 20;
     let source = vec![0x5a_u8; bytes.min(SOURCE_BYTES) as usize];
-    let mut file = tempfile::tempfile_in(directory)?;
     let mut time = 0;
-    timed(&mut time, || {
-        let mut left = bytes as usize;
-        while left > 0 {
-            for piece in source[..left.min(source.len())].chunks(image::CHUNK_BYTES as usize) {
-                file.write_all(piece)?;
-                left -= piece.len();
-            }
-        }
-        file.sync_all()
-    })?;
+    // Whoever comes first also waits for the machine to find the memory: a round is not counted.
+    for _ in 0..2 {
+        let mut file = tempfile::tempfile_in(directory)?;
+        timed(&mut time, || copy(&source, bytes, &mut file))?;
+    }
     Ok(time)
+}
+
+fn copy(source: &[u8], bytes: u64, file: &mut File) -> std::io::Result<()> {
+    let mut left = bytes as usize;
+    while left > 0 {
+        for piece in source[..left.min(source.len())].chunks(image::CHUNK_BYTES as usize) {
+            file.write_all(piece)?;
+            left -= piece.len();
+        }
+    }
+    file.sync_all()
 }
 
 /// What the new side is told by its command line, beside what crosses.
