@@ -2,17 +2,18 @@
 //! `luo inspect`: what a handover holds, without taking anything out of it.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
-use luo_handler_api::{Compatible, Host};
+use luo_handler_api::{Compatible, Errno, Host};
 use serde::Serialize;
 
 use crate::devicetree::{self, Decoded};
 use crate::incoming::{Incoming, NoFiles};
 use crate::registry::Registry;
-use crate::transport::image;
+use crate::transport::image::{self, ContentsState, Image};
 
 /// What a handover holds.
 #[derive(Debug, Serialize)]
@@ -31,6 +32,18 @@ pub struct Inspection {
     pub subsystems: Vec<Entry>,
     /// Entries that cannot be used.
     pub bad: Vec<Bad>,
+    /// Contents in the image that cannot be used and that no record names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged_contents: Vec<DamagedContents>,
+}
+
+/// Contents that cannot be used.
+#[derive(Debug, Serialize)]
+pub struct DamagedContents {
+    /// Their handle.
+    pub handle: u64,
+    /// Why.
+    pub reason: String,
 }
 
 /// A usable entry.
@@ -48,7 +61,7 @@ pub struct Entry {
     /// What its record says, where this program can read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memfd: Option<Memfd>,
-    /// Why the record cannot be read.
+    /// Why the record cannot be read, or the contents that it names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damaged: Option<String>,
 }
@@ -60,7 +73,7 @@ pub struct Memfd {
     pub kind: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// Bytes of data in it.
+    /// Bytes of data in it, at most its size.
     pub data_bytes: u64,
     /// Runs of pages.
     pub extents: u64,
@@ -70,6 +83,9 @@ pub struct Memfd {
     pub seals: String,
     /// Bytes of its record.
     pub metadata_bytes: u64,
+    /// Handle of its contents, where they are in a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contents: Option<u64>,
 }
 
 /// An entry that cannot be used.
@@ -81,13 +97,20 @@ pub struct Bad {
     pub reason: String,
 }
 
-/// Reads the devicetree `file`, or the one in the image directory `file`, and what lies beside it.
+/// Reads the devicetree `file`, or the one in the image directory `file`, and what lies beside it. Of an
+/// image everything is read, and compared with its checksums.
 ///
 /// # Errors
 ///
-/// If it cannot be read, or is no handover at all.
+/// If it cannot be read, is no handover at all, or is in an image of which the manifest or the
+/// devicetree is damaged. Damaged contents are no error, they are told.
 pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection> {
-    let file = locate(file);
+    let image = image_of(file)?;
+    let contents = image.as_ref().map(Image::check).transpose()?;
+    let file = match &image {
+        Some(image) => image.path().join(image::DEVICETREE),
+        None => file.to_owned(),
+    };
     let blob = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let decoded = devicetree::decode(&blob)
         .with_context(|| format!("{} is no handover of a live update", file.display()))?;
@@ -97,22 +120,43 @@ pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection> {
             Incoming::new(bytes, NoFiles)
                 .with_context(|| format!("cannot use {}", memory.display()))?,
         ),
-        Err(_) => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", memory.display()));
+        }
     };
-    Ok(describe(
+    let mut inspection = describe(
         file,
         blob.len() as u64,
         decoded,
         incoming.as_ref(),
         registry,
-    ))
+    );
+    if let Some(contents) = contents {
+        inspection.add_contents(contents);
+    }
+    Ok(inspection)
 }
 
-/// An image's directory stands for the devicetree of its current image.
-fn locate(file: &Path) -> PathBuf {
-    match file.is_dir() {
-        true => image::current_devicetree(file),
-        false => file.to_owned(),
+/// The image that `file` is or in which it is the devicetree; a directory of images stands for the one
+/// that counts.
+fn image_of(file: &Path) -> Result<Option<Image>, image::ImageError> {
+    if file.is_dir() {
+        return match Image::is_at(file) {
+            true => Image::at(file),
+            false => Image::current(file),
+        }
+        .map(Some);
+    }
+    let directory = match file.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(None),
+    };
+    let is_devicetree = file.file_name() == Some(image::DEVICETREE.as_ref());
+    match is_devicetree && Image::is_at(directory) {
+        true => Image::at(directory).map(Some),
+        false => Ok(None),
     }
 }
 
@@ -161,6 +205,7 @@ fn describe(
         files: files.collect(),
         subsystems: subsystems.collect(),
         bad: bad.collect(),
+        damaged_contents: Vec::new(),
     }
 }
 
@@ -173,16 +218,42 @@ impl From<&luo_handler_memfd::Summary> for Memfd {
         Self {
             kind: summary.kind.to_string(),
             size_bytes: summary.size,
-            data_bytes: summary.data_bytes,
+            data_bytes: summary.data_bytes.min(summary.size),
             extents: summary.extents,
             position: summary.position,
             seals: summary.seal_names().collect::<Vec<_>>().join(" "),
             metadata_bytes: summary.metadata_bytes,
+            contents: summary.contents,
         }
     }
 }
 
 impl Inspection {
+    /// Adds what was found of the contents that an image has.
+    fn add_contents(&mut self, contents: Vec<ContentsState>) {
+        let mut named = Vec::new();
+        for entry in &mut self.files {
+            let Some(handle) = entry.memfd.as_ref().and_then(|memfd| memfd.contents) else {
+                continue;
+            };
+            named.push(handle);
+            entry.damaged = match contents.iter().find(|(found, _)| *found == handle) {
+                None => Some(format!("the image has no contents with handle {handle}")),
+                Some((_, state)) => state.err().map(|errno| reason(handle, errno)),
+            };
+        }
+        let damaged = contents
+            .into_iter()
+            .filter(|(handle, _)| !named.contains(handle))
+            .filter_map(|(handle, state)| state.err().map(|errno| (handle, errno)));
+        self.damaged_contents = damaged
+            .map(|(handle, errno)| DamagedContents {
+                handle,
+                reason: reason(handle, errno),
+            })
+            .collect();
+    }
+
     /// The same for people.
     pub fn text(&self) -> String {
         let mut lines = vec![format!(
@@ -201,10 +272,22 @@ impl Inspection {
                 .iter()
                 .map(|bad| format!("  bad entry {}: {}", bad.path, bad.reason)),
         );
+        lines.extend(
+            self.damaged_contents
+                .iter()
+                .map(|damaged| format!("  damaged: {}", damaged.reason)),
+        );
         if lines.len() == 1 {
             lines.push("  no files".to_owned());
         }
         lines.join("\n")
+    }
+}
+
+fn reason(handle: u64, errno: Errno) -> String {
+    match errno {
+        Errno::EBADMSG => format!("contents-{handle} is missing or not what was written"),
+        errno => format!("contents-{handle} cannot be read: {errno}"),
     }
 }
 
@@ -225,7 +308,10 @@ impl Entry {
             ));
         }
         if let Some(damaged) = &self.damaged {
-            line.push_str(&format!(", its record cannot be used: {damaged}"));
+            match self.memfd {
+                Some(_) => line.push_str(&format!(", damaged: {damaged}")),
+                None => line.push_str(&format!(", its record cannot be used: {damaged}")),
+            }
         }
         if !self.claimed {
             line.push_str(", unclaimed: no such handler in this program");

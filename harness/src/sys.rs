@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -113,17 +114,19 @@ pub(crate) fn map_sealed(file: &OwnedFd) -> io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
-/// Maps the first `length` bytes of a memfd of our own, to write them.
+/// Maps a part of a memfd of our own, to write it; it begins at a multiple of the page size.
 ///
 /// # Errors
 ///
-/// Those of `mmap(2)`.
-pub(crate) fn map_own(file: &File, length: u64) -> io::Result<MmapMut> {
-    let length = usize::try_from(length)
+/// Those of `mmap(2)`: `ENOMEM` if there are not enough huge pages.
+pub(crate) fn map_own(memfd: &File, range: Range<u64>) -> io::Result<MmapMut> {
+    let length = usize::try_from(range.end - range.start)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "too large to map"))?;
+    let mut options = MmapOptions::new();
+    options.offset(range.start).len(length);
     // SAFETY: the memfd was made by this process, which neither shrinks it nor writes to it by other
     // ways while the mapping is in use.
-    unsafe { MmapOptions::new().len(length).map_mut(file) }
+    unsafe { options.map_mut(memfd) }
 }
 
 /// Makes this process end like any other in a pipe whose reader has gone. Rust ignores the signal, and

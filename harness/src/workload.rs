@@ -16,6 +16,7 @@ use rustix::param::page_size;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::transport::image::hugetlb_size;
 use crate::{holes, sys};
 
 /// Which pages a memfd is made of.
@@ -128,7 +129,7 @@ impl Workload {
             Pages::Hugetlb => {
                 hugetlb_available(self.data_bytes())?;
                 let shift = self.unit().trailing_zeros();
-                let size = crate::transport::image::hugetlb_size(shift).ok_or_else(|| {
+                let size = hugetlb_size(shift).ok_or_else(|| {
                     MakeError::Unavailable(format!("no memfds of 2^{shift} bytes a page"))
                 })?;
                 self.make_mapped(MemfdOptions::default().hugetlb(Some(size)), &progress)?
@@ -185,8 +186,29 @@ impl Workload {
         if self.size == 0 {
             return Ok(memfd);
         }
-        let mut mapping = sys::map_own(memfd.as_file(), self.size)
-            .map_err(|error| MakeError::Unavailable(format!("cannot map such pages: {error}")))?;
+        let cannot_map = |error| {
+            let mut message = format!("cannot map such pages: {error}");
+            if self.pages == Pages::Hugetlb {
+                let needed = self.data_bytes().div_ceil(self.unit());
+                message += &format!("; as root: sysctl vm.nr_hugepages={needed}");
+            }
+            MakeError::Unavailable(message)
+        };
+        if self.pages == Pages::Hugetlb && matches!(self.fill, Fill::Sparse(_)) {
+            // A mapping reserves huge pages for all of it, holes included.
+            for range in self.filled_ranges() {
+                let start = range.start;
+                let mut mapping =
+                    sys::map_own(memfd.as_file(), range.clone()).map_err(cannot_map)?;
+                for block in blocks(range) {
+                    let place = (block.start - start) as usize..(block.end - start) as usize;
+                    progress(place.len() as u64);
+                    self.pattern(block.start, &mut mapping[place]);
+                }
+            }
+            return Ok(memfd);
+        }
+        let mut mapping = sys::map_own(memfd.as_file(), 0..self.size).map_err(cannot_map)?;
         if self.pages == Pages::Thp {
             mapping.advise(memmap2::Advice::HugePage)?;
         }
@@ -301,18 +323,29 @@ impl Workload {
                 return Err(Mismatch::Holes(offset));
             }
         }
+        // hugetlbfs does not tell its holes, so every byte of them is read.
+        let empty = match self.pages {
+            Pages::Hugetlb => between(&filled, self.size),
+            Pages::Base | Pages::Thp => Vec::new(),
+        };
+        let filled = filled.into_par_iter().map(|range| (range, true));
         filled
-            .into_par_iter()
-            .flat_map_iter(blocks)
+            .chain(empty.into_par_iter().map(|range| (range, false)))
+            .flat_map_iter(|(range, is_filled)| blocks(range).map(move |block| (block, is_filled)))
             .try_for_each_init(
                 || (Vec::new(), Vec::new()),
-                |(expected, found), range| {
+                |(expected, found), (range, is_filled)| {
                     let length = (range.end - range.start) as usize;
                     expected.resize(length, 0);
                     found.resize(length, 0);
-                    self.pattern(range.start, expected);
+                    match is_filled {
+                        true => self.pattern(range.start, expected),
+                        false => expected.fill(0),
+                    }
                     contents.read_exact_at(found, range.start)?;
-                    progress(length as u64);
+                    if is_filled {
+                        progress(length as u64);
+                    }
                     match expected == found {
                         true => Ok(()),
                         false => Err(Mismatch::Contents(range.start)),
@@ -360,6 +393,17 @@ fn blocks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     range
         .step_by(BLOCK_BYTES as usize)
         .map(move |start| start..end.min(start + BLOCK_BYTES))
+}
+
+/// What lies before, between and behind `ranges` and below `size`.
+fn between(ranges: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
+    let starts = std::iter::once(0).chain(ranges.iter().map(|range| range.end));
+    let ends = ranges.iter().map(|range| range.start);
+    starts
+        .zip(ends.chain(std::iter::once(size)))
+        .filter(|(start, end)| start < end)
+        .map(|(start, end)| start..end)
+        .collect()
 }
 
 /// Where two lists of ranges part.
@@ -553,6 +597,39 @@ mod tests {
         file.write_all_at(&[0], hole * page).unwrap();
         let filled = workload.verify(file.as_fd(), |_| ());
         assert!(matches!(filled, Err(Mismatch::Holes(offset)) if offset == hole * page));
+    }
+
+    #[test]
+    fn bytes_in_the_holes_of_hugetlb_are_found() {
+        // Reads as hugetlbfs does, whether the machine has huge pages or not.
+        let workload = Workload {
+            pages: Pages::Hugetlb,
+            ..workload(16 << 20, Fill::Sparse(5000))
+        };
+        let options = MemfdOptions::default().allow_sealing(true);
+        let memfd = options.create("hugetlb").unwrap();
+        memfd.as_file().set_len(workload.size).unwrap();
+        memfd
+            .add_seals(&[FileSeal::SealShrink, FileSeal::SealGrow])
+            .unwrap();
+        let file = memfd.into_file();
+        workload.write(&file, |_| ()).unwrap();
+        seek(&file, SeekFrom::Start(workload.position())).unwrap();
+        let compared = std::sync::atomic::AtomicU64::new(0);
+        let count = |bytes| {
+            compared.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        };
+        workload.verify(file.as_fd(), count).unwrap();
+        assert_eq!(compared.into_inner(), workload.data_bytes());
+
+        let holes = between(&workload.filled_ranges(), workload.size);
+        assert!(!holes.is_empty());
+        for place in holes.iter().flat_map(|hole| [hole.start, hole.end - 1]) {
+            file.write_all_at(&[1], place).unwrap();
+            let changed = workload.verify(file.as_fd(), |_| ());
+            assert!(matches!(changed, Err(Mismatch::Contents(_))), "{place}");
+            file.write_all_at(&[0], place).unwrap();
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use luo_handler_api::{Errno, FileRef, HostServices, Token};
 use luo_handler_memfd as _;
 use luo_harness::error::Error;
+use luo_harness::inspect::{inspect, Inspection};
 use luo_harness::orchestrator::{Handover, Orchestrator};
 use luo_harness::outgoing::Outgoing;
 use luo_harness::registry::Registry;
@@ -319,6 +320,183 @@ fn saves_at_the_same_time_wait_for_each_other() {
 }
 
 #[test]
+fn what_was_loaded_survives_later_saves() {
+    let directory = directory();
+    let old = [dense(1000, 1), dense(20 * MIB, 2)];
+    save(&old, directory.path()).unwrap();
+    let first = image_of(directory.path());
+    let loaded = load(directory.path()).unwrap();
+    assert_same(&old[0], &loaded.retrieve(Token(0)).unwrap());
+    for seed in 3..5 {
+        save(&[dense(1000, seed)], directory.path()).unwrap();
+        assert_ne!(image_of(directory.path()), first);
+        assert!(first.exists());
+        assert_eq!(
+            listing(directory.path()),
+            ["current", "image", "image", "lock"]
+        );
+    }
+    assert_same(&old[1], &loaded.retrieve(Token(1)).unwrap());
+    loaded.finish().unwrap();
+    drop(loaded);
+    save(&[dense(1000, 5)], directory.path()).unwrap();
+    assert!(!first.exists());
+    assert_eq!(listing(directory.path()), CLEAN);
+}
+
+#[test]
+fn loads_during_saves_are_complete() {
+    let directory = directory();
+    let files = [dense(9000, 1), dense(10, 2)];
+    save(&files, directory.path()).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers = [(); 3].map(|()| {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    let new = load(directory.path()).unwrap();
+                    for (file, token) in files.iter().zip(0..) {
+                        assert_same(file, &new.retrieve(Token(token)).unwrap());
+                    }
+                }
+            })
+        });
+        let saved: Vec<_> = (0..200).map(|_| save(&files, directory.path())).collect();
+        done.store(true, SeqCst);
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert!(saved.iter().all(Result::is_ok), "{saved:?}");
+    });
+    save(&files, directory.path()).unwrap();
+    assert_eq!(listing(directory.path()), CLEAN);
+}
+
+#[test]
+fn a_link_that_cannot_be_read_costs_no_image() {
+    let directory = directory();
+    save(&[dense(1000, 1)], directory.path()).unwrap();
+    let image = image_of(directory.path());
+    let current = directory.path().join("current");
+    fs::remove_file(&current).unwrap();
+    fs::write(&current, "no link").unwrap();
+    let error = save(&[dense(1000, 2)], directory.path()).unwrap_err();
+    assert!(error.to_string().contains("current"), "{error}");
+    assert!(image.join("contents-1").exists());
+    // A link to the same image by another path is one that counts, too.
+    fs::remove_file(&current).unwrap();
+    std::os::unix::fs::symlink(&image, &current).unwrap();
+    let null = Outgoing::default();
+    null.preserve_file(FileRef::from(File::open("/dev/null").unwrap().as_fd()))
+        .unwrap();
+    let handover = Handover {
+        devicetree: Vec::new(),
+        outgoing: &null,
+    };
+    image::save(&handover, directory.path(), &|_| ()).unwrap_err();
+    assert!(image.join("contents-1").exists());
+    load(directory.path()).unwrap();
+}
+
+#[test]
+fn directories_are_created_as_deep_as_needed() {
+    let directory = directory();
+    let deep = directory.path().join("a/b/c");
+    save(&[dense(1000, 1)], &deep).unwrap();
+    assert_eq!(listing(&deep), CLEAN);
+}
+
+fn inspection(path: &Path) -> Result<Inspection, String> {
+    let registry = Registry::linked().unwrap();
+    inspect(path, &registry).map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn inspecting_tells_damaged_contents() {
+    let image = Damaged::new();
+    let good = inspection(image.directory.path()).unwrap();
+    assert!(good.files.iter().all(|file| file.damaged.is_none()));
+    assert!(!good.text().contains("damaged"), "{}", good.text());
+    let damaged = |path: &Path| {
+        let found = inspection(path).unwrap();
+        assert!(found.damaged_contents.is_empty());
+        let text = found.text();
+        assert!(
+            text.contains("damaged: contents-1 is missing or not"),
+            "{text}"
+        );
+        let files = found.files.iter();
+        files.map(|file| file.damaged.is_some()).collect::<Vec<_>>()
+    };
+    let table = (HEADER_BYTES + NAME_BYTES + CHUNK_ENTRY_BYTES) * 8;
+    let data = DATA_PLACE * 8..image.length("contents-1") * 8;
+    let bits = (0..table).chain(data).step_by(97);
+    image.with_each_bit("contents-1", bits, |_| {
+        let directory = image.directory.path();
+        assert_eq!(damaged(directory), [true, false, false]);
+    });
+    fs::remove_file(image.path("contents-1")).unwrap();
+    for path in [
+        image.directory.path().to_owned(),
+        image.directory.path().join("current"),
+        image.path(image::DEVICETREE),
+    ] {
+        assert_eq!(damaged(&path), [true, false, false]);
+    }
+}
+
+#[test]
+fn inspecting_tells_damaged_contents_that_no_record_names() {
+    let image = Damaged::new();
+    fs::remove_file(image.path("contents-2")).unwrap();
+    fs::remove_file(image.path(image::MEMORY)).unwrap();
+    let found = inspection(image.directory.path()).unwrap();
+    let handles: Vec<_> = found
+        .damaged_contents
+        .iter()
+        .map(|bad| bad.handle)
+        .collect();
+    assert_eq!(handles, [2]);
+    assert!(
+        found.text().contains("damaged: contents-2"),
+        "{}",
+        found.text()
+    );
+    assert!(found.text().contains("not beside it"));
+
+    // What is there and cannot be read is another matter.
+    fs::create_dir(image.path(image::MEMORY)).unwrap();
+    let error = inspection(image.directory.path()).unwrap_err();
+    assert!(
+        error.contains("cannot read") && error.contains("memory"),
+        "{error}"
+    );
+}
+
+#[test]
+fn inspecting_a_damaged_image_or_none_is_an_error() {
+    let image = Damaged::new();
+    for name in ["manifest.json", image::DEVICETREE] {
+        let good = fs::read(image.path(name)).unwrap();
+        fs::write(image.path(name), &good[1..]).unwrap();
+        let error = inspection(image.directory.path()).unwrap_err();
+        assert!(error.contains(name) && error.contains("damaged"), "{error}");
+        fs::write(image.path(name), good).unwrap();
+    }
+    let error = inspection(directory().path()).unwrap_err();
+    assert!(error.contains("holds no image"), "{error}");
+}
+
+#[test]
+fn inspecting_shows_no_more_data_than_the_size() {
+    let directory = directory();
+    save(&[dense(4, 1)], directory.path()).unwrap();
+    let found = inspection(directory.path()).unwrap();
+    let memfd = found.files[0].memfd.as_ref().unwrap();
+    assert_eq!((memfd.size_bytes, memfd.data_bytes), (4, 4));
+}
+
+#[test]
 fn a_save_touches_nothing_outside_of_its_directory() {
     let (directory, other) = (directory(), directory());
     let precious = other.path().join("precious");
@@ -477,9 +655,9 @@ fn contents_that_are_truncated_or_missing_cost_that_file_alone() {
             );
         }
         fs::remove_file(image.path(&name)).unwrap();
-        let results = image.results().unwrap();
-        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
-        assert!(results[file].is_err());
+        let mut expected = [Ok(()); 3];
+        expected[file] = Err(Errno::EBADMSG);
+        assert_eq!(image.results().unwrap(), expected, "{name} is missing");
         fs::write(image.path(&name), good).unwrap();
     }
 }
@@ -493,21 +671,22 @@ fn a_stripe_that_is_missing_or_damaged_costs_its_file_alone() {
     if !stripe.exists() {
         return eprintln!("skipped: with one core there is one stripe");
     }
-    let works = |expected: [bool; 3]| {
+    let assert_second = |expected: Result<(), Errno>| {
         let new = load(directory.path()).unwrap();
-        let got = [0, 1, 2].map(|token| new.retrieve(Token(token)).is_ok());
-        assert_eq!(got, expected);
+        let got = [0, 1, 2].map(|token| new.retrieve(Token(token)).map(drop));
+        let got = got.map(|result| result.map_err(|error| error.errno()));
+        assert_eq!(got, [Ok(()), expected, Ok(())]);
     };
-    works([true; 3]);
+    assert_second(Ok(()));
     let good = fs::read(&stripe).unwrap();
     let mut flipped = good.clone();
     flipped[good.len() / 2] ^= 4;
     for bad in [&flipped[..], &good[..good.len() - 1], &[]] {
         fs::write(&stripe, bad).unwrap();
-        works([true, false, true]);
+        assert_second(Err(Errno::EBADMSG));
     }
     fs::remove_file(&stripe).unwrap();
-    works([true, false, true]);
+    assert_second(Err(Errno::EBADMSG));
 }
 
 #[test]
@@ -801,6 +980,8 @@ fn assert_fails_harmlessly(directory: &Path, too_much: &[File], why: &str) {
     for (file, token) in old.iter().zip(0..) {
         assert_same(file, &new.retrieve(Token(token)).unwrap());
     }
+    // Nothing that is read is removed.
+    drop(new);
     save(&old, directory).unwrap();
     assert_eq!(listing(directory), CLEAN);
 }

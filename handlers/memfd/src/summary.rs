@@ -6,8 +6,8 @@ use core::fmt;
 use luo_handler_api::{Errno, Host};
 
 use crate::record::{
-    Crc32c, Kind, Record, RecordHeader, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SEAL,
-    SEAL_SHRINK, SEAL_WRITE,
+    Contents, Crc32c, Kind, Record, RecordHeader, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW,
+    SEAL_SEAL, SEAL_SHRINK, SEAL_WRITE,
 };
 
 /// What a record holds.
@@ -33,6 +33,8 @@ pub struct Summary {
     pub data_bytes: u64,
     /// Bytes that the host keeps for the record and its extents.
     pub metadata_bytes: u64,
+    /// Handle of the contents, where they are in a file that the host keeps.
+    pub contents: Option<u64>,
 }
 
 impl Summary {
@@ -58,6 +60,7 @@ impl Summary {
             extents: record.chain.extents,
             data_bytes: record.chain.pages << record.page_shift,
             metadata_bytes: RecordHeader::LENGTH as u64 + extents.metadata_bytes()?,
+            contents: (record.contents_in == Contents::File).then_some(record.contents),
         })
     }
 

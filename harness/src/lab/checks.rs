@@ -232,7 +232,7 @@ pub(super) fn survive_a_failing_freeze(kept: &mut Kept) -> Result<()> {
 /// Writes to a hole, and has the kernel believe that the memory behind it is broken.
 fn spoil(file: &File) -> Result<()> {
     let page = rustix::param::page_size();
-    let mut mapping = crate::sys::map_own(file, BAD_MEMFD.size).context("mapping a memfd")?;
+    let mut mapping = crate::sys::map_own(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
     mapping[0] = 1;
     mapping
         .advise_range(memmap2::Advice::HwPoison, 0, page)

@@ -11,17 +11,23 @@
 //!
 //! An image is written beside the old one and synced; then `current` is replaced by a rename. A crash at
 //! any point leaves the old image or the new one. What a crash left behind is removed by the next save.
+//!
+//! Who reads an image holds a shared lock on its directory, and no save removes a directory that is
+//! locked: what was loaded can be retrieved after later saves. The save after its reader is done removes it.
 
 mod contents;
 
 use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use luo_handler_api::Errno;
+use rayon::prelude::*;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -142,15 +148,17 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError
 ///
 /// # Errors
 ///
-/// [`ImageError`]; the image that was there before is untouched then.
+/// [`ImageError`]; the image that was there before is untouched then. With one exception it is the one
+/// that counts: if the very last sync fails, the new image counts already, and is complete, but which of
+/// the two counts after a power failure is unknown. Both stay until the next save.
 pub fn save(
     handover: &Handover<'_>,
     directory: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Saved, ImageError> {
-    fs::create_dir_all(directory).map_err(at("create", directory))?;
+    create_directory(directory)?;
     let _lock = lock(directory)?;
-    let current = fs::read_link(directory.join(CURRENT)).ok();
+    let current = current_name(directory)?;
     remove_leftovers(directory, current.as_deref())?;
 
     let image = tempfile::Builder::new()
@@ -158,14 +166,48 @@ pub fn save(
         .tempdir_in(directory)
         .map_err(at("create an image in", directory))?;
     let saved = write_image(handover, image.path(), progress)?;
-    let name = PathBuf::from(image.path().file_name().unwrap_or_default());
+    let name = image.path().file_name().unwrap_or_default().to_owned();
+    // The link must not reach the disk before the directory that it names.
+    sync_directory(directory)?;
     make_current(directory, &name)?;
     // From here on it is the image that counts, whatever else fails.
     let _ = image.keep();
-    sync_directory(directory)?;
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(at(
+            "make sure that the new image outlives a power failure in",
+            directory,
+        ))?;
     // What cannot be removed now is a leftover for the next save.
     let _ = remove_leftovers(directory, Some(&name));
     Ok(saved)
+}
+
+/// Creates the directory and those above it, so that they outlive a power failure.
+fn create_directory(directory: &Path) -> Result<(), ImageError> {
+    let missing: Vec<_> = directory
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    fs::create_dir_all(directory).map_err(at("create", directory))?;
+    for created in missing.iter().rev() {
+        match created.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent)?,
+            _ => sync_directory(Path::new("."))?,
+        }
+    }
+    Ok(())
+}
+
+/// The name of the image that counts. If that cannot be told it is an error: without a name to keep,
+/// the good image would be removed as a leftover.
+fn current_name(directory: &Path) -> Result<Option<OsString>, ImageError> {
+    let current = directory.join(CURRENT);
+    match fs::read_link(&current) {
+        Ok(target) => Ok(target.file_name().map(OsStr::to_owned)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(at("read the link", &current)(error)),
+    }
 }
 
 /// One save at a time; released when dropped, also by a crash.
@@ -177,16 +219,38 @@ fn lock(directory: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-fn remove_leftovers(directory: &Path, current: Option<&Path>) -> Result<(), ImageError> {
+/// Removes every image but the one that counts and those that somebody reads.
+fn remove_leftovers(directory: &Path, current: Option<&OsStr>) -> Result<(), ImageError> {
     for entry in fs::read_dir(directory).map_err(at("read", directory))? {
         let entry = entry.map_err(at("read", directory))?;
         let name = entry.file_name();
         let is_image = name.to_string_lossy().starts_with(IMAGE_PREFIX);
-        if is_image && current != Some(Path::new(&name)) {
-            fs::remove_dir_all(entry.path()).map_err(at("remove the leftover", &entry.path()))?;
+        if !is_image || current == Some(&*name) {
+            continue;
         }
+        let path = entry.path();
+        let kind = entry.file_type().map_err(at("read", &path))?;
+        // Held until it is gone. A symbolic link is removed itself, never what it names.
+        let _lock = match kind.is_dir() {
+            false => None,
+            true => match lock_unread(&path)? {
+                Some(lock) => Some(lock),
+                None => continue,
+            },
+        };
+        fs::remove_dir_all(&path).map_err(at("remove the leftover", &path))?;
     }
     Ok(())
+}
+
+/// Locks an image that nobody reads; `None` if somebody does.
+fn lock_unread(image: &Path) -> Result<Option<File>, ImageError> {
+    let directory = File::open(image).map_err(at("open the leftover", image))?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(at("lock the leftover", image)(error.into())),
+    }
 }
 
 fn write_image(
@@ -244,7 +308,7 @@ fn sync_directory(path: &Path) -> Result<(), ImageError> {
 }
 
 /// The one step that counts: a rename replaces the link, atomically.
-fn make_current(directory: &Path, name: &Path) -> Result<(), ImageError> {
+fn make_current(directory: &Path, name: &OsStr) -> Result<(), ImageError> {
     let link = directory.join("current.new");
     let _ = fs::remove_file(&link);
     std::os::unix::fs::symlink(name, &link).map_err(at("create", &link))?;
@@ -262,37 +326,11 @@ pub fn load(
     directory: &Path,
     progress: impl Fn(u64) + Send + Sync + 'static,
 ) -> Result<Arrival, ImageError> {
-    let current = directory.join(CURRENT);
-    let image = match fs::canonicalize(&current) {
-        Ok(image) => image,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(ImageError::NoImage(directory.to_owned()));
-        }
-        Err(error) => return Err(at("find", &current)(error)),
-    };
-    let path = image.join(MANIFEST);
-    let manifest = fs::read(&path).map_err(at("read", &path))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&manifest).map_err(|error| ImageError::Damaged {
-            path: path.clone(),
-            what: error.to_string(),
-        })?;
-    if manifest.schema != SCHEMA {
-        return Err(ImageError::Damaged {
-            path,
-            what: format!("schema {} instead of {SCHEMA}", manifest.schema),
-        });
-    }
-    if manifest.crc32c != manifest.checksum() {
-        return Err(ImageError::Damaged {
-            path,
-            what: "its checksum differs".to_owned(),
-        });
-    }
-    let devicetree = read_checked(&image.join(DEVICETREE), &manifest.devicetree)?;
+    let image = Image::current(directory)?;
+    let (manifest, devicetree) = image.read()?;
     // The memory file is not compared as a whole: its blocks have checksums of their own, and a bad
     // one costs its file alone.
-    let memory = image.join(MEMORY);
+    let memory = image.path.join(MEMORY);
     let memory = fs::read(&memory).map_err(at("read", &memory))?;
     let files = Contents {
         image,
@@ -305,9 +343,110 @@ pub fn load(
     })
 }
 
-/// The devicetree of the image that counts in `directory`, whether there is one or not.
-pub fn current_devicetree(directory: &Path) -> PathBuf {
-    directory.join(CURRENT).join(DEVICETREE)
+/// Contents by their handle, and whether they can be used.
+pub(crate) type ContentsState = (u64, Result<(), Errno>);
+
+/// An image that no save removes while this is there.
+#[derive(Debug)]
+pub(crate) struct Image {
+    path: PathBuf,
+    /// The directory, with a shared lock.
+    _lock: File,
+}
+
+impl Image {
+    /// The image that counts in `directory`.
+    pub(crate) fn current(directory: &Path) -> Result<Self, ImageError> {
+        let current = directory.join(CURRENT);
+        loop {
+            let target = fs::read_link(&current).ok();
+            let path = match fs::canonicalize(&current) {
+                Ok(path) => path,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // Before a save removes an image, it replaces the link to it.
+                    if fs::read_link(&current).ok() != target {
+                        continue;
+                    }
+                    return Err(ImageError::NoImage(directory.to_owned()));
+                }
+                Err(error) => return Err(at("find", &current)(error)),
+            };
+            if let Some(image) = Self::lock(path, &current)? {
+                return Ok(image);
+            }
+        }
+    }
+
+    /// The image that `path` itself is.
+    pub(crate) fn at(path: &Path) -> Result<Self, ImageError> {
+        Self::lock(path.to_owned(), path)?.ok_or_else(|| ImageError::NoImage(path.to_owned()))
+    }
+
+    /// Whether `path` is an image, and not a directory with images in it.
+    pub(crate) fn is_at(path: &Path) -> bool {
+        path.join(MANIFEST).exists()
+    }
+
+    /// Locks `path`; `None` if `known_as` no longer leads there. A save may have replaced and removed
+    /// it before there was a lock, and cannot any more afterwards.
+    fn lock(path: PathBuf, known_as: &Path) -> Result<Option<Self>, ImageError> {
+        let directory = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(at("open", &path))?,
+        };
+        rustix::fs::flock(&directory, FlockOperation::LockShared)
+            .map_err(|error| at("lock", &path)(error.into()))?;
+        let locked = directory.metadata().map_err(at("read", &path))?;
+        let known = match fs::metadata(known_as) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            known => known.map_err(at("find", known_as))?,
+        };
+        let same = (locked.dev(), locked.ino()) == (known.dev(), known.ino());
+        Ok(same.then_some(Self {
+            path,
+            _lock: directory,
+        }))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the manifest and the devicetree, and checks both.
+    fn read(&self) -> Result<(Manifest, Vec<u8>), ImageError> {
+        let path = self.path.join(MANIFEST);
+        let manifest = fs::read(&path).map_err(at("read", &path))?;
+        let damaged = |what| ImageError::Damaged {
+            path: path.clone(),
+            what,
+        };
+        let manifest: Manifest =
+            serde_json::from_slice(&manifest).map_err(|error| damaged(error.to_string()))?;
+        if manifest.schema != SCHEMA {
+            let what = format!("schema {} instead of {SCHEMA}", manifest.schema);
+            return Err(damaged(what));
+        }
+        if manifest.crc32c != manifest.checksum() {
+            return Err(damaged("its checksum differs".to_owned()));
+        }
+        let devicetree = read_checked(&self.path.join(DEVICETREE), &manifest.devicetree)?;
+        Ok((manifest, devicetree))
+    }
+
+    /// Reads all of the image and makes nothing of it; yields the state of the contents by handle,
+    /// in ascending order.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`] if the image as a whole cannot be used.
+    pub(crate) fn check(&self) -> Result<Vec<ContentsState>, ImageError> {
+        let (mut manifest, _) = self.read()?;
+        manifest.contents.sort_unstable();
+        let states = manifest.contents.into_par_iter();
+        Ok(states
+            .map(|handle| (handle, contents::check(&self.path, handle)))
+            .collect())
+    }
 }
 
 fn read_checked(path: &Path, expected: &Checked) -> Result<Vec<u8>, ImageError> {
@@ -323,7 +462,7 @@ fn read_checked(path: &Path, expected: &Checked) -> Result<Vec<u8>, ImageError> 
 
 /// The contents of an image, as files that crossed.
 struct Contents {
-    image: PathBuf,
+    image: Image,
     handles: Mutex<HashSet<u64>>,
     progress: Box<dyn Fn(u64) + Send + Sync>,
 }
@@ -346,7 +485,7 @@ impl FileSource for Contents {
         if !known {
             return Err(Errno::ENOENT);
         }
-        contents::restore(&self.image, handle, &*self.progress)
+        contents::restore(self.image.path(), handle, &*self.progress)
     }
 
     fn release(&self, handle: u64) {

@@ -276,56 +276,149 @@ fn checksum(header: &Header, name: &[u8], chunks: &[Chunk]) -> u32 {
     crc32c::crc32c_append(crc, chunks.as_bytes())
 }
 
+/// What is stored of a memfd: its table, checked, and the files of its data.
+struct Stored {
+    header: Header,
+    name: Vec<u8>,
+    chunks: Vec<Chunk>,
+    stripes: Vec<File>,
+}
+
+impl Stored {
+    fn open(image: &Path, handle: u64) -> Result<Self, Errno> {
+        let path = path_of(image, handle);
+        let first = open_part(&path)?;
+        let (header, name, chunks) = read_table(&first)?;
+        let stripes = open_stripes(first, &path, header.stripes.get() as usize)?;
+        Ok(Self {
+            header,
+            name,
+            chunks,
+            stripes,
+        })
+    }
+
+    fn batches(&self) -> Vec<Batch> {
+        let first_place = data_start(self.name.len(), self.chunks.len());
+        batches(&self.chunks, first_place, self.stripes.len())
+    }
+
+    fn read<'a>(
+        &'a self,
+        batch: &Batch,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Vec<(&'a Chunk, &'a [u8])>, Errno> {
+        read_batch(&self.stripes, &self.chunks, batch, buffer)
+    }
+
+    fn write_to(&self, memfd: &File, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Errno> {
+        self.batches()
+            .into_par_iter()
+            .try_for_each_init(Vec::new, |buffer, batch| {
+                for (chunk, bytes) in self.read(&batch, buffer)? {
+                    memfd.write_all_at(bytes, chunk.offset.get())?;
+                }
+                progress(batch.bytes as u64);
+                Ok(())
+            })
+    }
+
+    /// The same through mappings: hugetlbfs has no `write(2)`. A mapping reserves its pages, so there
+    /// is one for each run of pages of `page_bytes` with data, and none for the holes.
+    fn map_to(
+        &self,
+        memfd: &File,
+        page_bytes: u64,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Errno> {
+        let mut runs = page_runs(&self.chunks, page_bytes).into_iter();
+        let mut mapped = (0..0, None);
+        let mut buffer = Vec::new();
+        for batch in self.batches() {
+            for (chunk, bytes) in self.read(&batch, &mut buffer)? {
+                let offset = chunk.offset.get();
+                if offset >= mapped.0.end {
+                    // Runs and chunks are in the same order, and no run is without a chunk.
+                    let run = runs.next().ok_or(Errno::EBADMSG)?;
+                    mapped = (run.clone(), Some(sys::map_own(memfd, run)?));
+                }
+                let start = (offset - mapped.0.start) as usize;
+                let mapping = mapped.1.as_mut().ok_or(Errno::EBADMSG)?;
+                mapping[start..start + bytes.len()].copy_from_slice(bytes);
+            }
+            progress(batch.bytes as u64);
+        }
+        Ok(())
+    }
+}
+
+/// The pages that chunks touch, neighbours merged.
+fn page_runs(chunks: &[Chunk], page_bytes: u64) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for chunk in chunks {
+        let start = chunk.offset.get() / page_bytes * page_bytes;
+        let end = chunk.offset.get() + u64::from(chunk.length.get());
+        let end = end.next_multiple_of(page_bytes);
+        match runs.last_mut() {
+            Some(last) if start <= last.end => last.end = end,
+            _ => runs.push(start..end),
+        }
+    }
+    runs
+}
+
 /// Makes the memfd again.
 ///
 /// # Errors
 ///
-/// `EBADMSG` if the file is not what was written, `ENOMEM` if the machine has no such huge pages, and
-/// what reading and writing say.
+/// `EBADMSG` if the file is missing or not what was written, `ENOMEM` if the machine has not enough
+/// such huge pages, and what reading and writing say.
 pub(super) fn restore(
     image: &Path,
     handle: u64,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<OwnedFd, Errno> {
-    let path = path_of(image, handle);
-    let first = File::open(&path)?;
-    let (header, name, chunks) = read_table(&first)?;
-    let stripes = open_stripes(first, &path, header.stripes.get() as usize)?;
-    let memfd = create(&header, &name)?;
+    let stored = Stored::open(image, handle)?;
+    let header = &stored.header;
+    let memfd = create(header, &stored.name)?;
     memfd.set_len(header.size.get())?;
-    let batches = batches(&chunks, data_start(name.len(), chunks.len()), stripes.len());
-    if header.huge_page_shift.get() == 0 {
-        batches
-            .into_par_iter()
-            .try_for_each_init(Vec::new, |buffer, batch| {
-                for (chunk, bytes) in read_batch(&stripes, &chunks, &batch, buffer)? {
-                    memfd.write_all_at(bytes, chunk.offset.get())?;
-                }
-                progress(batch.bytes as u64);
-                Ok::<_, Errno>(())
-            })?;
-    } else if header.size.get() > 0 {
-        // hugetlbfs has no write(2).
-        let mut mapping = sys::map_own(&memfd, header.size.get())?;
-        let mut buffer = Vec::new();
-        for batch in batches {
-            for (chunk, bytes) in read_batch(&stripes, &chunks, &batch, &mut buffer)? {
-                let start = chunk.offset.get() as usize;
-                mapping[start..start + bytes.len()].copy_from_slice(bytes);
-            }
-            progress(batch.bytes as u64);
-        }
+    match header.huge_page_shift.get() {
+        0 => stored.write_to(&memfd, progress)?,
+        shift => stored.map_to(&memfd, 1 << shift, progress)?,
     }
     let mode = Mode::from_raw_mode(header.mode.get() & 0o7777);
     rustix::fs::fchmod(&memfd, mode).map_err(io::Error::from)?;
     Ok(memfd.into())
 }
 
+/// Reads all that is stored of a memfd and compares the checksums.
+///
+/// # Errors
+///
+/// `EBADMSG` if it is not what was written, and what reading says.
+pub(super) fn check(image: &Path, handle: u64) -> Result<(), Errno> {
+    let stored = Stored::open(image, handle)?;
+    stored
+        .batches()
+        .into_par_iter()
+        .try_for_each_init(Vec::new, |buffer, batch| {
+            stored.read(&batch, buffer).map(drop)
+        })
+}
+
+/// A part that is missing is damage like any other.
+fn open_part(path: &Path) -> Result<File, Errno> {
+    File::open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Errno::EBADMSG,
+        _ => error.into(),
+    })
+}
+
 fn open_stripes(first: File, path: &Path, count: usize) -> Result<Vec<File>, Errno> {
     if !(1..=STRIPES_MAX).contains(&count) {
         return Err(Errno::EBADMSG);
     }
-    let others = (1..count).map(|stripe| Ok(File::open(stripe_path(path, stripe))?));
+    let others = (1..count).map(|stripe| open_part(&stripe_path(path, stripe)));
     std::iter::once(Ok(first)).chain(others).collect()
 }
 
@@ -436,4 +529,46 @@ fn read_batch<'a>(
         rest = behind;
     }
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_cover_the_pages_with_data_and_no_others() {
+        const PAGE: u64 = 2 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let new = || {
+            let file = MemfdOptions::default()
+                .create("mapped")
+                .unwrap()
+                .into_file();
+            file.set_len(9 * PAGE).unwrap();
+            file
+        };
+        let before = new();
+        let bytes: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8 + 1).collect();
+        // Within a page, over the border of two, and in the last one.
+        for place in [4096, PAGE - 4096, 5 * PAGE - 8192, 9 * PAGE - 300_000] {
+            before.write_all_at(&bytes, place).unwrap();
+        }
+        save(
+            &before.try_clone().unwrap().into(),
+            1,
+            directory.path(),
+            &|_| (),
+        )
+        .unwrap();
+        let stored = Stored::open(directory.path(), 1).unwrap();
+        let runs = page_runs(&stored.chunks, PAGE);
+        assert_eq!(runs, [0..2 * PAGE, 4 * PAGE..6 * PAGE, 8 * PAGE..9 * PAGE]);
+
+        let after = new();
+        stored.map_to(&after, PAGE, &|_| ()).unwrap();
+        let mut contents = [vec![0; 9 * PAGE as usize], vec![1; 9 * PAGE as usize]];
+        before.read_exact_at(&mut contents[0], 0).unwrap();
+        after.read_exact_at(&mut contents[1], 0).unwrap();
+        assert!(contents[0] == contents[1]);
+    }
 }
