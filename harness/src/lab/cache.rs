@@ -548,10 +548,10 @@ mod unit_tests {
 
     #[test]
     fn mounts_below_the_cache_are_seen() {
-        let mountinfo = "22 1 254:0 / / rw - ext4 /dev/vda rw\n40 22 0:5 / /c/luo-lab/root/dev rw - devtmpfs dev rw\n";
+        let mountinfo = "22 1 254:0 / / rw - ext4 /dev/vda rw\n40 22 0:5 / /c/luo-lab/tree/dev rw - devtmpfs dev rw\n";
         assert_eq!(
             mount_below(mountinfo, Path::new("/c/luo-lab")),
-            Some("/c/luo-lab/root/dev")
+            Some("/c/luo-lab/tree/dev")
         );
         assert_eq!(mount_below(mountinfo, Path::new("/c/luo-lab-other")), None);
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! DIR/current          a symbolic link to the one image that counts
-//! DIR/image-XXXXXX/    devicetree.dtb   what `dtc` and `luo inspect` read
+//! DIR/image-RANDOM/    devicetree.dtb   what `dtc` and `luo inspect` read
 //!                      memory           the memory file, see `outgoing`
 //!                      manifest.json    lengths and checksums of the two, and the contents there are
 //!                      contents-N       the memfd with handle N, see `contents`
