@@ -124,13 +124,12 @@ impl Incoming {
     }
 }
 
+/// Of four bytes.
 fn le_u32(bytes: &[u8]) -> u32 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |value, &byte| value << 8 | u32::from(byte))
+    le_u64(bytes) as u32
 }
 
+/// Of up to eight bytes.
 fn le_u64(bytes: &[u8]) -> u64 {
     bytes
         .iter()

@@ -24,7 +24,7 @@
 //! The live update itself:
 //!
 //! - [`orchestrator`]: the file table and the state machine; [`error`]: what can fail
-//! - [`registry`]: the handlers it calls
+//! - [`registry`]: the handlers it calls; [`plugin`]: those that come from shared objects
 //! - [`devicetree`]: what crosses, as numbers and names
 //! - [`outgoing`], [`incoming`]: the bytes and files that handlers keep, on either side
 //! - [`transport`]: the ways over the jump
