@@ -7,7 +7,7 @@
 use core::{ffi::c_void, mem::MaybeUninit};
 
 use kernel::prelude::*;
-use luo_handler_api::{kernel::PreparedFile, Errno, FileRef, Host};
+use luo_handler_api::{kernel::PreparedFile, Errno, FileRef, Host, HostServices, Retrieved};
 
 use crate::{
     counters::Phase,
@@ -34,6 +34,14 @@ unsafe fn registered(handler: *const c_void) -> &'static Registered {
 unsafe fn lent<'a>(file: File) -> FileRef<'a> {
     // SAFETY: the caller says so.
     unsafe { FileRef::from_raw(file as isize) }
+}
+
+/// # Safety
+///
+/// `file` is open, and `private` is what [`luo_preserve`] wrote for it; nobody else uses it for `'a`.
+unsafe fn prepared<'a>(file: File, private: *mut c_void, host: &'a Outgoing) -> PreparedFile<'a> {
+    // SAFETY: the caller says so.
+    unsafe { PreparedFile::new(lent(file), private, Host::new(host)) }
 }
 
 fn status(result: Result<(), Errno>) -> i32 {
@@ -121,7 +129,7 @@ unsafe extern "C" fn luo_preserve(
         let prepared = unsafe {
             registered
                 .handler
-                .prepare(file, state, Host::new(&Outgoing))
+                .prepare(file, state, Host::new(&Outgoing(registered)))
         };
         prepared.map(|prepared| (prepared, room))
     });
@@ -145,14 +153,15 @@ unsafe extern "C" fn luo_freeze(
     data: *mut u64,
     private: *mut c_void,
 ) -> i32 {
-    // SAFETY: the caller says so; mainline holds the file's lock.
-    let (registered, prepared, before) = unsafe {
-        let prepared = PreparedFile::new(lent(file), private, Host::new(&Outgoing));
-        (registered(handler), prepared, data.read())
-    };
+    // SAFETY: the caller says so.
+    let (registered, before) = unsafe { (registered(handler), data.read()) };
+    let host = Outgoing(registered);
     let frozen = registered.counters.count(Phase::Freeze, || {
-        // SAFETY: this handler prepared the file.
-        unsafe { registered.handler.freeze(prepared, before) }
+        // SAFETY: this handler prepared the file; mainline holds its lock.
+        unsafe {
+            let prepared = prepared(file, private, &host);
+            registered.handler.freeze(prepared, before)
+        }
     });
     // SAFETY: the caller says so.
     status(frozen.map(|frozen| unsafe { data.write(frozen) }))
@@ -168,14 +177,15 @@ unsafe extern "C" fn luo_unfreeze(
     data: u64,
     private: *mut c_void,
 ) {
-    // SAFETY: the caller says so; mainline holds the file's lock.
-    let (registered, prepared) = unsafe {
-        let prepared = PreparedFile::new(lent(file), private, Host::new(&Outgoing));
-        (registered(handler), prepared)
-    };
+    // SAFETY: the caller says so.
+    let registered = unsafe { registered(handler) };
+    let host = Outgoing(registered);
     let _ = registered.counters.count(Phase::Unfreeze, || {
-        // SAFETY: this handler prepared the file.
-        unsafe { registered.handler.unfreeze(prepared, data) }
+        // SAFETY: this handler prepared the file; mainline holds its lock.
+        unsafe {
+            let prepared = prepared(file, private, &host);
+            registered.handler.unfreeze(prepared, data)
+        }
     });
 }
 
@@ -190,13 +200,14 @@ unsafe extern "C" fn luo_unpreserve(
     private: *mut c_void,
 ) {
     // SAFETY: the caller says so.
-    let (registered, prepared) = unsafe {
-        let prepared = PreparedFile::new(lent(file), private, Host::new(&Outgoing));
-        (registered(handler), prepared)
-    };
+    let registered = unsafe { registered(handler) };
+    let host = Outgoing(registered);
     let _ = registered.counters.count(Phase::Cancel, || {
         // SAFETY: this handler prepared the file.
-        unsafe { registered.handler.cancel(prepared, data) }
+        unsafe {
+            let prepared = prepared(file, private, &host);
+            registered.handler.cancel(prepared, data)
+        }
     });
     // SAFETY: the caller says so, and the state was dropped.
     drop(unsafe { Room::from_raw(registered, private) });
@@ -211,40 +222,27 @@ unsafe extern "C" fn luo_retrieve(handler: *const c_void, data: u64, file: *mut 
     let registered = unsafe { registered(handler) };
     let retrieved = registered.counters.count(Phase::Retrieve, || {
         if registered.disabled {
+            Incoming(registered).explain("it is switched off by luo_handlers.disable");
             return Err(Errno::EOPNOTSUPP);
         }
-        registered.handler.retrieve(data, Host::new(&Incoming))
+        registered
+            .handler
+            .retrieve(data, Host::new(&Incoming(registered)))
     });
     if let Err(errno) = &retrieved {
-        let reason = if registered.disabled {
-            ": it is switched off by luo_handlers.disable"
-        } else {
-            ""
-        };
         pr_warn!(
-            "{} did not retrieve a file, {}{}\n",
+            "{} did not retrieve a file: {}\n",
             registered.name(),
-            Shown(errno),
-            reason
+            Shown(errno)
         );
     }
     // SAFETY: the caller says so.
     status(retrieved.map(|retrieved| unsafe { file.write(retrieved.into_raw() as File) }))
 }
 
-/// What mainline tells of a file on the new side: it was retrieved if `status` is above zero.
-///
 /// # Safety
 ///
-/// `file` is open for `'a` if it was.
-unsafe fn retrieved<'a>(file: File, status: i32) -> Option<FileRef<'a>> {
-    // SAFETY: the caller says so.
-    (status > 0).then(|| unsafe { lent(file) })
-}
-
-/// # Safety
-///
-/// `handler` is a registered one; see [`retrieved`].
+/// `handler` is a registered one; with a `status` above 0, `file` is open.
 #[no_mangle]
 unsafe extern "C" fn luo_can_finish(
     handler: *const c_void,
@@ -253,23 +251,39 @@ unsafe extern "C" fn luo_can_finish(
     status: i32,
 ) -> bool {
     // SAFETY: the caller says so.
-    let (registered, file) = unsafe { (registered(handler), retrieved(file, status)) };
+    let (registered, file) = unsafe {
+        (
+            registered(handler),
+            Retrieved::from_raw(file as isize, status),
+        )
+    };
     let answer = registered.counters.count(Phase::CanFinish, || {
+        // Nobody can ask a handler for its files that is switched off.
+        if registered.disabled {
+            return Ok(true);
+        }
         registered
             .handler
-            .can_finish(data, file, Host::new(&Incoming))
+            .can_finish(data, file, Host::new(&Incoming(registered)))
     });
     answer == Ok(true)
 }
 
 /// # Safety
 ///
-/// `handler` is a registered one; see [`retrieved`].
+/// As [`luo_can_finish`].
 #[no_mangle]
 unsafe extern "C" fn luo_finish(handler: *const c_void, file: File, data: u64, status: i32) {
     // SAFETY: the caller says so.
-    let (registered, file) = unsafe { (registered(handler), retrieved(file, status)) };
+    let (registered, file) = unsafe {
+        (
+            registered(handler),
+            Retrieved::from_raw(file as isize, status),
+        )
+    };
     let _ = registered.counters.count(Phase::Finish, || {
-        registered.handler.finish(data, file, Host::new(&Incoming))
+        registered
+            .handler
+            .finish(data, file, Host::new(&Incoming(registered)))
     });
 }

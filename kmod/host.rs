@@ -10,11 +10,12 @@
 
 use kernel::{
     error::to_result,
+    prelude::*,
     sync::atomic::{Atomic, Relaxed},
 };
 use luo_handler_api::{Errno, FileRef, HostServices, OwnedFile};
 
-use crate::shim;
+use crate::{shim, Registered};
 
 const LENGTH_BITS: u32 = 24;
 const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
@@ -22,11 +23,11 @@ const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
 /// Bytes that all handlers together keep for the next kernel.
 pub(crate) static KEPT_BYTES: Atomic<u64> = Atomic::new(0);
 
-/// The host on the old side of the jump: what it hands out lies in its own memory.
-pub(crate) struct Outgoing;
+/// The host of a handler on the old side of the jump: what it hands out lies in its own memory.
+pub(crate) struct Outgoing(pub(crate) &'static Registered);
 
-/// The host on the new side: what handles name comes from the previous kernel.
-pub(crate) struct Incoming;
+/// The host of a handler on the new side: what handles name comes from the previous kernel.
+pub(crate) struct Incoming(pub(crate) &'static Registered);
 
 fn split(handle: u64) -> (usize, usize) {
     (
@@ -129,6 +130,10 @@ impl HostServices for Outgoing {
     }
 
     fn release_file(&self, _: u64) {}
+
+    fn explain(&self, reason: &str) {
+        pr_warn!("{}: {}\n", self.0.name(), reason);
+    }
 }
 
 impl HostServices for Incoming {
@@ -160,4 +165,8 @@ impl HostServices for Incoming {
     }
 
     fn release_file(&self, _: u64) {}
+
+    fn explain(&self, reason: &str) {
+        pr_warn!("{}: {}\n", self.0.name(), reason);
+    }
 }

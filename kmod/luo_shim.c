@@ -5,6 +5,7 @@
 #define pr_fmt(fmt) "luo_handlers: " fmt
 
 #include <linux/container_of.h>
+#include <linux/crc32.h>
 #include <linux/io.h>
 #include <linux/kexec_handover.h>
 #include <linux/liveupdate.h>
@@ -245,4 +246,10 @@ int luo_kept_order(unsigned long pfn)
 	    !IS_ALIGNED(pfn, 1UL << info.order))
 		return -ENOENT;
 	return info.order;
+}
+
+/* The kernel's leaves the inversion to its callers. */
+u32 luo_crc32c(u32 so_far, const void *bytes, size_t len)
+{
+	return ~crc32c(~so_far, bytes, len);
 }

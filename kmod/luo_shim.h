@@ -28,6 +28,9 @@ void luo_bytes_unpreserve(void *bytes);
 void luo_bytes_free(void *bytes);
 int luo_kept_order(unsigned long pfn);
 
+/* luo_shim.c: checksums */
+u32 luo_crc32c(u32 so_far, const void *bytes, size_t len);
+
 /* luo_handlers.rs: one for each op of mainline */
 bool luo_can_preserve(const void *handler, struct file *file);
 unsigned long luo_get_id(const void *handler, struct file *file);
@@ -93,6 +96,5 @@ void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order);
 void luo_frames_discard(u64 pfn, u64 pages, u8 order);
 struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes);
 int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count);
-u32 luo_crc32c(u32 so_far, const void *bytes, size_t len);
 
 #endif /* _LUO_SHIM_H */

@@ -4,7 +4,6 @@
  * mm, static inlines, and loops over pages that are too hot for a call each. Each
  * function says why it is here. What to do with all this is decided in Rust.
  */
-#include <linux/crc32.h>
 #include <linux/fcntl.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -546,10 +545,4 @@ int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count)
 	/* Gives back what was accounted and did not go in. */
 	shmem_recalc_inode(file_inode(file), insertion.accounted, 0);
 	return err ? : flushed;
-}
-
-/* The kernel's leaves the inversion to its callers. */
-u32 luo_crc32c(u32 so_far, const void *bytes, size_t len)
-{
-	return ~crc32c(~so_far, bytes, len);
 }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use luo_handler_api::{Crossed, Errno, FileHandler, FileRef, Host, HostServices, OwnedFile};
+use luo_handler_api::{crc32c, Crossed, Errno, FileHandler, FileRef, Host, HostServices, OwnedFile};
 use luo_handler_memfd::{inspect, record::RecordHeader, Record, MEMFD};
 use memfd::MemfdOptions;
 
@@ -76,10 +76,6 @@ impl HostServices for FuzzHost {
     fn release_file(&self, _: u64) {
         self.file.lock().unwrap().take();
     }
-}
-
-fn crc(so_far: u32, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(so_far, bytes)
 }
 
 fn bare_memfd(size: u64) -> Option<File> {
@@ -140,14 +136,14 @@ fn seal(object: &mut [u8]) {
     let (at, length) = match object.len() {
         RecordHeader::LENGTH if object.starts_with(b"memfd") => (12, RecordHeader::LENGTH),
         BLOCK_HEADER.. => {
-            let extents = crc(0, &object[BLOCK_HEADER..]);
+            let extents = crc32c(0, &object[BLOCK_HEADER..]);
             object[12..16].copy_from_slice(&extents.to_le_bytes());
             (4, BLOCK_HEADER)
         }
         _ => return,
     };
     object[at..at + 4].fill(0);
-    let sum = crc(0, &object[..length]);
+    let sum = crc32c(0, &object[..length]);
     object[at..at + 4].copy_from_slice(&sum.to_le_bytes());
 }
 
@@ -155,7 +151,7 @@ fn seal(object: &mut [u8]) {
 fn file_of(record: &Record, host: Host<'_>) -> Option<OwnedFd> {
     let file = bare_memfd(record.attributes.size)?;
     if record.chain.pages <= 256 {
-        let written = record.extents(host, crc).for_each(&mut |extent| {
+        let written = record.extents(host).for_each(&mut |extent| {
             let start = extent.index() << record.page_shift;
             let end = (extent.end() << record.page_shift).min(record.attributes.size);
             file.write_all_at(&vec![1; (end - start) as usize], start)?;
@@ -190,7 +186,7 @@ fuzz_target!(|input: &[u8]| {
     if let Ok(summary) = &summary {
         assert!(summary.size <= i64::MAX as u64);
         assert!(summary.data_bytes <= summary.size.next_multiple_of(summary.page_bytes));
-        let record = Record::read(host, data, crc).expect("inspect has read it");
+        let record = Record::read(host, data).expect("inspect has read it");
         *services.file.lock().unwrap() = file_of(&record, host);
     }
     let retrieved = MEMFD.retrieve(data, host).map(OwnedFd::from);
@@ -198,7 +194,7 @@ fuzz_target!(|input: &[u8]| {
     assert!(retrieved.is_ok() || !is_true);
     MEMFD.finish(Crossed {
         data,
-        retrieved: retrieved.as_ref().ok().map(|file| file.as_fd().into()),
+        retrieved: retrieved.as_ref().ok().map(|file| file.as_fd().into()).into(),
         host,
     });
     assert!(host.bytes_len(data).is_err());

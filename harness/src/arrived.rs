@@ -12,6 +12,7 @@ use crate::devicetree::{self, BadEntry, DecodeError, SubsystemEntry};
 use crate::error::{Error, Failure, Participant, Phase};
 use crate::incoming::Incoming;
 use crate::orchestrator::{Arrival, Complaints, FileStatus};
+use crate::reason::{heard, Cause};
 use crate::registry::Registry;
 
 /// Files and subsystems that crossed, until they are finished.
@@ -38,7 +39,7 @@ struct Entry<T> {
     compatible: Compatible,
     data: u64,
     /// What came of the one attempt to retrieve; the lock makes the calls for it exclusive.
-    retrieved: Mutex<Option<Result<T, Errno>>>,
+    retrieved: Mutex<Option<Result<T, Cause>>>,
 }
 
 impl Arrived {
@@ -68,12 +69,11 @@ impl Arrived {
     ) -> Result<Arc<OwnedFd>, Error> {
         let table = self.table()?;
         let entry = table.places.get(&token).map(|&place| &table.entries[place]);
-        let entry = entry.ok_or(Failure {
-            phase: Phase::Retrieve,
-            participant: Participant::File(token),
-            handler: None,
-            errno: Errno::ENOENT,
-        })?;
+        let unknown = || {
+            let participant = Participant::File(token);
+            Failure::new(Phase::Retrieve, participant, None, Errno::ENOENT)
+        };
+        let entry = entry.ok_or_else(unknown)?;
         let handler = registry.handler(&entry.compatible);
         Ok(entry.retrieve(handler, |handler, data| {
             handler
@@ -92,11 +92,9 @@ impl Arrived {
             .subsystems
             .iter()
             .find(|entry| entry.compatible == compatible)
-            .ok_or(Failure {
-                phase: Phase::Retrieve,
-                participant: Participant::Subsystem(compatible),
-                handler: None,
-                errno: Errno::ENOENT,
+            .ok_or_else(|| {
+                let participant = Participant::Subsystem(compatible);
+                Failure::new(Phase::Retrieve, participant, None, Errno::ENOENT)
             })?;
         let handler = registry.subsystem(&compatible);
         Ok(entry.retrieve(handler, |handler, data| {
@@ -116,7 +114,7 @@ impl Arrived {
                 retrieved: match &*entry.lock() {
                     None => None,
                     Some(Ok(_)) => Some(Ok(())),
-                    Some(Err(errno)) => Some(Err(*errno)),
+                    Some(Err(cause)) => Some(Err(cause.errno)),
                 },
             })
             .collect())
@@ -218,19 +216,14 @@ impl<T: Clone> Entry<T> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Result<T, Errno>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Result<T, Cause>>> {
         self.retrieved
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failure(&self, phase: Phase, errno: Errno) -> Failure {
-        Failure {
-            phase,
-            participant: self.participant,
-            handler: Some(self.compatible),
-            errno,
-        }
+    fn failure(&self, phase: Phase, cause: impl Into<Cause>) -> Failure {
+        Failure::new(phase, self.participant, Some(self.compatible), cause)
     }
 
     /// Retrieves once. That nobody was there to do it is not kept.
@@ -245,12 +238,12 @@ impl<T: Clone> Entry<T> {
             None => {
                 let handler =
                     handler.ok_or_else(|| self.failure(Phase::Retrieve, Errno::ENOENT))?;
-                let result = rebuild(handler, self.data);
+                let result = heard(|| rebuild(handler, self.data));
                 *retrieved = Some(result.clone());
                 result
             }
         };
-        result.map_err(|errno| self.failure(Phase::Retrieve, errno))
+        result.map_err(|cause| self.failure(Phase::Retrieve, cause))
     }
 
     /// `EBUSY` if the handler does not agree; one without a handler has nobody to object.
@@ -264,11 +257,12 @@ impl<T: Clone> Entry<T> {
             return Ok(());
         };
         let retrieved = self.lock();
-        match handler.can_finish(self.data, end(&retrieved, reclaimed), host) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(self.failure(Phase::Finish, Errno::EBUSY)),
-            Err(errno) => Err(self.failure(Phase::Finish, errno)),
-        }
+        let end = end(&retrieved, reclaimed);
+        heard(|| match handler.can_finish(self.data, end, host)? {
+            true => Ok(()),
+            false => Err(Errno::EBUSY),
+        })
+        .map_err(|cause| self.failure(Phase::Finish, cause))
     }
 
     /// `ENOENT` if nobody claimed it: what crossed for it goes with the rest of what crossed.
@@ -280,18 +274,19 @@ impl<T: Clone> Entry<T> {
     ) -> Result<(), Failure> {
         let handler = handler.ok_or_else(|| self.failure(Phase::Finish, Errno::ENOENT))?;
         let retrieved = self.lock();
-        handler
-            .finish(self.data, end(&retrieved, reclaimed), host)
-            .map_err(|errno| self.failure(Phase::Finish, errno))
+        let end = end(&retrieved, reclaimed);
+        heard(|| handler.finish(self.data, end, host))
+            .map_err(|cause| self.failure(Phase::Finish, cause))
     }
 }
 
 fn end<T>(
-    retrieved: &Option<Result<T, Errno>>,
+    retrieved: &Option<Result<T, Cause>>,
     reclaimed: fn(&T) -> Reclaimed<'_>,
 ) -> Reclaimed<'_> {
     match retrieved {
         Some(Ok(value)) => reclaimed(value),
-        _ => Reclaimed::No,
+        Some(Err(cause)) => Reclaimed::Failed(cause.errno),
+        None => Reclaimed::No,
     }
 }

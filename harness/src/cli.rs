@@ -185,7 +185,7 @@ fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
                     Some((_, file)) => file.display().to_string(),
                     None => handler.origin().to_owned(),
                 },
-                hosts: &["hosted"],
+                hosts: handler.hosts().names(),
                 abi_version: handler.abi_version(),
                 compatible,
             }

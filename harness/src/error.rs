@@ -7,6 +7,7 @@ use luo_handler_api::{Compatible, Errno, Token};
 use thiserror::Error;
 
 use crate::devicetree::DecodeError;
+use crate::reason::Cause;
 
 /// The state of a live update, `enum liveupdate_state` of the RFC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub enum Participant {
 }
 
 /// A participant that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// In which phase.
     pub phase: Phase,
@@ -62,6 +63,26 @@ pub struct Failure {
     pub handler: Option<Compatible>,
     /// Why.
     pub errno: Errno,
+    /// The same in the handler's words, if it said anything.
+    pub reason: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(
+        phase: Phase,
+        participant: Participant,
+        handler: Option<Compatible>,
+        cause: impl Into<Cause>,
+    ) -> Self {
+        let Cause { errno, reason } = cause.into();
+        Self {
+            phase,
+            participant,
+            handler,
+            errno,
+            reason,
+        }
+    }
 }
 
 /// Why a call to the orchestrator failed.
@@ -144,7 +165,11 @@ impl fmt::Display for Failure {
         if let Some(handler) = &self.handler {
             write!(f, " in handler {handler}")?;
         }
-        write!(f, ": {}", self.errno)
+        write!(f, ": {}", self.errno)?;
+        match &self.reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
     }
 }
 

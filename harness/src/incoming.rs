@@ -175,6 +175,10 @@ impl HostServices for Incoming {
     fn release_file(&self, handle: u64) {
         self.files.release(handle);
     }
+
+    fn explain(&self, reason: &str) {
+        crate::reason::say(reason);
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,8 @@
 //!
 //! The live update itself:
 //!
-//! - [`orchestrator`]: the file table and the state machine; [`error`]: what can fail
+//! - [`orchestrator`]: the file table and the state machine; [`error`]: what can fail;
+//!   `reason`: what handlers say about it
 //! - [`registry`]: the handlers it calls; [`plugin`]: those that come from shared objects
 //! - [`devicetree`]: what crosses, as numbers and names
 //! - [`outgoing`], [`incoming`]: the bytes and files that handlers keep, on either side
@@ -57,6 +58,7 @@ pub mod liveupdate;
 pub mod orchestrator;
 pub mod outgoing;
 pub mod plugin;
+mod reason;
 pub mod registry;
 pub mod session;
 mod sys;

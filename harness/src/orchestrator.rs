@@ -21,6 +21,7 @@ use crate::devicetree::{self, BadEntry, FileEntry, SubsystemEntry, Tree};
 use crate::error::{Error, Failure, Participant, Phase, State};
 use crate::incoming::Incoming;
 use crate::outgoing::Outgoing;
+use crate::reason::{heard, Cause};
 use crate::registry::Registry;
 
 /// Keeps files alive across live updates. See the [module](self).
@@ -145,11 +146,8 @@ impl Orchestrator {
     pub fn preserve(&self, token: Token, file: impl AsFd) -> Result<Compatible, Error> {
         let file = file.as_fd();
         let mut inner = self.write_in(Phase::Preserve, State::Normal)?;
-        let failed = |handler, errno| Failure {
-            phase: Phase::Preserve,
-            participant: Participant::File(token),
-            handler,
-            errno,
+        let failed = |handler, errno: Errno| {
+            Failure::new(Phase::Preserve, Participant::File(token), handler, errno)
         };
         if inner.tokens.contains_key(&token) {
             return Err(failed(None, Errno::EEXIST).into());
@@ -187,13 +185,7 @@ impl Orchestrator {
         let mut inner = self.write_in(Phase::Preserve, State::Normal)?;
         let participant = Participant::File(token);
         let Some(key) = inner.tokens.remove(&token) else {
-            return Err(Failure {
-                phase: Phase::Preserve,
-                participant,
-                handler: None,
-                errno: Errno::ENOENT,
-            }
-            .into());
+            return Err(Failure::new(Phase::Preserve, participant, None, Errno::ENOENT).into());
         };
         inner.keys.remove(&key);
         inner
@@ -498,13 +490,13 @@ impl Member {
         }
     }
 
-    fn failure(&self, phase: Phase, errno: Errno) -> Failure {
-        Failure {
+    fn failure(&self, phase: Phase, cause: Cause) -> Failure {
+        Failure::new(
             phase,
-            participant: self.participant,
-            handler: Some(*self.handler.compatible()),
-            errno,
-        }
+            self.participant,
+            Some(*self.handler.compatible()),
+            cause,
+        )
     }
 }
 
@@ -526,7 +518,7 @@ fn forward(
     mut step: impl FnMut(&mut Member) -> Result<(), Errno>,
 ) -> Result<(), (Failure, usize)> {
     for (index, member) in members.iter_mut().enumerate() {
-        step(member).map_err(|errno| (member.failure(phase, errno), index))?;
+        heard(|| step(member)).map_err(|cause| (member.failure(phase, cause), index))?;
     }
     Ok(())
 }
@@ -539,8 +531,8 @@ fn backward(
 ) -> Complaints {
     let mut complaints = Complaints::new();
     for member in members.iter_mut().rev() {
-        if let Err(errno) = step(member) {
-            complaints.push(member.failure(phase, errno));
+        if let Err(cause) = heard(|| step(member)) {
+            complaints.push(member.failure(phase, cause));
         }
     }
     complaints

@@ -193,6 +193,10 @@ impl HostServices for Outgoing {
         let file = self.lock().files.remove(&handle);
         drop(file);
     }
+
+    fn explain(&self, reason: &str) {
+        crate::reason::say(reason);
+    }
 }
 
 /// Fills `buffer` with what stands in `block` from `offset` on.

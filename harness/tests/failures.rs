@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use luo_handler_api::{
     Compatible, Crossed, Errno, FileHandler, FileRef, HandlerOps, Host, OwnedFile, Prepared,
-    Preserved, RawFile, Subsystem, Token, NO_FILE,
+    Preserved, RawFile, Retrieved, Subsystem, Token, NO_FILE,
 };
 use luo_harness::error::{Error, Failure, Participant, Phase, State};
 use luo_harness::orchestrator::{Complaints, Orchestrator};
@@ -221,7 +221,7 @@ impl FileHandler for Files {
     }
     fn finish(&self, file: Crossed<'_>) {
         let member = member_of_data(file.data);
-        if let Some(file) = file.retrieved {
+        if let Some(file) = file.retrieved.file() {
             assert_eq!(member_of_file(file), member);
         }
         self.0.script.panic_if_told(Call::Finish, member);
@@ -277,6 +277,7 @@ struct RawOps {
     compatible: [u8; 48],
     private_size: u32,
     private_align: u32,
+    hosts: u32,
     origin: *const u8,
     origin_len: usize,
     handler: *const c_void,
@@ -492,7 +493,7 @@ unsafe extern "C" fn finish(
     unsafe {
         let core = core(handler);
         let member = member_of_data(data);
-        if retrieved == 0 {
+        if retrieved <= 0 {
             core.script.called(Call::FinishLost, member);
             return (core.real().finish)(handler, host, data, file, retrieved);
         }
@@ -584,6 +585,7 @@ impl World {
                 Participant::Subsystem(compatible) => compatible,
             }),
             errno,
+            reason: None,
         }
     }
 
@@ -914,7 +916,7 @@ fn a_failed_retrieve_is_kept_and_costs_that_one(
     for round in 0..2 {
         for &member in &world.order {
             let expected = match member == faulty {
-                true => failed(failure),
+                true => failed(failure.clone()),
                 false => Ok(()),
             };
             assert_eq!(world.retrieve(member), expected, "round {round}");
@@ -967,7 +969,7 @@ fn a_file_that_was_closed_behind_the_hosts_back_is_not_taken() {
             Ok(unsafe { OwnedFile::from_raw(raw) })
         }
         fn finish(&self, file: Crossed<'_>) {
-            assert!(file.retrieved.is_none());
+            assert!(matches!(file.retrieved, Retrieved::Failed(Errno::EBADF)));
         }
     }
     let registry = Arc::new(Registry::new());

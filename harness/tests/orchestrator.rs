@@ -97,7 +97,7 @@ impl<const N: usize> FileHandler for Notes<N> {
             .finished
             .lock()
             .unwrap()
-            .push(file.retrieved.is_some());
+            .push(file.retrieved.file().is_some());
         file.host.release_bytes(file.data);
     }
 }

@@ -17,7 +17,8 @@ pub struct FileRef<'a> {
     lent: PhantomData<&'a ()>,
 }
 
-/// A file that a handler rebuilt and hands over; closed when dropped in a hosted process.
+/// A file that a handler rebuilt and hands over; closed when dropped where there is somebody to close it:
+/// in a hosted process and in the kernel.
 #[derive(Debug)]
 pub struct OwnedFile(RawFile);
 
@@ -51,8 +52,8 @@ impl OwnedFile {
     }
 
     /// Gives the file away in its C form; whoever takes it closes it.
-    // Only a hosted file has a Drop to keep from running.
-    #[cfg_attr(not(feature = "std"), allow(clippy::forget_non_drop))]
+    // Without a host there is no Drop to keep from running.
+    #[cfg_attr(not(any(feature = "std", luo_kernel)), allow(clippy::forget_non_drop))]
     pub const fn into_raw(self) -> RawFile {
         let raw = self.0;
         core::mem::forget(self);
@@ -61,6 +62,53 @@ impl OwnedFile {
 
     /// No file: what the rebuilding of a subsystem yields.
     pub(crate) const NONE: Self = Self(NO_FILE);
+}
+
+#[cfg(luo_kernel)]
+mod in_the_kernel {
+    use super::*;
+    use crate::Errno;
+    use core::ffi::c_void;
+
+    impl FileRef<'_> {
+        /// The `struct file`.
+        pub const fn as_ptr(self) -> *mut c_void {
+            self.raw as *mut c_void
+        }
+    }
+
+    impl OwnedFile {
+        /// Takes over what a C function returned: a `struct file`, or an `ERR_PTR()`.
+        ///
+        /// # Errors
+        ///
+        /// The error number; `EBADF` for NULL.
+        ///
+        /// # Safety
+        ///
+        /// A file is open, and nobody else puts it.
+        pub unsafe fn from_err_ptr(file: *mut c_void) -> Result<Self, Errno> {
+            match file as isize {
+                0 => Err(Errno::EBADF),
+                error @ -4095..=-1 => Err(Errno::new(-error as i32).unwrap_or(Errno::EIO)),
+                file => Ok(Self(file)),
+            }
+        }
+
+        /// The `struct file`.
+        pub const fn as_ptr(&self) -> *mut c_void {
+            self.0 as *mut c_void
+        }
+    }
+
+    impl Drop for OwnedFile {
+        fn drop(&mut self) {
+            if self.0 != NO_FILE {
+                // SAFETY: the value owns a reference to an open file and is gone after this.
+                unsafe { ::kernel::bindings::fput(self.as_ptr().cast()) };
+            }
+        }
+    }
 }
 
 #[cfg(feature = "std")]

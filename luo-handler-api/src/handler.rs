@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What the author of a handler implements.
 
-use crate::{Compatible, Errno, FileRef, Host, OwnedFile};
+use crate::{Compatible, Errno, FileRef, Host, OwnedFile, RawFile, NO_FILE};
 
 /// Keeps files of one type alive across a live update.
 ///
@@ -18,6 +18,9 @@ pub trait FileHandler: Sync + 'static {
     /// it: [`prepare`](Self::prepare) creates it, the others borrow it, and it is dropped exactly
     /// once, after [`cancel`](Self::cancel) or when the old side ends. At most 16 bytes aligned.
     type Private: Send + 'static;
+
+    /// The hosts that the handler was written for.
+    const HOSTS: Hosts = Hosts::Hosted;
 
     /// Whether this handler can keep `file`. Cheap and without side effects: it is asked of every
     /// file that is offered, and the first handler to say yes takes the file.
@@ -100,8 +103,97 @@ pub struct Preserved<'a, P> {
 pub struct Crossed<'a> {
     /// What crossed.
     pub data: u64,
-    /// The file, if it was reclaimed (retrieved); `None` if nobody asked for it or it failed.
-    pub retrieved: Option<FileRef<'a>>,
+    /// What became of it.
+    pub retrieved: Retrieved<'a>,
     /// The host's services.
     pub host: Host<'a>,
+}
+
+/// What became of a file after the jump: mainline's `retrieve_status`.
+#[derive(Clone, Copy, Debug)]
+pub enum Retrieved<'a> {
+    /// Nobody asked for it.
+    NotAsked,
+    /// It was asked for, and could not be rebuilt.
+    Failed(Errno),
+    /// It was reclaimed.
+    File(FileRef<'a>),
+}
+
+impl<'a> Retrieved<'a> {
+    /// The file, if it was reclaimed.
+    pub const fn file(self) -> Option<FileRef<'a>> {
+        match self {
+            Self::File(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody asked for it, with whatever success.
+    pub const fn was_asked(self) -> bool {
+        !matches!(self, Self::NotAsked)
+    }
+
+    /// The C form: a file and a status, which is 0, a negative error number or 1.
+    pub const fn to_raw(self) -> (RawFile, i32) {
+        match self {
+            Self::NotAsked => (NO_FILE, 0),
+            Self::Failed(errno) => (NO_FILE, errno.to_status()),
+            Self::File(file) => (file.as_raw(), 1),
+        }
+    }
+
+    /// The reverse.
+    ///
+    /// # Safety
+    ///
+    /// With a status above 0, `file` is what retrieve yielded, still open for `'a`.
+    pub const unsafe fn from_raw(file: RawFile, status: i32) -> Self {
+        match Errno::from_status(status) {
+            Ok(0) => Self::NotAsked,
+            // SAFETY: the caller says so.
+            Ok(_) => Self::File(unsafe { FileRef::from_raw(file) }),
+            Err(errno) => Self::Failed(errno),
+        }
+    }
+}
+
+/// `None` for a file that nobody asked for.
+impl<'a> From<Option<FileRef<'a>>> for Retrieved<'a> {
+    fn from(file: Option<FileRef<'a>>) -> Self {
+        file.map_or(Self::NotAsked, Self::File)
+    }
+}
+
+/// The kinds of host that a handler can be built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hosts {
+    /// An ordinary process.
+    Hosted = 1,
+    /// The kernel.
+    Kernel = 2,
+    /// Both, from one source.
+    Both = 3,
+}
+
+impl Hosts {
+    /// From the C form; `None` for a number that is none.
+    pub(crate) const fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            1 => Some(Self::Hosted),
+            2 => Some(Self::Kernel),
+            3 => Some(Self::Both),
+            _ => None,
+        }
+    }
+
+    /// Their names: `hosted`, `kernel`.
+    pub const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Hosted => &["hosted"],
+            Self::Kernel => &["kernel"],
+            Self::Both => &["hosted", "kernel"],
+        }
+    }
 }

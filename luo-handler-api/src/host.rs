@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The few services that a host offers a handler: bytes that cross the jump, and in a hosted
-//! process files that cross it.
+//! process files that cross it; and somebody to tell why a call fails.
 
-use core::{ffi::c_void, marker::PhantomData};
+use core::{
+    ffi::c_void,
+    fmt::{self, Write as _},
+    marker::PhantomData,
+};
 
 use crate::{Errno, FileRef, OwnedFile, RawFile};
 
@@ -51,6 +55,12 @@ pub trait HostServices: Sync {
 
     /// Gives a kept file back that nobody takes; an unknown handle is ignored.
     fn release_file(&self, handle: u64);
+
+    /// Is told why the call under way is about to fail, for people: an error number alone does not
+    /// say which of many things was wrong. The kernel logs it, a process adds it to its error.
+    fn explain(&self, reason: &str) {
+        let _ = reason;
+    }
 }
 
 /// [`HostServices`] in C form.
@@ -80,6 +90,7 @@ pub struct HostOps {
     pub(crate) take_file:
         unsafe extern "C" fn(*const c_void, handle: u64, out: *mut RawFile) -> i32,
     pub(crate) release_file: unsafe extern "C" fn(*const c_void, handle: u64),
+    pub(crate) explain: unsafe extern "C" fn(*const c_void, reason: *const u8, len: usize),
 }
 
 /// A host in C form, as it is passed to every callback that may use it.
@@ -200,6 +211,77 @@ impl<'h> Host<'h> {
         // SAFETY: as above.
         unsafe { (self.ops().release_file)(self.raw.context, handle) }
     }
+
+    /// See [`HostServices::explain`]; what does not fit into [`REASON_MAX`] bytes is cut off.
+    pub fn explain(&self, reason: fmt::Arguments<'_>) {
+        let mut text = Text::new();
+        // What does not fit is cut off.
+        let _ = text.write_fmt(reason);
+        let bytes = text.as_str().as_bytes();
+        // SAFETY: as above; the text outlives the call.
+        unsafe { (self.ops().explain)(self.raw.context, bytes.as_ptr(), bytes.len()) }
+    }
+
+    /// Explains a failure and yields its error number.
+    ///
+    /// ```
+    /// # use luo_handler_api::{Errno, Host};
+    /// fn check(port: u64, host: Host<'_>) -> Result<(), Errno> {
+    ///     match port {
+    ///         0..=0xffff => Ok(()),
+    ///         _ => Err(host.refuse(Errno::ERANGE, format_args!("port {port:#x} is none"))),
+    ///     }
+    /// }
+    /// ```
+    pub fn refuse(&self, errno: Errno, reason: fmt::Arguments<'_>) -> Errno {
+        self.explain(reason);
+        errno
+    }
+}
+
+/// Bytes that a reason has room for.
+pub const REASON_MAX: usize = 160;
+
+/// A reason, without an allocation.
+///
+/// # Invariants
+///
+/// The first `len` bytes are UTF-8.
+struct Text {
+    bytes: [u8; REASON_MAX],
+    len: usize,
+}
+
+impl Text {
+    const fn new() -> Self {
+        Self {
+            bytes: [0; REASON_MAX],
+            len: 0,
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        let text = self.bytes.get(..self.len).unwrap_or_default();
+        core::str::from_utf8(text).unwrap_or_default()
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        let room = REASON_MAX - self.len;
+        let fits = (0..=room.min(more.len()))
+            .rev()
+            .find(|&end| more.is_char_boundary(end))
+            .unwrap_or(0);
+        if let Some(place) = self.bytes.get_mut(self.len..self.len + fits) {
+            place.copy_from_slice(&more.as_bytes()[..fits]);
+            self.len += fits;
+        }
+        match fits == more.len() {
+            true => Ok(()),
+            false => Err(fmt::Error),
+        }
+    }
 }
 
 impl HostOps {
@@ -215,6 +297,7 @@ impl HostOps {
             preserve_file: preserve_file::<H>,
             take_file: take_file::<H>,
             release_file: release_file::<H>,
+            explain: explain::<H>,
         }
     }
 }
@@ -337,4 +420,41 @@ unsafe extern "C" fn release_file<H: HostServices>(context: *const c_void, handl
     // SAFETY: the caller says so.
     let host = unsafe { &*context.cast::<H>() };
     let _ = crate::panics::caught(|| host.release_file(handle));
+}
+
+/// # Safety
+///
+/// `context` is a `&H`, `reason` is valid for reads of `len` bytes.
+unsafe extern "C" fn explain<H: HostServices>(
+    context: *const c_void,
+    reason: *const u8,
+    len: usize,
+) {
+    // SAFETY: the caller says so.
+    let (host, reason) = unsafe {
+        (
+            &*context.cast::<H>(),
+            core::slice::from_raw_parts(reason, len),
+        )
+    };
+    let reason = core::str::from_utf8(reason).unwrap_or("a reason that is no UTF-8");
+    let _ = crate::panics::caught(|| host.explain(reason));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_reason_is_cut_off_between_characters(pieces in proptest::collection::vec(".{0,60}", 0..6)) {
+            let mut text = Text::new();
+            let _ = pieces.iter().try_for_each(|piece| text.write_str(piece));
+            let whole = pieces.concat();
+            prop_assert!(whole.starts_with(text.as_str()));
+            let cut = text.as_str().len();
+            prop_assert!(cut == whole.len() || cut + 4 > REASON_MAX);
+        }
+    }
 }

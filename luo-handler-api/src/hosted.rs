@@ -8,8 +8,8 @@ use std::alloc::{alloc, dealloc};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::{
-    host::RawHost, ops::PRIVATE_ALIGN_MAX, Compatible, Errno, FileRef, HandlerOps, Host,
-    InvalidHandler, OwnedFile, RawFile, NO_FILE,
+    host::RawHost, ops::PRIVATE_ALIGN_MAX, Compatible, Errno, FileRef, HandlerOps, Host, Hosts,
+    InvalidHandler, OwnedFile, RawFile, Retrieved, NO_FILE,
 };
 
 /// A handler, or a subsystem, that was looked at and found usable.
@@ -146,6 +146,15 @@ impl Handler {
         self.ops.abi_version
     }
 
+    /// The hosts that it was written for.
+    pub const fn hosts(&self) -> Hosts {
+        match self.ops.hosts() {
+            Some(hosts) => hosts,
+            // By the invariant there are some.
+            None => Hosts::Hosted,
+        }
+    }
+
     /// See [`FileHandler::can_preserve`](crate::FileHandler::can_preserve).
     ///
     /// # Errors
@@ -276,8 +285,10 @@ impl Handler {
 /// What became of a participant after the jump.
 #[derive(Clone, Copy, Debug)]
 pub enum Reclaimed<'a> {
-    /// Nobody asked for it, or it could not be rebuilt.
+    /// Nobody asked for it.
     No,
+    /// It was asked for, and could not be rebuilt.
+    Failed(Errno),
     /// This file was retrieved.
     File(BorrowedFd<'a>),
     /// The subsystem took its state back.
@@ -287,8 +298,9 @@ pub enum Reclaimed<'a> {
 impl Reclaimed<'_> {
     fn raw(&self) -> (RawFile, i32) {
         match self {
-            Self::No => (NO_FILE, 0),
-            Self::File(fd) => (FileRef::from(fd.as_fd()).as_raw(), 1),
+            Self::No => Retrieved::NotAsked.to_raw(),
+            Self::Failed(errno) => Retrieved::Failed(*errno).to_raw(),
+            Self::File(fd) => Retrieved::File(fd.as_fd().into()).to_raw(),
             Self::Subsystem => (NO_FILE, 1),
         }
     }

@@ -5,7 +5,7 @@
 use core::ffi::c_void;
 
 use crate::{
-    Compatible, Errno, FileRef, HandlerOps, Host, InvalidHandler, OwnedFile, RawFile, NO_FILE,
+    Compatible, Errno, FileRef, HandlerOps, Host, InvalidHandler, OwnedFile, Retrieved, NO_FILE,
 };
 
 /// A handler that was looked at and found usable.
@@ -62,10 +62,6 @@ fn answer(status: i32) -> Result<bool, Errno> {
         1 => Ok(true),
         _ => Err(Errno::EIO),
     }
-}
-
-fn raw(retrieved: Option<FileRef<'_>>) -> (RawFile, i32) {
-    retrieved.map_or((NO_FILE, 0), |file| (file.as_raw(), 1))
 }
 
 impl Handler {
@@ -260,13 +256,13 @@ impl Handler {
     pub fn can_finish(
         &self,
         data: u64,
-        retrieved: Option<FileRef<'_>>,
+        retrieved: Retrieved<'_>,
         host: Host<'_>,
     ) -> Result<bool, Errno> {
         let Some(can_finish) = self.ops.can_finish else {
             return Ok(true);
         };
-        let (file, retrieved) = raw(retrieved);
+        let (file, retrieved) = retrieved.to_raw();
         // SAFETY: the ops come with their handler; file and host are valid during the call.
         answer(unsafe { can_finish(self.ops.handler, &host.as_raw(), data, file, retrieved) })
     }
@@ -276,14 +272,9 @@ impl Handler {
     /// # Errors
     ///
     /// `EIO` if the handler returns garbage; the file is finished all the same.
-    pub fn finish(
-        &self,
-        data: u64,
-        retrieved: Option<FileRef<'_>>,
-        host: Host<'_>,
-    ) -> Result<(), Errno> {
+    pub fn finish(&self, data: u64, retrieved: Retrieved<'_>, host: Host<'_>) -> Result<(), Errno> {
         let finish = self.ops.finish.ok_or(Errno::EIO)?;
-        let (file, retrieved) = raw(retrieved);
+        let (file, retrieved) = retrieved.to_raw();
         // SAFETY: as above.
         done(unsafe { finish(self.ops.handler, &host.as_raw(), data, file, retrieved) })
     }

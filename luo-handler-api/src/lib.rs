@@ -38,6 +38,7 @@
 //! - [`registry`]: the macros that register, and what hosts find; [`plugin`]: the same for a dlopen
 //! - [`host`]: the services of a host; `hosted`: how a host with std calls handlers; `kernel`: how the
 //!   one in the kernel does
+//! - `record`, `checksum`, `status`: what the records of handlers have in common
 //! - [`mod@compatible`], [`mod@errno`], [`mod@file`], [`mod@token`]: the small types
 //!
 //! The crate is `no_std` and allocates nothing; the feature `std` adds what hosted processes need.
@@ -47,6 +48,8 @@
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(any(feature = "std", luo_kernel))]
+mod checksum;
 pub mod compatible;
 pub mod errno;
 pub mod file;
@@ -59,14 +62,20 @@ pub mod kernel;
 pub mod ops;
 mod panics;
 pub mod plugin;
+#[cfg(any(feature = "std", luo_kernel))]
+pub mod record;
 pub mod registry;
+#[cfg(any(feature = "std", luo_kernel))]
+pub mod status;
 pub mod subsystem;
 pub mod token;
 
+#[cfg(any(feature = "std", luo_kernel))]
+pub use checksum::crc32c;
 pub use compatible::{Compatible, InvalidCompatible, COMPATIBLE_LENGTH};
 pub use errno::Errno;
 pub use file::{FileRef, OwnedFile, RawFile, NO_FILE};
-pub use handler::{Crossed, FileHandler, Prepared, Preserved};
+pub use handler::{Crossed, FileHandler, Hosts, Prepared, Preserved, Retrieved};
 pub use host::{Host, HostServices};
 pub use ops::{HandlerOps, InvalidHandler, InvalidReason, ABI_VERSION};
 pub use subsystem::Subsystem;

@@ -5,12 +5,13 @@ use core::{ffi::c_void, fmt};
 
 use crate::{
     host::RawHost, panics::caught, subsystem::WithoutFile, Compatible, Crossed, Errno, FileHandler,
-    FileRef, Host, InvalidCompatible, Preserved, RawFile, Subsystem, COMPATIBLE_LENGTH,
+    FileRef, Host, Hosts, InvalidCompatible, Preserved, RawFile, Retrieved, Subsystem,
+    COMPATIBLE_LENGTH,
 };
 
 /// Version of the C form. It changes whenever the layout or the meaning of [`HandlerOps`] or of the
 /// host's services changes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The largest alignment of a handler's private state, in bytes: what `kmalloc` and `malloc` give.
 pub const PRIVATE_ALIGN_MAX: u32 = 16;
@@ -21,7 +22,8 @@ type Private = *mut c_void;
 /// A handler as it is registered and called: the same for every compiler, so also across a dlopen.
 ///
 /// `handler` is the first argument of each callback. Status codes are 0 or a negative error number;
-/// questions answer 1 for yes, 0 for no. `private` points to memory that the host provides, of the
+/// questions answer 1 for yes, 0 for no. `retrieved` is 0 if nobody asked for the file, negative
+/// with the error number if it could not be rebuilt, 1 if it was. `private` points to memory that the host provides, of the
 /// size and alignment asked for here: `prepare` fills it if it returns 0, `drop_private` ends it,
 /// exactly once. The three first fields stay where they are in every version.
 ///
@@ -38,6 +40,8 @@ pub struct HandlerOps {
     pub(crate) compatible: [u8; COMPATIBLE_LENGTH],
     pub(crate) private_size: u32,
     pub(crate) private_align: u32,
+    /// [`Hosts`].
+    pub(crate) hosts: u32,
     /// The crate that the handler lives in: bytes of UTF-8 and their number.
     pub(crate) origin: *const u8,
     pub(crate) origin_len: usize,
@@ -101,6 +105,11 @@ pub enum InvalidReason {
         /// The alignment asked for, in bytes.
         found: u32,
     },
+    /// It names no host that it was written for.
+    Hosts {
+        /// What it says instead.
+        found: u32,
+    },
     /// The crate it comes from is not named in UTF-8.
     Origin,
     /// Another handler has the same compatible.
@@ -126,6 +135,7 @@ impl HandlerOps {
             compatible: *T::COMPATIBLE.as_bytes(),
             private_size: size_of::<T::Private>() as u32,
             private_align: align_of::<T::Private>() as u32,
+            hosts: T::HOSTS as u32,
             origin: origin.as_ptr(),
             origin_len: origin.len(),
             handler: core::ptr::from_ref(handler).cast(),
@@ -159,6 +169,11 @@ impl HandlerOps {
     /// [`InvalidCompatible`], which [`validate`](Self::validate) tells as well.
     pub const fn compatible(&self) -> Result<Compatible, InvalidCompatible> {
         Compatible::parse(&self.compatible)
+    }
+
+    /// The hosts that it was written for; `None` if it names none.
+    pub const fn hosts(&self) -> Option<Hosts> {
+        Hosts::from_raw(self.hosts)
     }
 
     /// The crate it comes from; empty if that is not said in UTF-8.
@@ -207,6 +222,9 @@ impl HandlerOps {
                 found: self.private_align,
             }));
         }
+        if self.hosts().is_none() {
+            return Err(invalid(InvalidReason::Hosts { found: self.hosts }));
+        }
         if self.origin().is_empty() {
             return Err(invalid(InvalidReason::Origin));
         }
@@ -247,6 +265,9 @@ impl fmt::Display for InvalidHandler {
                 f,
                 "private state aligned to {found} bytes; a power of two up to {PRIVATE_ALIGN_MAX} is possible"
             ),
+            InvalidReason::Hosts { found } => {
+                write!(f, "{found:#x} names no host that it was written for")
+            }
             InvalidReason::Origin => f.write_str("the crate it comes from is not named"),
             InvalidReason::Duplicate => {
                 f.write_str("another handler has the same compatible; leave one of them out")
@@ -462,7 +483,7 @@ unsafe extern "C" fn retrieve<T: FileHandler>(
 
 /// # Safety
 ///
-/// `host` is valid for `'a`; if `retrieved` is not 0, `file` is what `retrieve` wrote, still open.
+/// `host` is valid for `'a`; if `retrieved` is above 0, `file` is what `retrieve` wrote, still open.
 unsafe fn crossed<'a>(
     host: *const RawHost,
     data: u64,
@@ -473,7 +494,7 @@ unsafe fn crossed<'a>(
     unsafe {
         Crossed {
             data,
-            retrieved: (retrieved != 0).then(|| FileRef::from_raw(file)),
+            retrieved: Retrieved::from_raw(file, retrieved),
             host: Host::from_raw(*host),
         }
     }
@@ -621,6 +642,14 @@ mod tests {
             let mut ops = usable();
             ops.private_align = align;
             assert!(ops.validate().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_handler_for_no_host_is_refused() {
+        for found in [0, 4, u32::MAX] {
+            let expected = InvalidReason::Hosts { found };
+            assert_eq!(reason(|ops| ops.hosts = found), expected);
         }
     }
 

@@ -102,6 +102,6 @@ impl<S: Subsystem> FileHandler for WithoutFile<S> {
     }
 
     fn finish(&self, c: Crossed<'_>) {
-        self.0.finish(c.data, c.retrieved.is_some(), c.host);
+        self.0.finish(c.data, c.retrieved.file().is_some(), c.host);
     }
 }

@@ -30,10 +30,6 @@ pub trait MemfdBackend: Sync + 'static {
     /// Binary logarithm of the base page in bytes.
     fn page_shift(&self) -> u8;
 
-    /// Continues a CRC-32C, with the usual inversion before and after: `crc32c(0, b"123456789")` is
-    /// `0xe3069283`.
-    fn crc32c(so_far: u32, bytes: &[u8]) -> u32;
-
     /// Memory for one block of extents.
     ///
     /// # Errors

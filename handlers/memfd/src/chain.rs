@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Blocks of extents, written while a file is walked and read back from the last to the first.
 
-use luo_handler_api::{Errno, Host};
+use luo_handler_api::{crc32c, Errno, Host};
 
 use crate::{
     extent::{Extent, IN_FILE, ORDER_MAX},
-    record::{Contents, Crc32c, Record},
+    record::{Contents, Record},
     wire::{
         little_endian::{U32, U64},
         FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -62,7 +62,6 @@ pub struct Chain {
 /// Fills blocks and has the host keep each as soon as it is full.
 pub(crate) struct ChainWriter<'a> {
     host: Host<'a>,
-    crc: Crc32c,
     /// Room for a block, its header included.
     block: &'a mut [u8],
     /// Extents in the block so far, fewer than it has room for.
@@ -83,7 +82,6 @@ pub(crate) struct ChainWriter<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Extents<'h> {
     host: Host<'h>,
-    crc: Crc32c,
     chain: Chain,
     /// Size of the file in pages; no extent reaches beyond, but for the rest of a large folio.
     size_in_pages: u64,
@@ -102,16 +100,15 @@ impl Chain {
 
     /// Gives all blocks back. Stops at the first that is none or more than there should be: what
     /// follows is not known to belong to this chain.
-    pub(crate) fn release(&self, host: Host<'_>, crc: Crc32c) {
-        for (handle, _) in self.blocks(host, crc).map_while(Result::ok) {
+    pub(crate) fn release(&self, host: Host<'_>) {
+        for (handle, _) in self.blocks(host).map_while(Result::ok) {
             host.release_bytes(handle);
         }
     }
 
-    fn blocks<'h>(&self, host: Host<'h>, crc: Crc32c) -> Blocks<'h> {
+    fn blocks<'h>(&self, host: Host<'h>) -> Blocks<'h> {
         Blocks {
             host,
-            crc,
             handle: self.last_block,
             left: self.extents,
         }
@@ -122,7 +119,6 @@ impl Chain {
 /// is longer than its number of extents, so one that goes in a circle ends.
 struct Blocks<'h> {
     host: Host<'h>,
-    crc: Crc32c,
     /// Of the next block; 0 after the first one of the file.
     handle: u64,
     /// Extents that the next blocks have.
@@ -137,7 +133,7 @@ impl Iterator for Blocks<'_> {
             return None;
         }
         let handle = self.handle;
-        let block = BlockHeader::load(self.host, handle, self.left, self.crc);
+        let block = BlockHeader::load(self.host, handle, self.left);
         (self.left, self.handle) = match &block {
             Ok(block) => (self.left - block.count(), block.previous.get()),
             Err(_) => (0, handle),
@@ -148,7 +144,7 @@ impl Iterator for Blocks<'_> {
 
 impl BlockHeader {
     /// Reads the header of a block that has at most `left` extents.
-    fn load(host: Host<'_>, handle: u64, left: u64, crc: Crc32c) -> Result<Self, Errno> {
+    fn load(host: Host<'_>, handle: u64, left: u64) -> Result<Self, Errno> {
         let mut header = Self::new_zeroed();
         let length = host.bytes_len(handle)?;
         if length < HEADER_LENGTH as u64 {
@@ -158,7 +154,7 @@ impl BlockHeader {
         if header.magic != BLOCK_MAGIC {
             return Err(Errno::EINVAL);
         }
-        if header.checksum.get() != header.sum(crc) {
+        if header.checksum.get() != header.sum() {
             return Err(Errno::EBADMSG);
         }
         let sound = (1..=left.min(BLOCK_EXTENTS.into())).contains(&header.count())
@@ -172,9 +168,9 @@ impl BlockHeader {
     }
 
     /// Its checksum, whatever the field says.
-    fn sum(mut self, crc: Crc32c) -> u32 {
+    fn sum(mut self) -> u32 {
         self.checksum = U32::ZERO;
-        crc(0, self.as_bytes())
+        crc32c(0, self.as_bytes())
     }
 
     fn count(&self) -> u64 {
@@ -193,13 +189,12 @@ impl<'a> ChainWriter<'a> {
     /// # Errors
     ///
     /// `EINVAL` if that is not as long as a block.
-    pub(crate) fn new(host: Host<'a>, crc: Crc32c, block: &'a mut [u8]) -> Result<Self, Errno> {
+    pub(crate) fn new(host: Host<'a>, block: &'a mut [u8]) -> Result<Self, Errno> {
         if block.len() != BLOCK_LENGTH {
             return Err(Errno::EINVAL);
         }
         Ok(Self {
             host,
-            crc,
             block,
             count: 0,
             kept: Chain::default(),
@@ -236,7 +231,7 @@ impl<'a> ChainWriter<'a> {
 
     /// Gives back what the host keeps.
     pub(crate) fn abandon(self) {
-        self.kept.release(self.host, self.crc);
+        self.kept.release(self.host);
     }
 
     fn flush(&mut self) -> Result<(), Errno> {
@@ -246,11 +241,11 @@ impl<'a> ChainWriter<'a> {
             magic: BLOCK_MAGIC,
             checksum: U32::ZERO,
             count: U32::new(self.count),
-            extents_checksum: U32::new((self.crc)(0, extents)),
+            extents_checksum: U32::new(crc32c(0, extents)),
             previous: U64::new(self.kept.last_block),
             reserved: [0; 8],
         };
-        header.checksum = U32::new(header.sum(self.crc));
+        header.checksum = U32::new(header.sum());
         head.copy_from_slice(header.as_bytes());
         self.kept.last_block = self.host.preserve_bytes(block)?;
         self.kept.extents += u64::from(self.count);
@@ -260,10 +255,9 @@ impl<'a> ChainWriter<'a> {
 }
 
 impl<'h> Extents<'h> {
-    pub(crate) fn of(record: &Record, host: Host<'h>, crc: Crc32c) -> Self {
+    pub(crate) fn of(record: &Record, host: Host<'h>) -> Self {
         Self {
             host,
-            crc,
             chain: record.chain,
             size_in_pages: record.size_in_pages(),
             unit: 1 << (record.attributes.file_page_shift - record.page_shift),
@@ -292,7 +286,7 @@ impl<'h> Extents<'h> {
         visit: &mut dyn FnMut(Extent) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let (mut pages, mut end) = (0, self.size_in_pages);
-        let mut blocks = self.chain.blocks(self.host, self.crc);
+        let mut blocks = self.chain.blocks(self.host);
         while let Some(block) = blocks.next().transpose()? {
             end = self.for_each_of(block, end, &mut |extent| {
                 // Extents do not overlap and end within 2^51 pages, so the sum cannot overflow.
@@ -324,7 +318,7 @@ impl<'h> Extents<'h> {
             let some = &mut some[..count];
             self.host
                 .read_bytes(handle, block_length(done) as u64, some.as_mut_bytes())?;
-            crc = (self.crc)(crc, some.as_bytes());
+            crc = crc32c(crc, some.as_bytes());
             for &extent in &*some {
                 self.check(extent, free, end)?;
                 visit(extent)?;
@@ -364,7 +358,7 @@ impl<'h> Extents<'h> {
     /// As listed above.
     pub fn metadata_bytes(&self) -> Result<u64, Errno> {
         let mut bytes = 0;
-        for block in self.chain.blocks(self.host, self.crc) {
+        for block in self.chain.blocks(self.host) {
             bytes += block_length(block?.1.count.get()) as u64;
         }
         Ok(bytes)
@@ -380,14 +374,10 @@ mod tests {
     };
     use proptest::prelude::*;
 
-    fn crc(so_far: u32, bytes: &[u8]) -> u32 {
-        crc32c::crc32c_append(so_far, bytes)
-    }
-
     /// A chain of every other page, in blocks of `counts` extents.
     fn chain_of(host: &FakeHost, counts: &[u32]) -> Chain {
         let mut block = vec![0; BLOCK_LENGTH];
-        let mut writer = ChainWriter::new(host.lend(), crc, &mut block).unwrap();
+        let mut writer = ChainWriter::new(host.lend(), &mut block).unwrap();
         let mut index = 0;
         for &count in counts {
             for _ in 0..count {
@@ -404,7 +394,6 @@ mod tests {
     fn extents_of(host: &FakeHost, chain: Chain) -> Extents<'_> {
         Extents {
             host: host.lend(),
-            crc,
             chain,
             size_in_pages: 1 << 20,
             unit: 1,
@@ -416,8 +405,8 @@ mod tests {
     fn reseal(bytes: &mut [u8]) {
         let (head, extents) = bytes.split_at_mut(HEADER_LENGTH);
         let mut header = BlockHeader::read_from_bytes(head).unwrap();
-        header.extents_checksum = U32::new(crc(0, extents));
-        header.checksum = U32::new(header.sum(crc));
+        header.extents_checksum = U32::new(crc32c(0, extents));
+        header.checksum = U32::new(header.sum());
         head.copy_from_slice(header.as_bytes());
     }
 
@@ -445,7 +434,7 @@ mod tests {
         let chain = chain_of(&host, &[3, 2, 4]);
         change_block(&host, handle, change);
         let result = extents_of(&host, chain).verify();
-        chain.release(host.lend(), crc);
+        chain.release(host.lend());
         result
     }
 
@@ -563,7 +552,7 @@ mod tests {
             chain: Chain::default(),
         };
         let host = FakeHost::default();
-        let extents = record.extents(host.lend(), crc);
+        let extents = record.extents(host.lend());
         assert_eq!((extents.unit, extents.size_in_pages), (512, 1 << 18));
         assert_eq!(extents.verify(), Ok(()));
     }
@@ -600,7 +589,7 @@ mod tests {
         let extents = extents_of(&host, chain);
         assert_eq!(extents.verify(), Ok(()));
         assert_eq!(extents.metadata_bytes(), Ok(3 * 32 + 16 * u64::from(count)));
-        chain.release(host.lend(), crc);
+        chain.release(host.lend());
         assert!(host.is_empty());
     }
 
@@ -613,7 +602,7 @@ mod tests {
             extents: u64::MAX,
             pages: u64::MAX,
         };
-        chain.release(host.lend(), crc);
+        chain.release(host.lend());
         assert_eq!(host.bytes(other), [0; 96]);
     }
 
@@ -649,7 +638,7 @@ mod tests {
             if read.is_ok() {
                 prop_assert_eq!((count, pages), (chain.extents, chain.pages));
             }
-            chain.release(host.lend(), crc);
+            chain.release(host.lend());
         }
     }
 }

@@ -203,10 +203,6 @@ impl MemfdBackend for &'static FakeBackend {
         12
     }
 
-    fn crc32c(so_far: u32, bytes: &[u8]) -> u32 {
-        crc32c::crc32c_append(so_far, bytes)
-    }
-
     fn buffer(&self) -> Result<Vec<u8>, Errno> {
         Ok(vec![0; BLOCK_LENGTH])
     }

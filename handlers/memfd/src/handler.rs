@@ -2,7 +2,7 @@
 //! The policy: what happens to a memfd in each phase, whoever its host is.
 
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, OwnedFile, Prepared, Preserved,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
 };
 
 use crate::{
@@ -51,7 +51,7 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         let attributes = self.backend.attributes(file)?;
         attributes.check(self.backend.page_shift())?;
         let mut block = self.backend.buffer()?;
-        let mut writer = ChainWriter::new(host, B::crc32c, block.as_mut())?;
+        let mut writer = ChainWriter::new(host, block.as_mut())?;
         let kept = self
             .write_extents(file, &attributes, kept, &mut writer)
             .and_then(|chain| {
@@ -62,7 +62,7 @@ impl<B: MemfdBackend> MemfdHandler<B> {
                     contents,
                     chain,
                 };
-                Ok((record.keep(host, B::crc32c)?, chain))
+                Ok((record.keep(host)?, chain))
             });
         if kept.is_err() {
             writer.abandon();
@@ -90,13 +90,14 @@ impl<B: MemfdBackend> MemfdHandler<B> {
 }
 
 /// Gives the bytes of a record back.
-fn release_record<B: MemfdBackend>(handle: u64, chain: Chain, host: Host<'_>) {
-    chain.release(host, B::crc32c);
+fn release_record(handle: u64, chain: Chain, host: Host<'_>) {
+    chain.release(host);
     host.release_bytes(handle);
 }
 
 impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
     const COMPATIBLE: Compatible = Compatible::new("memfd-v1");
+    const HOSTS: Hosts = Hosts::Both;
     type Private = Private<B::Kept>;
 
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
@@ -140,7 +141,7 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             ..
         } = file;
         let (record, chain) = self.keep_record(file, private.contents, &mut private.kept, host)?;
-        release_record::<B>(private.record, private.chain, host);
+        release_record(private.record, private.chain, host);
         (private.record, private.chain) = (record, chain);
         Ok(record)
     }
@@ -152,7 +153,7 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             host,
             ..
         } = file;
-        release_record::<B>(private.record, private.chain, host);
+        release_record(private.record, private.chain, host);
         self.backend
             .release(file, private.contents, &mut private.kept, host);
     }
@@ -162,13 +163,13 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
     /// As [`Record`] and [`Extents`](crate::chain::Extents) list them; `EOPNOTSUPP` for a record of
     /// a host of another kind or with other pages; those of the backend.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
-        let record = Record::read(host, data, B::crc32c)?;
+        let record = Record::read(host, data)?;
         if record.page_shift != self.backend.page_shift()
             || record.contents_in != self.backend.contents_in()
         {
             return Err(Errno::EOPNOTSUPP);
         }
-        let extents = record.extents(host, B::crc32c);
+        let extents = record.extents(host);
         extents.verify()?;
         self.backend.restore(&record, &extents, host)
     }
@@ -181,12 +182,12 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             retrieved,
             host,
         } = file;
-        if let Ok(record) = Record::read_any(host, data, B::crc32c) {
-            if retrieved.is_none() && record.contents_in == self.backend.contents_in() {
-                let extents = record.extents(host, B::crc32c);
+        if let Ok(record) = Record::read_any(host, data) {
+            if retrieved.file().is_none() && record.contents_in == self.backend.contents_in() {
+                let extents = record.extents(host);
                 self.backend.discard(&record, &extents, host);
             }
-            record.chain.release(host, B::crc32c);
+            record.chain.release(host);
         }
         host.release_bytes(data);
     }
@@ -201,14 +202,11 @@ mod tests {
         record::{Contents, RecordHeader, SEAL_GROW, SEAL_SEAL},
         summary::Summary,
     };
+    use luo_handler_api::crc32c;
     use proptest::prelude::*;
     use std::{fs::File, os::fd::AsFd, sync::MutexGuard};
 
     type Fake = &'static FakeBackend;
-
-    fn crc(so_far: u32, bytes: &[u8]) -> u32 {
-        <Fake as MemfdBackend>::crc32c(so_far, bytes)
-    }
 
     /// A memfd of a fake backend, a host, and the phases by name.
     struct Bench {
@@ -263,7 +261,7 @@ mod tests {
         fn finish(&self, data: u64, retrieved: Option<FileRef<'_>>) {
             self.handler.finish(Crossed {
                 data,
-                retrieved,
+                retrieved: retrieved.into(),
                 host: self.host.lend(),
             });
         }
@@ -443,9 +441,9 @@ mod tests {
     fn finish_releases_what_a_later_version_wrote() {
         let bench = Bench::new(Contents::File, scattered(10));
         let data = bench.prepare().unwrap().data;
-        let mut record = Record::read(bench.host.lend(), data, crc).unwrap();
+        let mut record = Record::read(bench.host.lend(), data).unwrap();
         record.attributes.seals = 0x40;
-        let newer = record.keep(bench.host.lend(), crc).unwrap();
+        let newer = record.keep(bench.host.lend()).unwrap();
         bench.host.lend().release_bytes(data);
         let retrieved = bench.handler.retrieve(newer, bench.host.lend());
         assert_eq!(retrieved.unwrap_err(), Errno::EOPNOTSUPP);
@@ -467,7 +465,7 @@ mod tests {
         let bench = Bench::new(Contents::Frames, vec![(0, 10, 4), (8, 1, 1)]);
         bench.memfd().attributes.seals = SEAL_GROW | SEAL_SEAL;
         let data = bench.prepare().unwrap().data;
-        let summary = Summary::read(bench.host.lend(), data, crc).unwrap();
+        let summary = Summary::read(bench.host.lend(), data).unwrap();
         assert_eq!((summary.size, summary.extents), (9 << 12, 2));
         assert_eq!(summary.data_bytes, 5 << 12);
         assert_eq!(summary.metadata_bytes, 96 + 32 + 2 * 16);
@@ -497,12 +495,12 @@ mod tests {
                 bytes.resize(length.unwrap_or(bytes.len()), 0);
                 if seal && which == data && bytes.len() == RecordHeader::LENGTH {
                     bytes[12..16].fill(0);
-                    let sum = crc(0, bytes);
+                    let sum = crc32c(0, bytes);
                     bytes[12..16].copy_from_slice(&sum.to_le_bytes());
                 }
                 bench.host.replace(which, bytes);
             }
-            let summary = Summary::read(bench.host.lend(), data, crc);
+            let summary = Summary::read(bench.host.lend(), data);
             if let Ok(summary) = summary {
                 prop_assert!(summary.size <= i64::MAX as u64);
                 prop_assert!(summary.data_bytes <= summary.size.next_multiple_of(4096));

@@ -18,25 +18,15 @@
 //! be reclaimed, and would be lost. A large folio comes back as one; on a kernel without large folios
 //! as single pages.
 
-use core::ffi::c_void;
-
-use ::kernel::{
-    alloc::KVVec,
-    bindings,
-    error::{from_err_ptr, to_result, Error},
-    prelude::GFP_KERNEL,
-};
-use luo_handler_api::{register_handler, Errno, FileRef, Host, OwnedFile};
+use ::kernel::{alloc::KVVec, prelude::GFP_KERNEL};
+use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile};
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
     chain::{Extents, BLOCK_LENGTH},
     extent::Extent,
     handler::MemfdHandler,
-    record::{
-        Attributes, Contents, Kind, Record, STATUS_ACCESS, STATUS_APPEND, STATUS_DIRECT,
-        STATUS_NOATIME, STATUS_NONBLOCK,
-    },
+    record::{Attributes, Contents, Kind, Record},
 };
 
 register_handler!(
@@ -73,14 +63,6 @@ impl AsMut<[u8]> for Buffer {
     }
 }
 
-/// The status flags of this architecture, and those of a record.
-const STATUS_FLAGS: [(u32, u32); 4] = [
-    (bindings::O_APPEND, STATUS_APPEND),
-    (bindings::O_NONBLOCK, STATUS_NONBLOCK),
-    (bindings::O_DIRECT, STATUS_DIRECT),
-    (bindings::O_NOATIME, STATUS_NOATIME),
-];
-
 impl MemfdBackend for KernelBackend {
     type Kept = Kept;
     type Buffer = Buffer;
@@ -93,11 +75,6 @@ impl MemfdBackend for KernelBackend {
         PAGE_SHIFT
     }
 
-    fn crc32c(so_far: u32, bytes: &[u8]) -> u32 {
-        // SAFETY: the slice is valid for reads.
-        unsafe { shim::luo_crc32c(so_far, bytes.as_ptr(), bytes.len()) }
-    }
-
     fn buffer(&self) -> Result<Buffer, Errno> {
         let buffer = KVVec::from_elem(0, BLOCK_LENGTH, GFP_KERNEL);
         buffer.map(Buffer).map_err(|_| Errno::ENOMEM)
@@ -105,18 +82,18 @@ impl MemfdBackend for KernelBackend {
 
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
         // SAFETY: the file is open.
-        unsafe { shim::luo_memfd_is_known(raw(file)) }
+        unsafe { shim::luo_memfd_is_known(file.as_ptr()) }
     }
 
     /// The inode: frames cross, so a memfd must not cross twice through two open files.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
         // SAFETY: the file is open.
-        Some(unsafe { shim::luo_memfd_id(raw(file)) } as u64)
+        Some(unsafe { shim::luo_memfd_id(file.as_ptr()) } as u64)
     }
 
     fn keep(&self, file: FileRef<'_>, _: Host<'_>) -> Result<(u64, Kept), Errno> {
         // SAFETY: the file is open, and `can_preserve` said that it is one of shmem.
-        unsafe { shim::luo_memfd_freeze(raw(file), true) };
+        unsafe { shim::luo_memfd_freeze(file.as_ptr(), true) };
         let kept = Kept {
             runs: KVVec::new(),
             late: KVVec::new(),
@@ -128,18 +105,18 @@ impl MemfdBackend for KernelBackend {
     fn release(&self, file: FileRef<'_>, _: u64, kept: &mut Kept, _: Host<'_>) {
         kept.give_up();
         // SAFETY: as in `keep`.
-        unsafe { shim::luo_memfd_freeze(raw(file), false) };
+        unsafe { shim::luo_memfd_freeze(file.as_ptr(), false) };
     }
 
     fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno> {
         let mut found = shim::MemfdAttributes::default();
         // SAFETY: the file is open, and `found` is ours.
-        status(unsafe { shim::luo_memfd_attributes(raw(file), &mut found) })?;
+        done(unsafe { shim::luo_memfd_attributes(file.as_ptr(), &mut found) })?;
         Ok(Attributes {
             size: found.size,
             position: found.position,
             seals: found.seals,
-            status: status_of(found.flags),
+            status: status::from_flags(found.flags),
             mode: found.mode,
             kind: Kind::Shmem,
             file_page_shift: PAGE_SHIFT,
@@ -155,7 +132,7 @@ impl MemfdBackend for KernelBackend {
     ) -> Result<(), Errno> {
         kept.merge()?;
         // SAFETY: the file is open and one of shmem.
-        if unsafe { shim::luo_memfd_pages(raw(file)) } != kept.pages {
+        if unsafe { shim::luo_memfd_pages(file.as_ptr()) } != kept.pages {
             kept.fill_gaps(file, size.div_ceil(1 << PAGE_SHIFT))?;
             kept.merge()?;
         }
@@ -174,9 +151,9 @@ impl MemfdBackend for KernelBackend {
         if record.attributes.kind != Kind::Shmem {
             return Err(Errno::EOPNOTSUPP);
         }
-        let file = NewFile::new(&record.attributes)?;
-        file.fill(extents)?;
-        Ok(file.give_away())
+        let file = create(&record.attributes)?;
+        fill(&file, extents)?;
+        Ok(file)
     }
 
     fn discard(&self, _: &Record, extents: &Extents<'_>, _: Host<'_>) {
@@ -245,7 +222,7 @@ impl Kept {
             .reserve(1, GFP_KERNEL)
             .map_err(|_| Errno::ENOMEM)?;
         // SAFETY: the run is held, so its frames are those of folios of this order.
-        status(unsafe { shim::luo_frames_preserve(run.frame, run.length, run.order) })?;
+        done(unsafe { shim::luo_frames_preserve(run.frame, run.length, run.order) })?;
         if self.late.push_within_capacity(extent).is_err() {
             // SAFETY: it was preserved a moment ago.
             unsafe { shim::luo_frames_unpreserve(run.frame, run.length, run.order) };
@@ -365,7 +342,7 @@ impl Batch {
     fn find(file: FileRef<'_>, next: &mut u64, last: u64) -> Self {
         let mut found = [shim::Found::default(); shim::FOUND_MAX];
         // SAFETY: the file is open and one of shmem; there is room for as much as is found at once.
-        let count = unsafe { shim::luo_memfd_find(raw(file), next, last, found.as_mut_ptr()) };
+        let count = unsafe { shim::luo_memfd_find(file.as_ptr(), next, last, found.as_mut_ptr()) };
         Self {
             found,
             next: 0,
@@ -392,12 +369,12 @@ impl Batch {
         match found.state {
             // SAFETY: the file is open and one of shmem.
             shim::FOUND_SWAPPED => {
-                status(unsafe { shim::luo_memfd_swap_in(raw(file), found.index) })
+                done(unsafe { shim::luo_memfd_swap_in(file.as_ptr(), found.index) })
             }
             shim::FOUND_MOVABLE => {
                 let last = self.end_of_movable(found).min(end) - 1;
                 // SAFETY: as above; there is no hole among folios that follow each other.
-                status(unsafe { shim::luo_memfd_move(raw(file), found.index, last) })
+                done(unsafe { shim::luo_memfd_move(file.as_ptr(), found.index, last) })
             }
             shim::FOUND_GONE => Ok(()),
             _ => Err(Errno::EIO),
@@ -448,60 +425,37 @@ impl shim::Found {
     }
 }
 
-/// A memfd that is being rebuilt; closed if that fails.
-///
-/// # Invariants
-///
-/// A file of shmem that nobody else knows of.
-struct NewFile(*mut c_void);
-
-impl NewFile {
-    /// An empty memfd with all of `attributes`.
-    fn new(attributes: &Attributes) -> Result<Self, Errno> {
-        let wanted = shim::MemfdAttributes {
-            size: attributes.size,
-            position: attributes.position,
-            seals: attributes.seals,
-            flags: flags_of(attributes.status),
-            mode: attributes.mode,
-        };
-        // SAFETY: `wanted` is valid for reads.
-        let file = unsafe { shim::luo_memfd_create(&wanted) };
-        from_err_ptr(file).map(Self).map_err(errno_of)
-    }
-
-    /// Fills it with what crossed.
-    fn fill(&self, extents: &Extents<'_>) -> Result<(), Errno> {
-        let mut collected = Insertion::new(self);
-        extents.for_each(&mut |extent| collected.push(extent))?;
-        collected.flush()
-    }
-
-    fn give_away(self) -> OwnedFile {
-        let file = self.0 as isize;
-        core::mem::forget(self);
-        // SAFETY: the file is open, and nobody else puts it.
-        unsafe { OwnedFile::from_raw(file) }
-    }
+/// An empty memfd with all of `attributes`.
+fn create(attributes: &Attributes) -> Result<OwnedFile, Errno> {
+    let wanted = shim::MemfdAttributes {
+        size: attributes.size,
+        position: attributes.position,
+        seals: attributes.seals,
+        flags: status::to_flags(attributes.status),
+        mode: attributes.mode,
+    };
+    // SAFETY: `wanted` is valid for reads, and nobody else has what is returned.
+    unsafe { OwnedFile::from_err_ptr(shim::luo_memfd_create(&wanted)) }
 }
 
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        // SAFETY: nobody else has this reference.
-        unsafe { bindings::fput(self.0.cast()) };
-    }
+/// Fills an empty memfd with what crossed.
+fn fill(file: &OwnedFile, extents: &Extents<'_>) -> Result<(), Errno> {
+    let mut collected = Insertion::new(file);
+    extents.for_each(&mut |extent| collected.push(extent))?;
+    collected.flush()
 }
 
 /// Extents on their way into a file: several at once, so that pages that follow each other in the
 /// file go in together, wherever they are in memory.
 struct Insertion<'a> {
-    file: &'a NewFile,
+    /// Made by [`create`]: nobody else knows of it.
+    file: &'a OwnedFile,
     runs: [shim::Run; 32],
     count: usize,
 }
 
 impl<'a> Insertion<'a> {
-    fn new(file: &'a NewFile) -> Self {
+    fn new(file: &'a OwnedFile) -> Self {
         Self {
             file,
             runs: [shim::Run::default(); 32],
@@ -529,38 +483,16 @@ impl<'a> Insertion<'a> {
         let count = core::mem::take(&mut self.count);
         // SAFETY: the file is one of shmem, and empty there: extents do not overlap. What is not
         // preserved in these frames is left alone. `count` is at most the length of the array.
-        status(unsafe { shim::luo_memfd_insert(self.file.0, self.runs.as_ptr(), count as u32) })
+        done(unsafe {
+            shim::luo_memfd_insert(self.file.as_ptr(), self.runs.as_ptr(), count as u32)
+        })
     }
 }
 
 const PAGE_SHIFT: u8 = ::kernel::page::PAGE_SHIFT as u8;
 
-fn raw(file: FileRef<'_>) -> *mut c_void {
-    file.as_raw() as *mut c_void
-}
-
-fn errno_of(error: Error) -> Errno {
-    Errno::new(-error.to_errno()).unwrap_or(Errno::EIO)
-}
-
-fn status(returned: i32) -> Result<(), Errno> {
-    to_result(returned).map_err(errno_of)
-}
-
-/// What a record says of flags of this architecture.
-fn status_of(flags: u32) -> u32 {
-    STATUS_FLAGS
-        .iter()
-        .filter(|(flag, _)| flags & flag == *flag)
-        .fold(flags & STATUS_ACCESS, |status, (_, bit)| status | bit)
-}
-
-/// The reverse.
-fn flags_of(status: u32) -> u32 {
-    STATUS_FLAGS
-        .iter()
-        .filter(|(_, bit)| status & bit != 0)
-        .fold(status & STATUS_ACCESS, |flags, (flag, _)| flags | flag)
+fn done(returned: i32) -> Result<(), Errno> {
+    Errno::from_status(returned).map(|_| ())
 }
 
 /// The functions of `luo_shim_memfd.c`; see `luo_shim.h`.
@@ -632,6 +564,5 @@ mod shim {
         pub(super) fn luo_frames_discard(pfn: u64, pages: u64, order: u8);
         pub(super) fn luo_memfd_create(attributes: *const MemfdAttributes) -> *mut c_void;
         pub(super) fn luo_memfd_insert(file: *mut c_void, runs: *const Run, count: u32) -> i32;
-        pub(super) fn luo_crc32c(so_far: u32, bytes: *const u8, len: usize) -> u32;
     }
 }

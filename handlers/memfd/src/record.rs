@@ -12,7 +12,7 @@
 //! Every arrow is a handle of the host. The layout belongs to the compatible `memfd-v1`: who changes
 //! one changes the other.
 
-use luo_handler_api::{Errno, Host};
+use luo_handler_api::{record, status, Errno, Host};
 
 use crate::{
     chain::{Chain, Extents},
@@ -43,22 +43,6 @@ pub const SEAL_EXEC: u32 = 0x20;
 pub const ALL_SEALS: u32 =
     SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE | SEAL_EXEC;
 
-/// Access mode within the status flags, as in every architecture: `O_RDONLY`, `O_WRONLY` or
-/// `O_RDWR`; 3 is none.
-pub const STATUS_ACCESS: u32 = 0o3;
-/// `O_APPEND` with its value of `include/uapi/asm-generic/fcntl.h`, as the next three.
-pub const STATUS_APPEND: u32 = 0o2000;
-/// `O_NONBLOCK`.
-pub const STATUS_NONBLOCK: u32 = 0o4000;
-/// `O_DIRECT`.
-pub const STATUS_DIRECT: u32 = 0o40000;
-/// `O_NOATIME`.
-pub const STATUS_NOATIME: u32 = 0o1_000_000;
-
-/// The status flags that this version keeps.
-pub const ALL_STATUS: u32 =
-    STATUS_ACCESS | STATUS_APPEND | STATUS_NONBLOCK | STATUS_DIRECT | STATUS_NOATIME;
-
 /// Permission bits, with set-uid, set-gid and the sticky bit.
 pub const ALL_MODE: u32 = 0o7777;
 
@@ -67,9 +51,6 @@ const PAGE_SHIFTS: core::ops::RangeInclusive<u8> = 12..=18;
 
 /// Huge pages are at most 16 GiB.
 const HUGE_PAGE_SHIFT_MAX: u8 = 34;
-
-/// Continues a CRC-32C: the checksum of all bytes so far, which is 0 of none, and the next ones.
-pub type Crc32c = fn(u32, &[u8]) -> u32;
 
 /// What a memfd is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,7 +81,7 @@ pub struct Attributes {
     pub position: u64,
     /// Seals, a subset of [`ALL_SEALS`].
     pub seals: u32,
-    /// Access mode and status flags, a subset of [`ALL_STATUS`].
+    /// Access mode and status flags, as [`status`] keeps them.
     pub status: u32,
     /// Permission bits, a subset of [`ALL_MODE`].
     pub mode: u32,
@@ -212,7 +193,7 @@ impl Attributes {
         let sound = PAGE_SHIFTS.contains(&page_shift)
             && own_pages
             && self.position <= largest
-            && self.status & STATUS_ACCESS != STATUS_ACCESS
+            && self.status & status::ACCESS != status::ACCESS
             && self.mode & !ALL_MODE == 0;
         if sound {
             Ok(())
@@ -222,7 +203,7 @@ impl Attributes {
     }
 
     fn check_known(&self) -> Result<(), Errno> {
-        if self.seals & !ALL_SEALS == 0 && self.status & !ALL_STATUS == 0 {
+        if self.seals & !ALL_SEALS == 0 && self.status & !status::ALL == 0 {
             Ok(())
         } else {
             Err(Errno::EOPNOTSUPP)
@@ -235,25 +216,10 @@ impl RecordHeader {
     pub const LENGTH: usize = size_of::<Self>();
 
     /// Reads the record behind `handle` and checks that it is one and arrived whole.
-    fn load(host: Host<'_>, handle: u64, crc: Crc32c) -> Result<Self, Errno> {
-        if host.bytes_len(handle)? != Self::LENGTH as u64 {
-            return Err(Errno::EINVAL);
-        }
+    fn load(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
         let mut header = Self::new_zeroed();
-        host.read_bytes(handle, 0, header.as_mut_bytes())?;
-        if header.magic != MAGIC || header.length.get() != Self::LENGTH as u32 {
-            return Err(Errno::EINVAL);
-        }
-        if header.checksum.get() != header.sum(crc) {
-            return Err(Errno::EBADMSG);
-        }
+        record::load(host, handle, &MAGIC, header.as_mut_bytes())?;
         Ok(header)
-    }
-
-    /// Its checksum, whatever the field says.
-    fn sum(mut self, crc: Crc32c) -> u32 {
-        self.checksum = U32::ZERO;
-        crc(0, self.as_bytes())
     }
 
     fn kind(&self) -> Option<Kind> {
@@ -297,16 +263,16 @@ impl Record {
     /// # Errors
     ///
     /// As listed above, and those of the host.
-    pub fn read(host: Host<'_>, handle: u64, crc: Crc32c) -> Result<Self, Errno> {
-        let record = Self::read_any(host, handle, crc)?;
+    pub fn read(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
+        let record = Self::read_any(host, handle)?;
         record.attributes.check_known()?;
         Ok(record)
     }
 
     /// Reads a record that may hold seals and status flags of a later version: what has to be
     /// released is named all the same.
-    pub(crate) fn read_any(host: Host<'_>, handle: u64, crc: Crc32c) -> Result<Self, Errno> {
-        let header = RecordHeader::load(host, handle, crc)?;
+    pub(crate) fn read_any(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
+        let header = RecordHeader::load(host, handle)?;
         let record = header.parse().ok_or(Errno::EINVAL)?;
         record.attributes.check_ranges(record.page_shift)?;
         if header.reserved != [0; 16] || !record.chain.is_possible(record.most_pages()) {
@@ -320,10 +286,10 @@ impl Record {
     /// # Errors
     ///
     /// Those of the host.
-    pub(crate) fn keep(&self, host: Host<'_>, crc: Crc32c) -> Result<u64, Errno> {
+    pub(crate) fn keep(&self, host: Host<'_>) -> Result<u64, Errno> {
         let mut header = RecordHeader {
             magic: MAGIC,
-            length: U32::new(RecordHeader::LENGTH as u32),
+            length: U32::ZERO,
             checksum: U32::ZERO,
             size: U64::new(self.attributes.size),
             position: U64::new(self.attributes.position),
@@ -340,8 +306,7 @@ impl Record {
             last_block: U64::new(self.chain.last_block),
             reserved: [0; 16],
         };
-        header.checksum = U32::new(header.sum(crc));
-        host.preserve_bytes(header.as_bytes())
+        record::keep(host, header.as_mut_bytes())
     }
 
     /// Size of the file in base pages, the last one counted as a whole.
@@ -358,8 +323,8 @@ impl Record {
     }
 
     /// The extents, as they are kept by `host`.
-    pub fn extents<'h>(&self, host: Host<'h>, crc: Crc32c) -> Extents<'h> {
-        Extents::of(self, host, crc)
+    pub fn extents<'h>(&self, host: Host<'h>) -> Extents<'h> {
+        Extents::of(self, host)
     }
 }
 
@@ -367,11 +332,8 @@ impl Record {
 mod tests {
     use super::*;
     use crate::fake::FakeHost;
+    use luo_handler_api::crc32c;
     use proptest::prelude::*;
-
-    fn crc(so_far: u32, bytes: &[u8]) -> u32 {
-        crc32c::crc32c_append(so_far, bytes)
-    }
 
     fn sample() -> Record {
         Record {
@@ -379,7 +341,7 @@ mod tests {
                 size: 10 << 12,
                 position: 5,
                 seals: SEAL_GROW,
-                status: 2 | STATUS_APPEND,
+                status: 2 | status::APPEND,
                 mode: 0o644,
                 kind: Kind::Shmem,
                 file_page_shift: 12,
@@ -398,12 +360,13 @@ mod tests {
     /// Keeps the sample with one thing changed and its checksum right, and reads it.
     fn read_changed(change: impl FnOnce(&mut RecordHeader)) -> Result<Record, Errno> {
         let host = FakeHost::default();
-        let handle = sample().keep(host.lend(), crc).unwrap();
+        let handle = sample().keep(host.lend()).unwrap();
         let mut header = RecordHeader::read_from_bytes(&host.bytes(handle)).unwrap();
         change(&mut header);
-        header.checksum = U32::new(header.sum(crc));
+        header.checksum = U32::ZERO;
+        header.checksum = U32::new(crc32c(0, header.as_bytes()));
         host.replace(handle, header.as_bytes());
-        Record::read(host.lend(), handle, crc)
+        Record::read(host.lend(), handle)
     }
 
     #[test]
@@ -455,13 +418,13 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_noticed() {
         let host = FakeHost::default();
-        let handle = sample().keep(host.lend(), crc).unwrap();
+        let handle = sample().keep(host.lend()).unwrap();
         let whole = host.bytes(handle);
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             host.replace(handle, &bytes);
-            let errno = Record::read(host.lend(), handle, crc).unwrap_err();
+            let errno = Record::read(host.lend(), handle).unwrap_err();
             assert!(
                 [Errno::EBADMSG, Errno::EINVAL].contains(&errno),
                 "bit {bit}"
@@ -472,15 +435,15 @@ mod tests {
     #[test]
     fn a_record_of_another_length_is_malformed() {
         let host = FakeHost::default();
-        let handle = sample().keep(host.lend(), crc).unwrap();
+        let handle = sample().keep(host.lend()).unwrap();
         let whole = host.bytes(handle);
         for length in (0..whole.len()).chain([whole.len() + 1]) {
             let mut bytes = whole.clone();
             bytes.resize(length, 0);
             host.replace(handle, &bytes);
-            assert_eq!(Record::read(host.lend(), handle, crc), Err(Errno::EINVAL));
+            assert_eq!(Record::read(host.lend(), handle), Err(Errno::EINVAL));
         }
-        assert_eq!(Record::read(host.lend(), 99, crc), Err(Errno::ENOENT));
+        assert_eq!(Record::read(host.lend(), 99), Err(Errno::ENOENT));
     }
 
     #[test]
@@ -501,7 +464,7 @@ mod tests {
             Record {
                 attributes: Attributes {
                     size, position, seals, mode, kind, file_page_shift,
-                    status: status & ALL_STATUS & !STATUS_ACCESS | access,
+                    status: status & status::ALL & !status::ACCESS | access,
                 },
                 page_shift: 12,
                 contents_in: if hugetlb { Contents::Frames } else { Contents::File },
@@ -515,8 +478,8 @@ mod tests {
         #[test]
         fn every_record_reads_back(record in records()) {
             let host = FakeHost::default();
-            let handle = record.keep(host.lend(), crc).unwrap();
-            prop_assert_eq!(Record::read(host.lend(), handle, crc), Ok(record));
+            let handle = record.keep(host.lend()).unwrap();
+            prop_assert_eq!(Record::read(host.lend(), handle), Ok(record));
         }
 
         #[test]

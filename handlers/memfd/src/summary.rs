@@ -6,8 +6,8 @@ use core::fmt;
 use luo_handler_api::{Errno, Host};
 
 use crate::record::{
-    Contents, Crc32c, Kind, Record, RecordHeader, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW,
-    SEAL_SEAL, SEAL_SHRINK, SEAL_WRITE,
+    Contents, Kind, Record, RecordHeader, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SEAL,
+    SEAL_SHRINK, SEAL_WRITE,
 };
 
 /// What a record holds.
@@ -23,7 +23,7 @@ pub struct Summary {
     pub position: u64,
     /// Seals, as `F_GET_SEALS` tells them.
     pub seals: u32,
-    /// Access mode and status flags; see [`ALL_STATUS`](crate::record::ALL_STATUS).
+    /// Access mode and status flags; see [`luo_handler_api::status`].
     pub status: u32,
     /// Permission bits.
     pub mode: u32,
@@ -44,9 +44,9 @@ impl Summary {
     /// # Errors
     ///
     /// As [`Record`] and [`Extents`](crate::chain::Extents) list them.
-    pub fn read(host: Host<'_>, handle: u64, crc: Crc32c) -> Result<Self, Errno> {
-        let record = Record::read(host, handle, crc)?;
-        let extents = record.extents(host, crc);
+    pub fn read(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
+        let record = Record::read(host, handle)?;
+        let extents = record.extents(host);
         extents.verify()?;
         let attributes = &record.attributes;
         Ok(Self {

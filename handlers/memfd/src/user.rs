@@ -12,7 +12,7 @@ use std::{
 };
 
 use libc::{c_int, off_t};
-use luo_handler_api::{register_handler, Errno, FileRef, Host, OwnedFile};
+use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile};
 use memfd::Memfd;
 
 use crate::{
@@ -20,10 +20,7 @@ use crate::{
     chain::{Extents, BLOCK_LENGTH},
     extent::{Extent, IN_FILE},
     handler::MemfdHandler,
-    record::{
-        Attributes, Contents, Kind, Record, ALL_MODE, STATUS_ACCESS, STATUS_APPEND, STATUS_DIRECT,
-        STATUS_NOATIME, STATUS_NONBLOCK,
-    },
+    record::{Attributes, Contents, Kind, Record, ALL_MODE},
     summary::Summary,
 };
 
@@ -38,20 +35,12 @@ register_handler!(
 ///
 /// As [`Record`] and [`Extents`] list them.
 pub fn inspect(data: u64, host: Host<'_>) -> Result<Summary, Errno> {
-    Summary::read(host, data, UserBackend::crc32c)
+    Summary::read(host, data)
 }
 
 /// A process, with a host that keeps files.
 #[derive(Clone, Copy, Debug)]
 pub struct UserBackend;
-
-/// The status flags that `F_SETFL` can change: those of this architecture, and those of a record.
-const STATUS_FLAGS: [(c_int, u32); 4] = [
-    (libc::O_APPEND, STATUS_APPEND),
-    (libc::O_NONBLOCK, STATUS_NONBLOCK),
-    (libc::O_DIRECT, STATUS_DIRECT),
-    (libc::O_NOATIME, STATUS_NOATIME),
-];
 
 impl MemfdBackend for UserBackend {
     type Kept = ();
@@ -65,10 +54,6 @@ impl MemfdBackend for UserBackend {
         // SAFETY: sysconf reads a constant of the system.
         let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         bytes.trailing_zeros() as u8
-    }
-
-    fn crc32c(so_far: u32, bytes: &[u8]) -> u32 {
-        crc32c::crc32c_append(so_far, bytes)
     }
 
     fn buffer(&self) -> Result<Box<[u8]>, Errno> {
@@ -141,7 +126,7 @@ fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
         size: stat.st_size as u64,
         position: seek(fd, 0, libc::SEEK_CUR)?,
         seals: seals(fd)?,
-        status: status(fd)?,
+        status: status_of_file(fd)?,
         mode: stat.st_mode & ALL_MODE,
         kind,
         file_page_shift,
@@ -244,9 +229,9 @@ fn check_extents(fd: BorrowedFd<'_>, record: &Record, extents: &Extents<'_>) -> 
 
 /// Makes `file` what `wanted` says, with the seals last: they may forbid all the rest.
 fn apply(file: File, found: &Attributes, wanted: &Attributes) -> Result<File, Errno> {
-    let other_access = (found.status ^ wanted.status) & STATUS_ACCESS != 0;
+    let other_access = (found.status ^ wanted.status) & status::ACCESS != 0;
     let reopened = if other_access {
-        Some(reopen(file.as_fd(), wanted.status & STATUS_ACCESS)?)
+        Some(reopen(file.as_fd(), wanted.status & status::ACCESS)?)
     } else {
         None
     };
@@ -259,7 +244,7 @@ fn apply(file: File, found: &Attributes, wanted: &Attributes) -> Result<File, Er
         result.seek(SeekFrom::Start(wanted.position))?;
     }
     // Seals are added through a description that may write.
-    let can_write = found.status & STATUS_ACCESS != libc::O_RDONLY as u32;
+    let can_write = found.status & status::ACCESS != libc::O_RDONLY as u32;
     let sealing = if can_write { &file } else { result };
     add_seals(sealing.as_fd(), wanted.seals & !found.seals)?;
     // Adding one may imply others.
@@ -338,25 +323,15 @@ fn add_seals(fd: BorrowedFd<'_>, seals: u32) -> Result<(), Errno> {
 }
 
 /// Access mode and status flags as a record has them.
-fn status(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
-    let flags = fcntl(fd, libc::F_GETFL, 0)?;
-    let access = flags as u32 & STATUS_ACCESS;
-    Ok(STATUS_FLAGS
-        .iter()
-        .filter(|(flag, _)| flags & flag != 0)
-        .fold(access, |status, (_, bit)| status | bit))
+fn status_of_file(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    Ok(status::from_flags(fcntl(fd, libc::F_GETFL, 0)? as u32))
 }
 
 /// Sets the status flags that a record has, and leaves others as they are.
 fn set_status(fd: BorrowedFd<'_>, wanted: u32) -> Result<(), Errno> {
     let flags = fcntl(fd, libc::F_GETFL, 0)?;
-    let changed = STATUS_FLAGS.iter().fold(flags, |flags, (flag, bit)| {
-        if wanted & bit != 0 {
-            flags | flag
-        } else {
-            flags & !flag
-        }
-    });
+    let kept = status::to_flags(status::ALL) as c_int;
+    let changed = flags & !kept | status::to_flags(wanted) as c_int;
     if changed != flags {
         fcntl(fd, libc::F_SETFL, changed)?;
     }
@@ -440,7 +415,7 @@ mod tests {
     fn finish(data: u64, file: Option<&File>, host: &FakeHost) {
         MEMFD.finish(Crossed {
             data,
-            retrieved: file.map(|file| file.as_fd().into()),
+            retrieved: file.map(|file| file.as_fd().into()).into(),
             host: host.lend(),
         });
         assert!(host.is_empty());
@@ -488,7 +463,7 @@ mod tests {
             let mut prepared = prepare(file, &host).unwrap();
             let data = freeze(file, &mut prepared, &host);
             if copied {
-                let record = Record::read(host.lend(), data, UserBackend::crc32c).unwrap();
+                let record = Record::read(host.lend(), data).unwrap();
                 host.replace_file(record.contents, bare_copy(file).into());
             }
             let retrieved = retrieve(data, &host).unwrap();
@@ -664,7 +639,7 @@ mod tests {
     fn retrieve_instead(other: File) -> Errno {
         let host = FakeHost::default();
         let data = prepare(&sparse(MIB, &[0, 8192]), &host).unwrap().data;
-        let record = Record::read(host.lend(), data, UserBackend::crc32c).unwrap();
+        let record = Record::read(host.lend(), data).unwrap();
         host.replace_file(record.contents, other.into());
         let errno = retrieve(data, &host).unwrap_err();
         finish(data, None, &host);
@@ -701,7 +676,7 @@ mod tests {
     fn a_file_that_is_gone_is_not_found() {
         let host = FakeHost::default();
         let data = prepare(&sparse(MIB, &[0]), &host).unwrap().data;
-        let record = Record::read(host.lend(), data, UserBackend::crc32c).unwrap();
+        let record = Record::read(host.lend(), data).unwrap();
         host.lend().release_file(record.contents);
         assert_eq!(retrieve(data, &host).unwrap_err(), Errno::ENOENT);
         finish(data, None, &host);
@@ -800,13 +775,6 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_the_documented_one() {
-        assert_eq!(UserBackend::crc32c(0, b"123456789"), 0xe306_9283);
-        let begun = UserBackend::crc32c(0, b"1234");
-        assert_eq!(UserBackend::crc32c(begun, b"56789"), 0xe306_9283);
-    }
-
-    #[test]
     fn the_record_uses_the_names_of_libc() {
         let seals = [
             (libc::F_SEAL_SEAL, SEAL_SEAL),
@@ -817,7 +785,7 @@ mod tests {
             (libc::F_SEAL_EXEC, SEAL_EXEC),
         ];
         assert!(seals.iter().all(|&(libc, ours)| libc as u32 == ours));
-        assert_eq!(libc::O_ACCMODE as u32, STATUS_ACCESS);
+        assert_eq!(libc::O_ACCMODE as u32, status::ACCESS);
     }
 
     proptest! {
