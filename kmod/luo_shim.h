@@ -2,8 +2,8 @@
 /*
  * What the dispatch and the handlers ask of C, and what C asks of the dispatch.
  *
- * The Rust sides of these declarations are in luo_handlers.rs and, for those of
- * luo_shim_memfd.c, in the memfd handler's kernel.rs.
+ * The Rust sides of these declarations are in shim.rs and, for those of a handler, in
+ * that handler's kernel.rs.
  */
 #ifndef _LUO_SHIM_H
 #define _LUO_SHIM_H
@@ -96,5 +96,10 @@ void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order);
 void luo_frames_discard(u64 pfn, u64 pages, u8 order);
 struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes);
 int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count);
+
+/* luo_shim_ioport.c */
+bool luo_port_is_known(struct file *file);
+u64 luo_port_look(struct file *file, u32 *flags);
+struct file *luo_port_open(u32 flags, u64 position);
 
 #endif /* _LUO_SHIM_H */

@@ -15,6 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use luo_handler_api::hosted::{Handler, PreparedFile};
 use luo_handler_api::{Compatible, Errno, Host, Token};
+use rustix::fs::FileType;
 
 use crate::arrived::Arrived;
 use crate::devicetree::{self, BadEntry, FileEntry, SubsystemEntry, Tree};
@@ -23,6 +24,7 @@ use crate::incoming::Incoming;
 use crate::outgoing::Outgoing;
 use crate::reason::{heard, Cause};
 use crate::registry::Registry;
+use crate::sys;
 
 /// Keeps files alive across live updates. See the [module](self).
 #[derive(Debug)]
@@ -58,9 +60,15 @@ struct Member {
 enum FileKey {
     /// What the handler says, among its own files.
     Handler(Compatible, u64),
-    /// The inode, where the handler leaves it to the host: device and number.
-    Inode(u64, u64),
+    /// The inode, where the handler leaves it to the host.
+    Inode(Inode),
+    /// The open file, where that inode is a device: each time it is opened is another file. Which one
+    /// it is has no name but that of its offer.
+    OpenFile(Inode, Token),
 }
+
+/// Device and number.
+type Inode = (u64, u64);
 
 /// A frozen set of files, for a transport to carry.
 #[derive(Debug)]
@@ -158,8 +166,9 @@ impl Orchestrator {
             .handler_for(file)
             .map_err(|(handler, errno)| failed(handler, errno))?;
         let compatible = *handler.compatible();
-        let key = FileKey::of(&handler, file).map_err(|errno| failed(Some(compatible), errno))?;
-        if inner.keys.contains(&key) {
+        let key = FileKey::of(&handler, file, token);
+        let key = key.map_err(|errno| failed(Some(compatible), errno))?;
+        if inner.has(key, file) {
             return Err(failed(Some(compatible), Errno::EBUSY).into());
         }
         let file = file
@@ -433,6 +442,21 @@ impl Inner {
         })
     }
 
+    /// Whether this file was offered before.
+    fn has(&self, key: FileKey, file: BorrowedFd<'_>) -> bool {
+        let FileKey::OpenFile(inode, _) = key else {
+            return self.keys.contains(&key);
+        };
+        self.members.iter().any(|member| {
+            let Participant::File(token) = member.participant else {
+                return false;
+            };
+            let same_device = self.tokens.get(&token) == Some(&FileKey::OpenFile(inode, token));
+            let offered = member.file.as_ref().filter(|_| same_device);
+            offered.is_some_and(|offered| sys::is_same_open_file(offered.as_fd(), file))
+        })
+    }
+
     fn arrived(&self) -> Result<&Arrived, Error> {
         self.arrived.as_ref().ok_or(Error::State {
             phase: Phase::Retrieve,
@@ -501,13 +525,19 @@ impl Member {
 }
 
 impl FileKey {
-    fn of(handler: &Handler, file: BorrowedFd<'_>) -> Result<Self, Errno> {
+    fn of(handler: &Handler, file: BorrowedFd<'_>, token: Token) -> Result<Self, Errno> {
         if let Some(id) = handler.file_id(file)? {
             return Ok(Self::Handler(*handler.compatible(), id));
         }
         let stat = rustix::fs::fstat(file)
             .map_err(|error| Errno::new(error.raw_os_error()).unwrap_or(Errno::EIO))?;
-        Ok(Self::Inode(stat.st_dev, stat.st_ino))
+        let inode = (stat.st_dev, stat.st_ino);
+        Ok(
+            match FileType::from_raw_mode(stat.st_mode).is_char_device() {
+                true => Self::OpenFile(inode, token),
+                false => Self::Inode(inode),
+            },
+        )
     }
 }
 

@@ -27,7 +27,7 @@ pub trait FileHandler: Sync + 'static {
     fn can_preserve(&self, file: FileRef<'_>) -> bool;
 
     /// Under which identity a second offer of the same file is refused (`EBUSY`). `None` leaves it
-    /// to the host: the inode in a process, the `struct file` in the kernel.
+    /// to the host: in a process the inode, or of a device the open file; in the kernel the open file.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
         let _ = file;
         None

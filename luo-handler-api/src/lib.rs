@@ -39,9 +39,11 @@
 //! - [`host`]: the services of a host; `hosted`: how a host with std calls handlers; `kernel`: how the
 //!   one in the kernel does
 //! - `record`, `checksum`, `status`: what the records of handlers have in common
+//! - `testing`: a host in memory, for the tests of handlers
 //! - [`mod@compatible`], [`mod@errno`], [`mod@file`], [`mod@token`]: the small types
 //!
-//! The crate is `no_std` and allocates nothing; the feature `std` adds what hosted processes need.
+//! The crate is `no_std` and allocates nothing; the feature `std` adds what hosted processes need,
+//! the feature `testing` what tests do.
 
 #![cfg_attr(not(any(test, luo_kernel)), no_std)]
 
@@ -68,6 +70,8 @@ pub mod registry;
 #[cfg(any(feature = "std", luo_kernel))]
 pub mod status;
 pub mod subsystem;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod token;
 
 #[cfg(any(feature = "std", luo_kernel))]

@@ -75,56 +75,35 @@ fn get(record: &[u8], field: core::ops::Range<usize>) -> Result<u32, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FileRef, HostServices, OwnedFile};
+    use crate::testing::FakeHost;
     use proptest::prelude::*;
-    use std::sync::Mutex;
-
-    /// Keeps the last bytes under the handle 1.
-    #[derive(Default)]
-    struct Shelf(Mutex<Vec<u8>>);
-
-    impl HostServices for Shelf {
-        fn preserve_bytes(&self, bytes: &[u8]) -> Result<u64, Errno> {
-            *self.0.lock().unwrap() = bytes.to_vec();
-            Ok(1)
-        }
-        fn bytes_len(&self, _: u64) -> Result<u64, Errno> {
-            Ok(self.0.lock().unwrap().len() as u64)
-        }
-        fn read_bytes(&self, _: u64, _: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-            buffer.copy_from_slice(&self.0.lock().unwrap());
-            Ok(())
-        }
-        fn release_bytes(&self, _: u64) {}
-        fn preserve_file(&self, _: FileRef<'_>) -> Result<u64, Errno> {
-            Err(Errno::EOPNOTSUPP)
-        }
-        fn take_file(&self, _: u64) -> Result<OwnedFile, Errno> {
-            Err(Errno::EOPNOTSUPP)
-        }
-        fn release_file(&self, _: u64) {}
-    }
 
     const MAGIC: &[u8; 8] = b"tests-v1";
 
-    fn kept(said: &[u8]) -> Shelf {
-        let shelf = Shelf::default();
+    /// A host that keeps a record, and its handle.
+    fn kept(said: &[u8]) -> (FakeHost, u64) {
+        let host = FakeHost::default();
         let mut record = [MAGIC.as_slice(), &[0; 8], said].concat();
-        keep(Host::new(&shelf), &mut record).unwrap();
-        shelf
+        let handle = keep(host.lend(), &mut record).unwrap();
+        (host, handle)
     }
 
-    fn load_from(shelf: &Shelf, magic: &[u8; 8], length: usize) -> Result<Vec<u8>, Errno> {
+    fn load_from(
+        (host, handle): &(FakeHost, u64),
+        magic: &[u8; 8],
+        length: usize,
+    ) -> Result<Vec<u8>, Errno> {
         let mut record = vec![0; length];
-        load(Host::new(shelf), 1, magic, &mut record).map(|()| record)
+        load(host.lend(), *handle, magic, &mut record).map(|()| record)
     }
 
     #[test]
     fn what_is_too_short_to_be_a_record_is_none() {
-        let shelf = Shelf::default();
-        assert_eq!(keep(Host::new(&shelf), &mut [0; 15]), Err(Errno::EINVAL));
-        shelf.0.lock().unwrap().extend(MAGIC);
-        assert_eq!(load_from(&shelf, MAGIC, 8), Err(Errno::EINVAL));
+        let host = FakeHost::default();
+        assert_eq!(keep(host.lend(), &mut [0; 15]), Err(Errno::EINVAL));
+        let handle = host.lend().preserve_bytes(MAGIC).unwrap();
+        let short = (host, handle);
+        assert_eq!(load_from(&short, MAGIC, 8), Err(Errno::EINVAL));
     }
 
     proptest! {
@@ -134,18 +113,19 @@ mod tests {
             place in any::<proptest::sample::Index>(),
             change in 1..=u8::MAX,
         ) {
-            let shelf = kept(&said);
+            let kept = kept(&said);
             let length = PREFIX + said.len();
-            let record = load_from(&shelf, MAGIC, length).unwrap();
-            prop_assert_eq!(&record, &*shelf.0.lock().unwrap());
+            let record = load_from(&kept, MAGIC, length).unwrap();
             prop_assert_eq!(&record[PREFIX..], &said[..]);
-            prop_assert_eq!(load_from(&shelf, b"tests-v2", length), Err(Errno::EINVAL));
-            prop_assert_eq!(load_from(&shelf, MAGIC, length + 1), Err(Errno::EINVAL));
+            prop_assert_eq!(load_from(&kept, b"tests-v2", length), Err(Errno::EINVAL));
+            prop_assert_eq!(load_from(&kept, MAGIC, length + 1), Err(Errno::EINVAL));
 
             let place = place.index(length);
-            shelf.0.lock().unwrap()[place] ^= change;
+            let mut bytes = record;
+            bytes[place] ^= change;
+            kept.0.replace(kept.1, &bytes);
             let expected = if place < CHECKSUM.start { Errno::EINVAL } else { Errno::EBADMSG };
-            prop_assert_eq!(load_from(&shelf, MAGIC, length), Err(expected));
+            prop_assert_eq!(load_from(&kept, MAGIC, length), Err(expected));
         }
     }
 }

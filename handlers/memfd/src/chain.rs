@@ -368,10 +368,8 @@ impl<'h> Extents<'h> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        fake::FakeHost,
-        record::{Attributes, Kind},
-    };
+    use crate::record::{Attributes, Kind};
+    use luo_handler_api::testing::FakeHost;
     use proptest::prelude::*;
 
     /// A chain of every other page, in blocks of `counts` extents.

@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A host and a backend in memory, for tests.
+//! A backend in memory, for tests.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    os::fd::{AsFd, OwnedFd},
-    sync::Mutex,
-};
+use std::{fs::File, os::fd::OwnedFd, sync::Mutex};
 
-use luo_handler_api::{Errno, FileRef, Host, HostServices, OwnedFile};
+use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
@@ -16,133 +11,6 @@ use crate::{
     extent::IN_FILE,
     record::{Attributes, Contents, Kind, Record},
 };
-
-/// Keeps bytes and files in memory, counts the calls that may fail, and lets one of them fail.
-#[derive(Debug, Default)]
-pub(crate) struct FakeHost(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    last_handle: u64,
-    bytes: BTreeMap<u64, Vec<u8>>,
-    files: BTreeMap<u64, OwnedFd>,
-    calls: u64,
-    fails_at: Option<u64>,
-}
-
-impl FakeHost {
-    pub(crate) fn lend(&self) -> Host<'_> {
-        Host::new(self)
-    }
-
-    /// A host whose call number `call`, counted from 0, fails with `ENOSPC`.
-    pub(crate) fn failing_at(call: u64) -> Self {
-        let host = Self::default();
-        host.fail_at(call);
-        host
-    }
-
-    /// Lets the call that comes after `calls` others fail.
-    pub(crate) fn fail_at(&self, calls: u64) {
-        let mut state = self.0.lock().unwrap();
-        state.fails_at = Some(state.calls + calls);
-    }
-
-    /// Whether the call that was to fail has come.
-    pub(crate) fn has_failed(&self) -> bool {
-        let state = self.0.lock().unwrap();
-        state.fails_at.is_some_and(|at| at < state.calls)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        let state = self.0.lock().unwrap();
-        state.bytes.is_empty() && state.files.is_empty()
-    }
-
-    pub(crate) fn all_bytes(&self) -> BTreeMap<u64, Vec<u8>> {
-        self.0.lock().unwrap().bytes.clone()
-    }
-
-    pub(crate) fn bytes(&self, handle: u64) -> Vec<u8> {
-        self.0.lock().unwrap().bytes[&handle].clone()
-    }
-
-    pub(crate) fn replace(&self, handle: u64, bytes: &[u8]) {
-        self.0.lock().unwrap().bytes.insert(handle, bytes.to_vec());
-    }
-
-    /// Puts another file in the place of a kept one.
-    pub(crate) fn replace_file(&self, handle: u64, file: OwnedFd) {
-        self.0.lock().unwrap().files.insert(handle, file);
-    }
-
-    fn call<T>(&self, call: impl FnOnce(&mut State) -> Result<T, Errno>) -> Result<T, Errno> {
-        let mut state = self.0.lock().unwrap();
-        state.calls += 1;
-        if state.fails_at == Some(state.calls - 1) {
-            return Err(Errno::ENOSPC);
-        }
-        call(&mut state)
-    }
-}
-
-impl State {
-    fn new_handle(&mut self) -> u64 {
-        self.last_handle += 1;
-        self.last_handle
-    }
-
-    fn bytes(&self, handle: u64) -> Result<&Vec<u8>, Errno> {
-        self.bytes.get(&handle).ok_or(Errno::ENOENT)
-    }
-}
-
-impl HostServices for FakeHost {
-    fn preserve_bytes(&self, bytes: &[u8]) -> Result<u64, Errno> {
-        self.call(|state| {
-            let handle = state.new_handle();
-            state.bytes.insert(handle, bytes.to_vec());
-            Ok(handle)
-        })
-    }
-
-    fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
-        self.call(|state| Ok(state.bytes(handle)?.len() as u64))
-    }
-
-    fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-        self.call(|state| {
-            let start = offset as usize;
-            let range = start..start + buffer.len();
-            buffer.copy_from_slice(state.bytes(handle)?.get(range).ok_or(Errno::ERANGE)?);
-            Ok(())
-        })
-    }
-
-    fn release_bytes(&self, handle: u64) {
-        self.0.lock().unwrap().bytes.remove(&handle);
-    }
-
-    fn preserve_file(&self, file: FileRef<'_>) -> Result<u64, Errno> {
-        self.call(|state| {
-            let handle = state.new_handle();
-            let file = file.as_fd().try_clone_to_owned()?;
-            state.files.insert(handle, file);
-            Ok(handle)
-        })
-    }
-
-    fn take_file(&self, handle: u64) -> Result<OwnedFile, Errno> {
-        self.call(|state| {
-            let file = state.files.remove(&handle).ok_or(Errno::ENOENT)?;
-            Ok(file.into())
-        })
-    }
-
-    fn release_file(&self, handle: u64) {
-        self.0.lock().unwrap().files.remove(&handle);
-    }
-}
 
 /// A run of pages: index, frame and length.
 pub(crate) type Run = (u64, u64, u64);

@@ -198,11 +198,11 @@ mod tests {
     use super::*;
     use crate::{
         chain::BLOCK_EXTENTS,
-        fake::{FakeBackend, FakeFile, FakeHost, Run},
+        fake::{FakeBackend, FakeFile, Run},
         record::{Contents, RecordHeader, SEAL_GROW, SEAL_SEAL},
         summary::Summary,
     };
-    use luo_handler_api::crc32c;
+    use luo_handler_api::{crc32c, testing::FakeHost};
     use proptest::prelude::*;
     use std::{fs::File, os::fd::AsFd, sync::MutexGuard};
 

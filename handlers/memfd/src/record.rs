@@ -331,8 +331,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::FakeHost;
-    use luo_handler_api::crc32c;
+    use luo_handler_api::{crc32c, testing::FakeHost};
     use proptest::prelude::*;
 
     fn sample() -> Record {

@@ -360,8 +360,9 @@ fn last_error() -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fake::FakeHost, handler::Private, record::*};
+    use crate::{handler::Private, record::*};
     use libc::{O_APPEND, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY};
+    use luo_handler_api::testing::FakeHost;
     use luo_handler_api::{Crossed, FileHandler, Prepared, Preserved};
     use memfd::{HugetlbSize, MemfdOptions};
     use proptest::prelude::*;

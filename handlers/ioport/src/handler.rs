@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The policy: what happens to a port file in each phase, whoever its host is.
+
+use luo_handler_api::{
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
+};
+
+use crate::{
+    backend::PortBackend,
+    record::{Record, PORTS},
+};
+
+/// Keeps open port devices alive across a live update, with the hands of `B`.
+#[derive(Debug)]
+pub struct IoportHandler<B>(pub B);
+
+impl<B: PortBackend> IoportHandler<B> {
+    /// The file as it is now.
+    fn record(&self, file: FileRef<'_>, host: Host<'_>) -> Result<u64, Errno> {
+        let record = self.0.look(file)?;
+        if !record.is_possible() {
+            let Record { position, status } = record;
+            return Err(host.refuse(
+                Errno::EOPNOTSUPP,
+                format_args!(
+                    "position {position:#x}, status {status:#o}: there are {PORTS:#x} ports"
+                ),
+            ));
+        }
+        Ok(record.to_u64())
+    }
+}
+
+impl<B: PortBackend> FileHandler for IoportHandler<B> {
+    const COMPATIBLE: Compatible = Compatible::new("ioport-v1");
+    const HOSTS: Hosts = Hosts::Both;
+    type Private = ();
+
+    fn can_preserve(&self, file: FileRef<'_>) -> bool {
+        self.0.is_port(file)
+    }
+
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for a position beyond the last port.
+    fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<()>, Errno> {
+        Ok(Prepared {
+            data: self.record(file, host)?,
+            private: (),
+        })
+    }
+
+    /// The position may have moved since prepare.
+    fn freeze(&self, file: Preserved<'_, ()>) -> Result<u64, Errno> {
+        self.record(file.file, file.host)
+    }
+
+    fn cancel(&self, _: Preserved<'_, ()>) {}
+
+    /// # Errors
+    ///
+    /// As [`Record`] and [`PortBackend::open`] list them.
+    fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
+        let record = Record::from_u64(data)
+            .map_err(|errno| host.refuse(errno, format_args!("{data:#x} is no port file")))?;
+        self.0.open(record)
+    }
+
+    fn finish(&self, _: Crossed<'_>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use luo_handler_api::{status, testing::FakeHost};
+    use std::{
+        fs::File,
+        os::fd::{AsFd, OwnedFd},
+        sync::Mutex,
+    };
+
+    /// A port device, and what the last file was opened with.
+    struct FakePort {
+        looks_like: Mutex<Record>,
+        opened: Mutex<Option<Record>>,
+    }
+
+    impl PortBackend for FakePort {
+        fn is_port(&self, _: FileRef<'_>) -> bool {
+            true
+        }
+        fn look(&self, _: FileRef<'_>) -> Result<Record, Errno> {
+            Ok(*self.looks_like.lock().unwrap())
+        }
+        fn open(&self, record: Record) -> Result<OwnedFile, Errno> {
+            *self.opened.lock().unwrap() = Some(record);
+            Ok(OwnedFd::from(File::open("/dev/null")?).into())
+        }
+    }
+
+    fn handler(position: u64, status: u32) -> IoportHandler<FakePort> {
+        IoportHandler(FakePort {
+            looks_like: Mutex::new(Record { position, status }),
+            opened: Mutex::default(),
+        })
+    }
+
+    #[test]
+    fn what_freeze_saw_is_what_is_opened() {
+        let (handler, fake) = (handler(0x70, 2), FakeHost::default());
+        let host = fake.lend();
+        let file = File::open("/dev/null").unwrap();
+        let mut prepared = handler.prepare(file.as_fd().into(), host).unwrap();
+        let moved = Record {
+            position: 0x71,
+            status: status::APPEND,
+        };
+        *handler.0.looks_like.lock().unwrap() = moved;
+        let preserved = Preserved {
+            file: file.as_fd().into(),
+            data: prepared.data,
+            private: &mut prepared.private,
+            host,
+        };
+        let data = handler.freeze(preserved).unwrap();
+        handler.retrieve(data, host).unwrap();
+        assert!(fake.is_empty(), "all of it fits the u64");
+        assert_eq!(*handler.0.opened.lock().unwrap(), Some(moved));
+    }
+
+    #[test]
+    fn a_position_beyond_the_last_port_is_refused_with_a_reason() {
+        let (handler, fake) = (handler(0x1_0001, 0), FakeHost::default());
+        let file = File::open("/dev/null").unwrap();
+        let refused = handler.prepare(file.as_fd().into(), fake.lend());
+        assert_eq!(refused.unwrap_err(), Errno::EOPNOTSUPP);
+        assert!(fake.reason().contains("0x10001"));
+    }
+
+    #[test]
+    fn a_forged_number_opens_nothing() {
+        let (handler, fake) = (handler(0, 0), FakeHost::default());
+        for data in [0, 3 << 32 | 1 << 56, u64::MAX] {
+            assert!(handler.retrieve(data, fake.lend()).is_err());
+            assert!(!fake.reason().is_empty());
+        }
+        assert!(handler.0.opened.lock().unwrap().is_none());
+    }
+}
