@@ -91,6 +91,19 @@ impl Errno {
     }
 }
 
+#[cfg(luo_kernel)]
+impl Errno {
+    /// Reads what a C function of the kernel returned: a pointer, or an `ERR_PTR()`.
+    ///
+    /// # Errors
+    ///
+    /// The error number.
+    pub fn from_pointer<T>(pointer: *mut T) -> Result<*mut T, Self> {
+        let error = i32::try_from(pointer as isize).unwrap_or(0).wrapping_neg();
+        Self::new(error).map_or(Ok(pointer), Err)
+    }
+}
+
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match TABLE.iter().find(|(errno, ..)| errno == self) {

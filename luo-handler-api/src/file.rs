@@ -88,9 +88,8 @@ mod in_the_kernel {
         ///
         /// A file is open, and nobody else puts it.
         pub unsafe fn from_err_ptr(file: *mut c_void) -> Result<Self, Errno> {
-            match file as isize {
+            match Errno::from_pointer(file)? as isize {
                 0 => Err(Errno::EBADF),
-                error @ -4095..=-1 => Err(Errno::new(-error as i32).unwrap_or(Errno::EIO)),
                 file => Ok(Self(file)),
             }
         }

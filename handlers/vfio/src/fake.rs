@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! A device and a backend in memory, for tests.
+
+use std::{fs::File, os::fd::OwnedFd, sync::Mutex};
+
+use luo_handler_api::{Errno, FileRef, Host, OwnedFile, Retrieved};
+
+use crate::{
+    backend::{Kind, VfioBackend},
+    description::{Address, Compared, Description, Irq, List, Opened, Region},
+    record::{Kept, Record, FLAGS_PCI, FLAGS_RESET},
+};
+
+/// The educational device of QEMU, as vfio-pci describes it.
+pub(crate) fn edu() -> Description {
+    let mut header = [0; 64];
+    header[..4].copy_from_slice(&[0x34, 0x12, 0xe8, 0x11]);
+    header[4..6].copy_from_slice(&[0x03, 0x01]);
+    header[8..12].copy_from_slice(&[0x10, 0x00, 0xff, 0x00]);
+    header[0x10..0x14].copy_from_slice(&[0, 0, 0xa0, 0xfe]);
+    header[0x2c..0x30].copy_from_slice(&[0xf4, 0x1a, 0x00, 0x11]);
+    header[0x34] = 0x40;
+    header[0x3d] = 1;
+    let region = |index: u64, size, flags| Region {
+        offset: index << 40,
+        size,
+        flags,
+    };
+    let regions = (0..9).map(|index| match index {
+        0 => region(0, 1 << 20, 7),
+        7 => region(7, 256, 3),
+        8 => Region::default(),
+        _ => region(index, 0, 0),
+    });
+    let irqs = [(7, 1), (9, 1), (9, 0), (9, 1), (9, 1)];
+    Description {
+        address: Address::new(0, 0, 4 << 3),
+        opened: Opened::Cdev,
+        status: 2,
+        flags: FLAGS_PCI | FLAGS_RESET,
+        header,
+        regions: List::of(regions).unwrap(),
+        irqs: List::of(irqs.map(|(flags, count)| Irq { flags, count })).unwrap(),
+    }
+}
+
+/// The hands of a handler that has one device.
+#[derive(Debug)]
+pub(crate) struct FakeBackend {
+    kept: Kept,
+    compared: Compared,
+    pub(crate) device: Mutex<FakeDevice>,
+}
+
+#[derive(Debug)]
+pub(crate) struct FakeDevice {
+    pub(crate) kind: Kind,
+    pub(crate) description: Description,
+    pub(crate) interrupts: bool,
+    pub(crate) is_missing: bool,
+    /// Whether it stands still.
+    pub(crate) quiet: bool,
+    /// How many times it is held.
+    pub(crate) pins: u32,
+    /// How many files were made of it and not finished.
+    pub(crate) opened: u32,
+}
+
+impl FakeBackend {
+    pub(crate) fn new(kept: Kept, compared: Compared) -> Self {
+        Self {
+            kept,
+            compared,
+            device: Mutex::new(FakeDevice {
+                kind: Kind::Device(Opened::Cdev),
+                description: edu(),
+                interrupts: false,
+                is_missing: false,
+                quiet: false,
+                pins: 0,
+                opened: 0,
+            }),
+        }
+    }
+}
+
+impl VfioBackend for FakeBackend {
+    type Pin = ();
+    type Found = Option<OwnedFile>;
+
+    fn kept(&self) -> Kept {
+        self.kept
+    }
+
+    fn compared(&self) -> Compared {
+        self.compared
+    }
+
+    fn kind(&self, _: FileRef<'_>) -> Kind {
+        self.device.lock().unwrap().kind
+    }
+
+    fn file_id(&self, _: FileRef<'_>) -> Option<u64> {
+        None
+    }
+
+    fn pin(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, ()), Errno> {
+        let handle = match self.kept {
+            Kept::File => host.preserve_file(file)?,
+            Kept::Anew => 0,
+        };
+        self.device.lock().unwrap().pins += 1;
+        Ok((handle, ()))
+    }
+
+    fn unpin(&self, _: FileRef<'_>, handle: u64, (): &mut (), host: Host<'_>) {
+        host.release_file(handle);
+        self.device.lock().unwrap().pins -= 1;
+    }
+
+    fn describe(&self, _: FileRef<'_>) -> Result<Description, Errno> {
+        Ok(self.device.lock().unwrap().description)
+    }
+
+    fn quiesce(&self, _: FileRef<'_>, (): &mut (), _: Host<'_>) -> Result<(), Errno> {
+        let mut device = self.device.lock().unwrap();
+        if device.interrupts {
+            return Err(Errno::EINVAL);
+        }
+        device.quiet = true;
+        Ok(())
+    }
+
+    fn resume(&self, _: FileRef<'_>, (): &mut ()) {
+        self.device.lock().unwrap().quiet = false;
+    }
+
+    fn find(&self, record: &Record, host: Host<'_>) -> Result<Self::Found, Errno> {
+        if self.device.lock().unwrap().is_missing {
+            return Err(Errno::ENODEV);
+        }
+        match self.kept {
+            Kept::File => host.take_file(record.file).map(Some),
+            Kept::Anew => Ok(None),
+        }
+    }
+
+    fn describe_found(&self, _: &Self::Found) -> Result<Description, Errno> {
+        Ok(self.device.lock().unwrap().description)
+    }
+
+    fn open(&self, found: Self::Found, _: &Record) -> Result<OwnedFile, Errno> {
+        let mut device = self.device.lock().unwrap();
+        if device.opened > 0 {
+            return Err(Errno::EBUSY);
+        }
+        device.opened += 1;
+        match found {
+            Some(file) => Ok(file),
+            None => Ok(OwnedFd::from(File::open("/dev/null")?).into()),
+        }
+    }
+
+    fn finish(&self, record: &Record, retrieved: Retrieved<'_>, host: Host<'_>) {
+        match retrieved.file() {
+            Some(_) => self.device.lock().unwrap().opened -= 1,
+            None => host.release_file(record.file),
+        }
+    }
+}

@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The policy: what happens to a device file in each phase, whoever its host is.
+
+use luo_handler_api::{
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
+};
+
+use crate::{backend::VfioBackend, record::Record};
+
+/// Keeps VFIO PCI device files alive across a live update, with the hands of `B`.
+#[derive(Debug)]
+pub struct VfioHandler<B>(pub B);
+
+/// What has to be undone if a prepared device does not cross after all.
+#[derive(Debug)]
+pub struct Private<P> {
+    /// Handle of the record: what prepare or the last freeze yielded.
+    record: u64,
+    /// Handle of the file, where the host keeps it.
+    file: u64,
+    /// What the backend holds.
+    pin: P,
+}
+
+impl<B: VfioBackend> VfioHandler<B> {
+    /// Has the host keep a record of the device as it is now.
+    fn keep_record(&self, file: FileRef<'_>, handle: u64, host: Host<'_>) -> Result<u64, Errno> {
+        let record = Record {
+            description: self.0.describe(file)?,
+            kept: self.0.kept(),
+            file: handle,
+        };
+        record.keep(host)
+    }
+
+    /// Reads a record that this host can do something with.
+    fn read_record(&self, data: u64, host: Host<'_>) -> Result<Record, Errno> {
+        let record = Record::read(host, data)
+            .map_err(|errno| host.refuse(errno, format_args!("record {data:#x} is unsound")))?;
+        if record.kept != self.0.kept() {
+            let reason = format_args!("the record comes from a host of another kind");
+            return Err(host.refuse(Errno::EOPNOTSUPP, reason));
+        }
+        Ok(record)
+    }
+}
+
+impl<B: VfioBackend> FileHandler for VfioHandler<B> {
+    const COMPATIBLE: Compatible = Compatible::new("vfio-v1");
+    const HOSTS: Hosts = Hosts::Both;
+    type Private = Private<B::Pin>;
+
+    /// All files of VFIO, so that those that cannot be kept are refused with a reason.
+    fn can_preserve(&self, file: FileRef<'_>) -> bool {
+        self.0.kind(file) != crate::Kind::Other
+    }
+
+    fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
+        self.0.file_id(file)
+    }
+
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for a file of VFIO that is no PCI device or cannot be kept, `EINVAL` for a device
+    /// that is not bound to an iommufd, `EBUSY` if another file of the device is kept already.
+    fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno> {
+        if let Some((errno, reason)) = self.0.kind(file).objection() {
+            return Err(host.refuse(errno, format_args!("{reason}")));
+        }
+        let (handle, mut pin) = self.0.pin(file, host)?;
+        match self.keep_record(file, handle, host) {
+            Ok(record) => Ok(Prepared {
+                data: record,
+                private: Private {
+                    record,
+                    file: handle,
+                    pin,
+                },
+            }),
+            Err(errno) => {
+                self.0.unpin(file, handle, &mut pin, host);
+                Err(errno)
+            }
+        }
+    }
+
+    /// The device stands still from here on, and is recorded as it is then.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` while interrupts are enabled, where that matters.
+    fn freeze(&self, file: Preserved<'_, Self::Private>) -> Result<u64, Errno> {
+        let Preserved {
+            file,
+            private,
+            host,
+            ..
+        } = file;
+        self.0.quiesce(file, &mut private.pin, host)?;
+        match self.keep_record(file, private.file, host) {
+            Ok(record) => {
+                host.release_bytes(private.record);
+                private.record = record;
+                Ok(record)
+            }
+            Err(errno) => {
+                self.0.resume(file, &mut private.pin);
+                Err(errno)
+            }
+        }
+    }
+
+    fn unfreeze(&self, file: Preserved<'_, Self::Private>) {
+        self.0.resume(file.file, &mut file.private.pin);
+    }
+
+    fn cancel(&self, file: Preserved<'_, Self::Private>) {
+        let Preserved {
+            file,
+            private,
+            host,
+            ..
+        } = file;
+        host.release_bytes(private.record);
+        self.0.unpin(file, private.file, &mut private.pin, host);
+    }
+
+    /// # Errors
+    ///
+    /// As [`Record`] lists them; `EOPNOTSUPP` for a record of a host of another kind; `ENODEV` if the
+    /// device is missing, is another one, or has changed.
+    fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
+        let record = self.read_record(data, host)?;
+        let found = self.0.find(&record, host)?;
+        let now = self.0.describe_found(&found)?;
+        let was = &record.description;
+        if let Some(difference) = was.difference(&now, self.0.compared()) {
+            let address = was.address;
+            return Err(host.refuse(
+                Errno::ENODEV,
+                format_args!("{address} is not the device that was preserved: {difference}"),
+            ));
+        }
+        self.0.open(found, &record)
+    }
+
+    /// Not before somebody asked for the device: a set that is finished without it gives it up.
+    fn can_finish(&self, file: Crossed<'_>) -> bool {
+        file.retrieved.was_asked()
+    }
+
+    /// Of a record that cannot be read only the record itself is released: what it names might be
+    /// anybody's.
+    fn finish(&self, file: Crossed<'_>) {
+        let Crossed {
+            data,
+            retrieved,
+            host,
+        } = file;
+        if let Ok(record) = Record::read_any(host, data) {
+            if record.kept == self.0.kept() {
+                self.0.finish(&record, retrieved, host);
+            }
+        }
+        host.release_bytes(data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backend::Kind,
+        description::{Compared, Description, Opened},
+        fake::{edu, FakeBackend, FakeDevice},
+        record::Kept,
+    };
+    use luo_handler_api::{testing::FakeHost, Retrieved};
+    use std::{fs::File, os::fd::AsFd, sync::MutexGuard};
+
+    /// A device of a fake backend, a host, and the phases by name.
+    struct Bench {
+        handler: VfioHandler<FakeBackend>,
+        host: FakeHost,
+        file: File,
+    }
+
+    impl Bench {
+        fn new(kept: Kept, compared: Compared) -> Self {
+            Self {
+                handler: VfioHandler(FakeBackend::new(kept, compared)),
+                host: FakeHost::default(),
+                file: File::open("/dev/null").unwrap(),
+            }
+        }
+
+        fn device(&self) -> MutexGuard<'_, FakeDevice> {
+            self.handler.0.device.lock().unwrap()
+        }
+
+        fn prepare(&self) -> Result<Prepared<Private<()>>, Errno> {
+            self.handler
+                .prepare(self.file.as_fd().into(), self.host.lend())
+        }
+
+        fn preserved<'a>(
+            &'a self,
+            file: &'a mut Prepared<Private<()>>,
+        ) -> Preserved<'a, Private<()>> {
+            Preserved {
+                file: self.file.as_fd().into(),
+                data: file.data,
+                private: &mut file.private,
+                host: self.host.lend(),
+            }
+        }
+
+        fn freeze(&self, file: &mut Prepared<Private<()>>) -> Result<(), Errno> {
+            file.data = self.handler.freeze(self.preserved(file))?;
+            Ok(())
+        }
+
+        fn frozen(&self) -> u64 {
+            let mut file = self.prepare().unwrap();
+            self.freeze(&mut file).unwrap();
+            file.data
+        }
+
+        fn crossed<'a>(&'a self, data: u64, retrieved: Retrieved<'a>) -> Crossed<'a> {
+            Crossed {
+                data,
+                retrieved,
+                host: self.host.lend(),
+            }
+        }
+
+        fn retrieve(&self, data: u64) -> Result<OwnedFile, Errno> {
+            self.handler.retrieve(data, self.host.lend())
+        }
+
+        fn assert_nothing_is_kept(&self) {
+            assert!(self.host.is_empty());
+            assert_eq!(self.device().pins, 0);
+        }
+    }
+
+    const BOTH: [(Kept, Compared); 2] = [
+        (Kept::File, Compared::Everything),
+        (Kept::Anew, Compared::Identity),
+    ];
+
+    #[test]
+    fn a_device_crosses_and_is_finished_only_when_it_was_asked_for() {
+        for (kept, compared) in BOTH {
+            let bench = Bench::new(kept, compared);
+            let data = bench.frozen();
+            assert!(!bench
+                .handler
+                .can_finish(bench.crossed(data, Retrieved::NotAsked)));
+            let file = std::os::fd::OwnedFd::from(bench.retrieve(data).unwrap());
+            let retrieved = Retrieved::File(file.as_fd().into());
+            assert!(bench.handler.can_finish(bench.crossed(data, retrieved)));
+            bench.handler.finish(bench.crossed(data, retrieved));
+            assert!(bench.host.is_empty());
+            assert_eq!(bench.device().opened, 0);
+        }
+    }
+
+    #[test]
+    fn a_failed_retrieve_does_not_keep_a_set_from_its_end() {
+        let bench = Bench::new(Kept::File, Compared::Everything);
+        let data = bench.frozen();
+        let failed = Retrieved::Failed(Errno::ENODEV);
+        assert!(bench.handler.can_finish(bench.crossed(data, failed)));
+        bench.handler.finish(bench.crossed(data, failed));
+        assert!(bench.host.is_empty());
+    }
+
+    #[test]
+    fn cancel_leaves_nothing() {
+        for (kept, compared) in BOTH {
+            for frozen in [false, true] {
+                let bench = Bench::new(kept, compared);
+                let mut file = bench.prepare().unwrap();
+                assert_eq!(bench.device().pins, 1);
+                if frozen {
+                    bench.freeze(&mut file).unwrap();
+                    assert!(bench.device().quiet);
+                    bench.handler.unfreeze(bench.preserved(&mut file));
+                }
+                assert!(!bench.device().quiet);
+                bench.handler.cancel(bench.preserved(&mut file));
+                bench.assert_nothing_is_kept();
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_that_fails_leaves_what_was() {
+        for call in 0..2 {
+            let bench = Bench::new(Kept::File, Compared::Everything);
+            bench.host.fail_at(call);
+            assert_eq!(bench.prepare().unwrap_err(), Errno::ENOSPC);
+            bench.assert_nothing_is_kept();
+        }
+        let bench = Bench::new(Kept::File, Compared::Everything);
+        let mut file = bench.prepare().unwrap();
+        bench.host.fail_at(0);
+        assert_eq!(bench.freeze(&mut file), Err(Errno::ENOSPC));
+        assert!(!bench.device().quiet, "it runs on");
+        bench.freeze(&mut file).unwrap();
+        bench.handler.unfreeze(bench.preserved(&mut file));
+        bench.handler.cancel(bench.preserved(&mut file));
+        bench.assert_nothing_is_kept();
+    }
+
+    #[test]
+    fn a_device_with_interrupts_does_not_freeze() {
+        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let mut file = bench.prepare().unwrap();
+        bench.device().interrupts = true;
+        assert_eq!(bench.freeze(&mut file), Err(Errno::EINVAL));
+        assert!(!bench.device().quiet);
+        bench.device().interrupts = false;
+        bench.freeze(&mut file).unwrap();
+    }
+
+    #[test]
+    fn freeze_records_what_changed_since_prepare() {
+        let bench = Bench::new(Kept::File, Compared::Everything);
+        let mut file = bench.prepare().unwrap();
+        bench.device().description.header[0x10] ^= 1;
+        bench.freeze(&mut file).unwrap();
+        assert!(bench.retrieve(file.data).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_kept_is_refused_with_a_reason() {
+        for (kind, errno, part) in [
+            (Kind::Unbound, Errno::EINVAL, "iommufd"),
+            (Kind::Group, Errno::EOPNOTSUPP, "group"),
+            (Kind::Container, Errno::EOPNOTSUPP, "container"),
+            (Kind::Foreign, Errno::EOPNOTSUPP, "vfio-pci"),
+            (Kind::VirtualFunction, Errno::EOPNOTSUPP, "virtual function"),
+        ] {
+            let bench = Bench::new(Kept::Anew, Compared::Identity);
+            bench.device().kind = kind;
+            assert!(bench.handler.can_preserve(bench.file.as_fd().into()));
+            assert_eq!(bench.prepare().unwrap_err(), errno);
+            assert!(bench.host.reason().contains(part), "{kind:?}");
+            bench.assert_nothing_is_kept();
+        }
+        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        bench.device().kind = Kind::Other;
+        assert!(!bench.handler.can_preserve(bench.file.as_fd().into()));
+    }
+
+    #[test]
+    fn another_device_is_not_opened_and_the_reason_names_the_field() {
+        type Change = fn(&mut Description);
+        let changes: [(Change, &str); 4] = [
+            (|d| d.header[0] = 0x86, "vendor id"),
+            (|d| d.header[8] += 1, "revision"),
+            (|d| d.header[0x2e] += 1, "subsystem id"),
+            (|d| d.header[9] = 1, "class code"),
+        ];
+        for (kept, compared) in BOTH {
+            for (change, field) in changes {
+                let bench = Bench::new(kept, compared);
+                let data = bench.frozen();
+                change(&mut bench.device().description);
+                assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
+                let reason = bench.host.reason();
+                assert!(reason.contains("0000:00:04.0"), "{reason}");
+                assert!(reason.contains(field), "{reason}");
+                assert_eq!(bench.device().opened, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_that_went_away_is_an_error() {
+        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let data = bench.frozen();
+        bench.device().is_missing = true;
+        assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
+    }
+
+    #[test]
+    fn two_records_of_one_device_open_it_once() {
+        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let data = bench.frozen();
+        let forged = bench.host.lend().preserve_bytes(&bench.host.bytes(data));
+        bench.retrieve(data).unwrap();
+        assert_eq!(bench.retrieve(forged.unwrap()).unwrap_err(), Errno::EBUSY);
+    }
+
+    #[test]
+    fn a_record_of_another_host_is_refused() {
+        let there = Bench::new(Kept::File, Compared::Everything);
+        let data = there.frozen();
+        let here = Bench::new(Kept::Anew, Compared::Identity);
+        let foreign = here
+            .host
+            .lend()
+            .preserve_bytes(&there.host.bytes(data))
+            .unwrap();
+        assert_eq!(here.retrieve(foreign).unwrap_err(), Errno::EOPNOTSUPP);
+        here.handler
+            .finish(here.crossed(foreign, Retrieved::NotAsked));
+        assert!(here.host.is_empty());
+    }
+
+    #[test]
+    fn the_way_of_opening_is_recorded() {
+        for opened in [Opened::Cdev, Opened::Group] {
+            let bench = Bench::new(Kept::Anew, Compared::Identity);
+            bench.device().description.opened = opened;
+            let record = Record::read(bench.host.lend(), bench.frozen()).unwrap();
+            let expected = Description { opened, ..edu() };
+            assert_eq!(record.description, expected);
+        }
+    }
+}

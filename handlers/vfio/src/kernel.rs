@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The hands of the handler in the kernel: devices are found again by segment and BDF, and opened anew.
+
+use core::ffi::c_void;
+
+use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile, Retrieved};
+
+use crate::{
+    backend::{Kind, VfioBackend},
+    description::{Address, Compared, Description, Irq, List, Opened, Region},
+    handler::VfioHandler,
+    record::{Kept, Record},
+};
+
+register_handler!(
+    /// The handler of this kernel.
+    pub VFIO: VfioHandler<KernelBackend> = VfioHandler(KernelBackend)
+);
+
+/// The kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelBackend;
+
+/// A device that cannot be unbound from vfio-pci, and is kept nowhere else.
+///
+/// # Invariants
+///
+/// `luo_vfio_pin` or `luo_vfio_find` answered with it, and nobody has unpinned it.
+#[derive(Debug)]
+pub struct Pin {
+    device: *mut c_void,
+    /// Whether it was a bus master before it was quiesced.
+    was_master: bool,
+}
+
+// SAFETY: the device is no thread's, and its functions have locks of their own.
+unsafe impl Send for Pin {}
+
+/// A device behind the jump, pinned; let go if nobody opens it.
+#[derive(Debug)]
+pub struct Found(Pin);
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant it is pinned.
+        unsafe { shim::luo_vfio_unpin(self.0.device) };
+    }
+}
+
+/// The device of a file, and the file's flags.
+///
+/// # Safety
+///
+/// The file is that of a device.
+unsafe fn device(file: FileRef<'_>) -> (*mut c_void, u32) {
+    let mut flags = 0;
+    // SAFETY: the file is open and, as the caller says, that of a device.
+    let device = unsafe { shim::luo_vfio_device(file.as_ptr(), &mut flags) };
+    (device, flags)
+}
+
+fn done(returned: i32) -> Result<(), Errno> {
+    Errno::from_status(returned).map(|_| ())
+}
+
+impl VfioBackend for KernelBackend {
+    type Pin = Pin;
+    type Found = Found;
+
+    fn kept(&self) -> Kept {
+        Kept::Anew
+    }
+
+    fn compared(&self) -> Compared {
+        Compared::Identity
+    }
+
+    fn kind(&self, file: FileRef<'_>) -> Kind {
+        // SAFETY: the file is open.
+        match unsafe { shim::luo_vfio_kind(file.as_ptr()) } {
+            shim::DEVICE => Kind::Device(Opened::Cdev),
+            shim::DEVICE_OF_GROUP => Kind::Device(Opened::Group),
+            shim::UNBOUND => Kind::Unbound,
+            shim::GROUP => Kind::Group,
+            shim::CONTAINER => Kind::Container,
+            shim::FOREIGN => Kind::Foreign,
+            shim::VIRTUAL_FUNCTION => Kind::VirtualFunction,
+            _ => Kind::Other,
+        }
+    }
+
+    fn file_id(&self, _: FileRef<'_>) -> Option<u64> {
+        None
+    }
+
+    fn pin(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, Pin), Errno> {
+        // SAFETY: the policy pins files of devices alone.
+        let (device, _) = unsafe { device(file) };
+        // SAFETY: the file holds the device.
+        done(unsafe { shim::luo_vfio_pin(device) }).map_err(|errno| {
+            host.refuse(
+                errno,
+                format_args!("the device is kept already, or on its way out"),
+            )
+        })?;
+        let was_master = false;
+        Ok((0, Pin { device, was_master }))
+    }
+
+    fn unpin(&self, _: FileRef<'_>, _: u64, pin: &mut Pin, _: Host<'_>) {
+        // SAFETY: by the invariant it is pinned; the policy does not use the pin again.
+        unsafe { shim::luo_vfio_unpin(pin.device) };
+    }
+
+    fn describe(&self, file: FileRef<'_>) -> Result<Description, Errno> {
+        let Kind::Device(opened) = self.kind(file) else {
+            return Err(Errno::ENODEV);
+        };
+        // SAFETY: the file is that of a device.
+        let (device, flags) = unsafe { device(file) };
+        // SAFETY: the file holds the device, which is open.
+        let description = unsafe { describe(device, true) }?;
+        Ok(Description {
+            opened,
+            status: status::from_flags(flags),
+            ..description
+        })
+    }
+
+    fn quiesce(&self, _: FileRef<'_>, pin: &mut Pin, host: Host<'_>) -> Result<(), Errno> {
+        // SAFETY: by the invariant it is pinned.
+        done(unsafe { shim::luo_vfio_quiesce(pin.device, &mut pin.was_master) }).map_err(|errno| {
+            host.refuse(
+                errno,
+                format_args!("interrupts are enabled: disable them before the jump"),
+            )
+        })
+    }
+
+    fn resume(&self, _: FileRef<'_>, pin: &mut Pin) {
+        if core::mem::take(&mut pin.was_master) {
+            // SAFETY: by the invariant it is pinned.
+            unsafe { shim::luo_vfio_resume(pin.device) };
+        }
+    }
+
+    fn find(&self, record: &Record, host: Host<'_>) -> Result<Found, Errno> {
+        let address = record.description.address;
+        let Address { segment, bus, .. } = address;
+        // SAFETY: any three numbers may be asked for.
+        let device = unsafe { shim::luo_vfio_find(segment, bus, address.devfn()) };
+        let (errno, why) = match Errno::from_pointer(device) {
+            Ok(device) => {
+                return Ok(Found(Pin {
+                    device,
+                    was_master: false,
+                }))
+            }
+            Err(Errno::ENOENT) => (Errno::ENODEV, "there is no such device"),
+            Err(Errno::ENODEV) => (Errno::ENODEV, "it is not bound to vfio-pci"),
+            Err(errno) => (errno, "it is kept already"),
+        };
+        Err(host.refuse(errno, format_args!("{address}: {why}")))
+    }
+
+    fn describe_found(&self, found: &Found) -> Result<Description, Errno> {
+        // SAFETY: by the invariant it is pinned.
+        unsafe { describe(found.0.device, false) }
+    }
+
+    fn open(&self, found: Found, record: &Record) -> Result<OwnedFile, Errno> {
+        let flags = status::to_flags(record.description.status);
+        // SAFETY: by the invariant it is pinned; nobody else has what is returned.
+        let file = unsafe { OwnedFile::from_err_ptr(shim::luo_vfio_open(found.0.device, flags)) }?;
+        // The file has taken the registration over, and `finish` ends the rest.
+        core::mem::forget(found);
+        Ok(file)
+    }
+
+    fn finish(&self, _: &Record, retrieved: Retrieved<'_>, _: Host<'_>) {
+        if let Some(file) = retrieved.file() {
+            // SAFETY: the file is one that `open` made, and holds its device.
+            unsafe { shim::luo_vfio_let_go(device(file).0) };
+        }
+    }
+}
+
+/// # Safety
+///
+/// Somebody holds the device, and `is_open` says whether it is open.
+unsafe fn describe(device: *mut c_void, is_open: bool) -> Result<Description, Errno> {
+    let mut found = shim::Description::default();
+    // SAFETY: the caller says so, and `found` is ours.
+    done(unsafe { shim::luo_vfio_describe(device, is_open, &mut found) })?;
+    let regions = found.region.iter().take(found.regions as usize);
+    let irqs = found.irq.iter().take(found.irqs as usize);
+    Ok(Description {
+        address: Address::new(found.segment, found.bus, found.devfn),
+        opened: Opened::Cdev,
+        status: 0,
+        flags: found.info_flags,
+        header: found.header,
+        regions: List::of(regions.map(|region| Region {
+            offset: region.offset,
+            size: region.size,
+            flags: region.flags,
+        }))
+        .ok_or(Errno::EOPNOTSUPP)?,
+        irqs: List::of(irqs.map(|irq| Irq {
+            flags: irq.flags,
+            count: irq.count,
+        }))
+        .ok_or(Errno::EOPNOTSUPP)?,
+    })
+}
+
+/// The functions of `luo_shim_vfio.c`; see `luo_shim.h`.
+mod shim {
+    use core::ffi::c_void;
+
+    use crate::description::{HEADER_LENGTH, IRQS_MAX, REGIONS_MAX};
+
+    /// `struct luo_vfio_region`.
+    #[derive(Default)]
+    #[repr(C)]
+    pub(super) struct Region {
+        pub(super) offset: u64,
+        pub(super) size: u64,
+        pub(super) flags: u32,
+    }
+
+    /// `struct luo_vfio_irq`.
+    #[derive(Default)]
+    #[repr(C)]
+    pub(super) struct Irq {
+        pub(super) flags: u32,
+        pub(super) count: u32,
+    }
+
+    /// `struct luo_vfio_description`.
+    #[repr(C)]
+    pub(super) struct Description {
+        pub(super) segment: u32,
+        pub(super) info_flags: u32,
+        pub(super) regions: u32,
+        pub(super) irqs: u32,
+        pub(super) bus: u8,
+        pub(super) devfn: u8,
+        pub(super) header: [u8; HEADER_LENGTH],
+        pub(super) region: [Region; REGIONS_MAX],
+        pub(super) irq: [Irq; IRQS_MAX],
+    }
+
+    impl Default for Description {
+        fn default() -> Self {
+            Self {
+                segment: 0,
+                info_flags: 0,
+                regions: 0,
+                irqs: 0,
+                bus: 0,
+                devfn: 0,
+                header: [0; HEADER_LENGTH],
+                region: Default::default(),
+                irq: Default::default(),
+            }
+        }
+    }
+
+    // `enum luo_vfio_kind`.
+    pub(super) const DEVICE: u8 = 1;
+    pub(super) const DEVICE_OF_GROUP: u8 = 2;
+    pub(super) const UNBOUND: u8 = 3;
+    pub(super) const GROUP: u8 = 4;
+    pub(super) const CONTAINER: u8 = 5;
+    pub(super) const FOREIGN: u8 = 6;
+    pub(super) const VIRTUAL_FUNCTION: u8 = 7;
+
+    extern "C" {
+        pub(super) fn luo_vfio_kind(file: *mut c_void) -> u8;
+        pub(super) fn luo_vfio_device(file: *mut c_void, flags: *mut u32) -> *mut c_void;
+        pub(super) fn luo_vfio_pin(device: *mut c_void) -> i32;
+        pub(super) fn luo_vfio_unpin(device: *mut c_void);
+        pub(super) fn luo_vfio_let_go(device: *mut c_void);
+        pub(super) fn luo_vfio_describe(
+            device: *mut c_void,
+            is_open: bool,
+            found: *mut Description,
+        ) -> i32;
+        pub(super) fn luo_vfio_quiesce(device: *mut c_void, was_master: *mut bool) -> i32;
+        pub(super) fn luo_vfio_resume(device: *mut c_void);
+        pub(super) fn luo_vfio_find(segment: u32, bus: u8, devfn: u8) -> *mut c_void;
+        pub(super) fn luo_vfio_open(device: *mut c_void, flags: u32) -> *mut c_void;
+    }
+}

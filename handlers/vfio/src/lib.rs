@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Keeps VFIO PCI device files alive across a live update.
+//!
+//! Nothing has to be called: linking the crate in registers the handler, and a host finds it.
+//!
+//! ```
+//! use luo_handler_api::{hosted::Handler, registry::registered_handlers};
+//! use luo_handler_vfio as _; // without this line the linker drops the handler
+//! use std::{fs::File, os::fd::AsFd};
+//!
+//! let null = File::open("/dev/null")?;
+//! let handler = registered_handlers()
+//!     .map(|ops| Handler::new(ops).expect("a usable handler"))
+//!     .find(|handler| handler.origin() == "luo_handler_vfio")
+//!     .expect("the handler");
+//! assert_eq!(handler.can_preserve(null.as_fd()), Ok(false)); // no file of VFIO
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # Map
+//!
+//! - [`record`]: the bytes that cross, and the checks they pass before they are used
+//! - [`description`]: what is known of a device, and how two of these differ
+//! - [`handler`]: the policy, [`VfioHandler`], the same in a process and in the kernel
+//! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process, which
+//!   knows devices through the seam `ioctls`; `kernel`: those of the kernel
+//!
+//! # What is preserved
+//!
+//! The file of a PCI device that is bound to vfio-pci, whether it was opened from its own character
+//! device or from a group.
+//!
+//! *In a process* the open file itself crosses an exec, and with it everything that hangs on it: the
+//! device runs on, its interrupts stay enabled, its iommufd or its container lives on behind it. On
+//! the new side all that was recorded is compared with what the device says now.
+//!
+//! *In the kernel* the device is found again by segment and BDF. If it is the same one and bound to
+//! vfio-pci, whoever retrieves it gets a file as if freshly opened from the character device: not
+//! bound to an iommufd yet, also where the old one came from a group. Between prepare and the jump
+//! the device cannot be unbound. It stands still for the jump: a device whose interrupts are enabled
+//! refuses to freeze, and bus mastering is switched off.
+//!
+//! # What is not preserved
+//!
+//! In the kernel, that is:
+//!
+//! - **DMA mappings and I/O page tables.** They belong to the IOMMU, the iommufd or the container,
+//!   and those do not cross: the new kernel sets the IOMMU up from nothing. A device that went on with
+//!   its DMA would meet translations that are gone, and that is why bus mastering is off from freeze
+//!   on and *running DMA* does not cross either.
+//! - **The device's own state.** vfio-pci resets a device when its file is first bound. What its
+//!   registers held is lost unless it cannot be reset.
+//! - **Interrupts**, their eventfds among them: they are set up again after the jump, as after an open.
+//! - Mappings of BARs, power state, `VFIO_DEVICE_FEATURE` state, and the link to a KVM.
+//! - Virtual functions: they exist only once the driver of their physical function has made them.
+//!   Mediated devices and drivers of their own beside vfio-pci.
+//!
+//! What mainline's pending series keep: *vfio/pci: base live update support* (V. Sharma, D. Matlack)
+//! keeps the same as this handler, for files of the character device alone, and later parts of it
+//! leave the device unreset and its bus mastering on; *PCI: base live update support* keeps bus
+//! numbers and the bindings of preserved devices; *iommu: live update state preservation* (S.
+//! Ghuman and others) keeps the I/O page tables of an iommufd. Once these are in, DMA can go on.
+//!
+//! # Trust
+//!
+//! A record cannot make the new kernel touch a device: nothing in it is ever written to one. All it can
+//! do is to name an address. The device there is opened only if it looks as recorded and an
+//! administrator has given it to vfio-pci; whoever retrieves it then has what opening
+//! `/dev/vfio/devices/vfioN` gives, and no IOMMU mapping. Two records that name one device get one
+//! file.
+
+mod backend;
+pub mod description;
+#[cfg(test)]
+mod fake;
+pub mod handler;
+#[cfg(not(luo_kernel))]
+pub mod ioctls;
+#[cfg(luo_kernel)]
+mod kernel;
+pub mod record;
+#[cfg(not(luo_kernel))]
+mod user;
+mod wire;
+
+pub use backend::{Kind, VfioBackend};
+pub use description::{Address, Description};
+pub use handler::{Private, VfioHandler};
+#[cfg(luo_kernel)]
+pub use kernel::{KernelBackend, VFIO};
+pub use record::Record;
+#[cfg(not(luo_kernel))]
+pub use user::{UserBackend, VFIO};

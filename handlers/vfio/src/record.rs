@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The bytes that cross, and the checks they pass before they are used.
+//!
+//! ```text
+//! data ──► RecordBytes     560 bytes: address, ids and the rest of the header, regions, interrupts
+//!            file ───────► the kept file       (hosted)
+//! ```
+//!
+//! Every arrow is a handle of the host. The layout belongs to the compatible `vfio-v1`: who changes
+//! one changes the other.
+
+use luo_handler_api::{record, status, Errno, Host};
+
+use crate::{
+    description::{
+        Address, Description, Irq, List, Opened, Region, HEADER_LENGTH, IRQS_MAX, REGIONS_MAX,
+    },
+    wire::{
+        little_endian::{U32, U64},
+        FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
+    },
+};
+
+/// What a record begins with.
+pub const MAGIC: [u8; 8] = *b"vfio-v1\0";
+
+/// `VFIO_DEVICE_FLAGS_PCI` of `include/uapi/linux/vfio.h`.
+pub const FLAGS_PCI: u32 = 1 << 1;
+
+/// `VFIO_DEVICE_FLAGS_RESET`: it can be reset.
+pub const FLAGS_RESET: u32 = 1 << 0;
+
+/// Where the open file is while the record crosses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kept {
+    /// The host keeps it, and with it the device as it runs.
+    File = 1,
+    /// Nowhere: the next kernel opens the device anew.
+    Anew = 2,
+}
+
+/// The record of one device file, as it is kept by the host.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RecordBytes {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// Bytes of the record.
+    pub length: U32,
+    /// CRC-32C of the record with this field as zero.
+    pub checksum: U32,
+    /// [`Address::segment`].
+    pub segment: U32,
+    /// [`Address::bus`].
+    pub bus: u8,
+    /// [`Address::devfn`].
+    pub devfn: u8,
+    /// [`Opened`].
+    pub opened: u8,
+    /// [`Kept`].
+    pub kept: u8,
+    /// Handle of the file, where the host keeps it; 0 elsewhere.
+    pub file: U64,
+    /// [`Description::status`].
+    pub status: U32,
+    /// [`Description::flags`].
+    pub flags: U32,
+    /// Number of regions, at most [`REGIONS_MAX`].
+    pub regions: U32,
+    /// Number of interrupt indexes, at most [`IRQS_MAX`].
+    pub irqs: U32,
+    /// [`Description::header`].
+    pub header: [u8; HEADER_LENGTH],
+    /// The regions; zero behind the last one.
+    pub region: [RegionBytes; REGIONS_MAX],
+    /// The interrupt indexes; zero behind the last one.
+    pub irq: [IrqBytes; IRQS_MAX],
+}
+
+const _: () = assert!(size_of::<RecordBytes>() == 560);
+
+/// A [`Region`].
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct RegionBytes {
+    /// [`Region::offset`].
+    pub offset: U64,
+    /// [`Region::size`].
+    pub size: U64,
+    /// [`Region::flags`].
+    pub flags: U32,
+    /// Zero.
+    pub reserved: U32,
+}
+
+/// An [`Irq`].
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct IrqBytes {
+    /// [`Irq::flags`].
+    pub flags: U32,
+    /// [`Irq::count`].
+    pub count: U32,
+}
+
+/// A record that was checked.
+///
+/// # Errors
+///
+/// What [`read`](Self::read) answers, for a record that was kept by who knows whom:
+///
+/// | errno | what is wrong |
+/// |---|---|
+/// | `ENOENT` | the host keeps nothing under that handle |
+/// | `EBADMSG` | the checksum |
+/// | `EINVAL` | anything else that is malformed: length, magic, counts, what should be zero, … |
+/// | `EOPNOTSUPP` | a status flag that this version does not know, or a device that is not PCI |
+///
+/// That there is such a device is not checked here, nor that it is this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The device and how it was opened.
+    pub description: Description,
+    /// Where the open file is.
+    pub kept: Kept,
+    /// Its handle, where the host keeps it; 0 elsewhere.
+    pub file: u64,
+}
+
+impl Record {
+    /// Reads the record that the host keeps under `handle`.
+    ///
+    /// # Errors
+    ///
+    /// As listed above, and those of the host.
+    pub fn read(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
+        let record = Self::read_any(host, handle)?;
+        let Description { status, flags, .. } = record.description;
+        if !status::is_possible(status) || flags & FLAGS_PCI == 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        Ok(record)
+    }
+
+    /// Reads a record that may hold flags of a later version: what has to be released is named all
+    /// the same.
+    pub(crate) fn read_any(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
+        let mut bytes = RecordBytes::new_zeroed();
+        record::load(host, handle, &MAGIC, bytes.as_mut_bytes())?;
+        bytes.parse().ok_or(Errno::EINVAL)
+    }
+
+    /// Has the host keep the record; yields its handle.
+    ///
+    /// # Errors
+    ///
+    /// Those of the host.
+    pub(crate) fn keep(&self, host: Host<'_>) -> Result<u64, Errno> {
+        record::keep(host, self.to_bytes().as_mut_bytes())
+    }
+
+    fn to_bytes(self) -> RecordBytes {
+        let Description {
+            address,
+            opened,
+            status,
+            flags,
+            header,
+            regions,
+            irqs,
+        } = self.description;
+        let mut bytes = RecordBytes {
+            magic: MAGIC,
+            segment: U32::new(address.segment),
+            bus: address.bus,
+            devfn: address.devfn(),
+            opened: opened as u8,
+            kept: self.kept as u8,
+            file: U64::new(self.file),
+            status: U32::new(status),
+            flags: U32::new(flags),
+            regions: U32::new(regions.len() as u32),
+            irqs: U32::new(irqs.len() as u32),
+            header,
+            ..RecordBytes::new_zeroed()
+        };
+        for (bytes, region) in bytes.region.iter_mut().zip(regions.iter()) {
+            bytes.offset = U64::new(region.offset);
+            bytes.size = U64::new(region.size);
+            bytes.flags = U32::new(region.flags);
+        }
+        for (bytes, irq) in bytes.irq.iter_mut().zip(irqs.iter()) {
+            bytes.flags = U32::new(irq.flags);
+            bytes.count = U32::new(irq.count);
+        }
+        bytes
+    }
+}
+
+impl RecordBytes {
+    fn opened(&self) -> Option<Opened> {
+        [Opened::Cdev, Opened::Group]
+            .into_iter()
+            .find(|&opened| opened as u8 == self.opened)
+    }
+
+    fn kept(&self) -> Option<Kept> {
+        [Kept::File, Kept::Anew]
+            .into_iter()
+            .find(|&kept| kept as u8 == self.kept)
+    }
+
+    fn parse(&self) -> Option<Record> {
+        let regions = used(&self.region, self.regions, RegionBytes::new_zeroed())?;
+        let irqs = used(&self.irq, self.irqs, IrqBytes::new_zeroed())?;
+        let kept = self.kept()?;
+        let sound = regions.iter().all(|region| region.reserved.get() == 0)
+            && (kept == Kept::File || self.file.get() == 0);
+        if !sound {
+            return None;
+        }
+        Some(Record {
+            description: Description {
+                address: Address::new(self.segment.get(), self.bus, self.devfn),
+                opened: self.opened()?,
+                status: self.status.get(),
+                flags: self.flags.get(),
+                header: self.header,
+                regions: List::of(regions.iter().map(|region| Region {
+                    offset: region.offset.get(),
+                    size: region.size.get(),
+                    flags: region.flags.get(),
+                }))?,
+                irqs: List::of(irqs.iter().map(|irq| Irq {
+                    flags: irq.flags.get(),
+                    count: irq.count.get(),
+                }))?,
+            },
+            kept,
+            file: self.file.get(),
+        })
+    }
+}
+
+/// The first `count` of `all`; `None` if there are not so many, or the others are not zero.
+fn used<T: PartialEq>(all: &[T], count: U32, zero: T) -> Option<&[T]> {
+    let (used, unused) = all.split_at_checked(count.get() as usize)?;
+    unused.iter().all(|item| *item == zero).then_some(used)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::edu;
+    use luo_handler_api::{crc32c, testing::FakeHost};
+    use proptest::prelude::*;
+
+    fn sample() -> Record {
+        Record {
+            description: edu(),
+            kept: Kept::File,
+            file: 7,
+        }
+    }
+
+    /// Keeps the sample with one thing changed and its checksum right, and reads it.
+    fn read_changed(change: impl FnOnce(&mut RecordBytes)) -> Result<Record, Errno> {
+        let host = FakeHost::default();
+        let handle = sample().keep(host.lend()).unwrap();
+        let mut bytes = RecordBytes::read_from_bytes(&host.bytes(handle)).unwrap();
+        change(&mut bytes);
+        bytes.checksum = U32::ZERO;
+        bytes.checksum = U32::new(crc32c(0, bytes.as_bytes()));
+        host.replace(handle, bytes.as_bytes());
+        Record::read(host.lend(), handle)
+    }
+
+    #[test]
+    fn a_record_reads_back() {
+        assert_eq!(read_changed(|_| ()), Ok(sample()));
+    }
+
+    #[test]
+    fn hostile_records_are_refused() {
+        let hostile: [(&str, fn(&mut RecordBytes), Errno); 14] = [
+            ("magic", |r| r.magic[7] = 1, Errno::EINVAL),
+            ("length", |r| r.length = U32::new(559), Errno::EINVAL),
+            ("opened", |r| r.opened = 0, Errno::EINVAL),
+            ("opened", |r| r.opened = 3, Errno::EINVAL),
+            ("kept", |r| r.kept = 0, Errno::EINVAL),
+            ("a file that is not kept", |r| r.kept = 2, Errno::EINVAL),
+            ("regions", |r| r.regions = U32::new(17), Errno::EINVAL),
+            ("regions", |r| r.regions = U32::MAX_VALUE, Errno::EINVAL),
+            ("fewer regions", |r| r.regions = U32::new(2), Errno::EINVAL),
+            ("irqs", |r| r.irqs = U32::new(9), Errno::EINVAL),
+            (
+                "reserved",
+                |r| r.region[0].reserved = U32::new(1),
+                Errno::EINVAL,
+            ),
+            ("access mode", |r| r.status = U32::new(3), Errno::EOPNOTSUPP),
+            ("status", |r| r.status = U32::MAX_VALUE, Errno::EOPNOTSUPP),
+            (
+                "no PCI device",
+                |r| r.flags = U32::new(5),
+                Errno::EOPNOTSUPP,
+            ),
+        ];
+        for (name, change, errno) in hostile {
+            assert_eq!(read_changed(change), Err(errno), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_read_as_what_they_are_not(mut bytes in proptest::collection::vec(any::<u8>(), 560), tame: bool) {
+            bytes[..8].copy_from_slice(&MAGIC);
+            if tame {
+                bytes[22] = 1 + bytes[22] % 2;
+                bytes[23] = 1;
+                bytes[40] %= 17;
+                bytes[41..44].fill(0);
+                bytes[44] %= 9;
+                bytes[45..48].fill(0);
+                let regions = 112 + bytes[40] as usize * 24;
+                bytes[regions..496].fill(0);
+                (0..16).for_each(|region| bytes[112 + region * 24 + 20..][..4].fill(0));
+                let irqs = 496 + bytes[44] as usize * 8;
+                bytes[irqs..].fill(0);
+            }
+            let host = FakeHost::default();
+            let handle = record::keep(host.lend(), &mut bytes).unwrap();
+            let record = Record::read_any(host.lend(), handle);
+            prop_assert!(record.is_ok() || !tame);
+            if let Ok(record) = record {
+                let again = record.keep(host.lend()).unwrap();
+                prop_assert_eq!(host.bytes(handle), host.bytes(again));
+            }
+        }
+    }
+}

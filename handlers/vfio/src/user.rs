@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The hands of the handler in a process: the host keeps the open file, and the device runs on.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile, Retrieved};
+
+use crate::{
+    backend::{Kind, VfioBackend},
+    description::{Compared, Description, List, Region, HEADER_LENGTH, IRQS_MAX, REGIONS_MAX},
+    handler::VfioHandler,
+    ioctls::{System, VfioFiles},
+    record::{Kept, Record},
+};
+
+register_handler!(
+    /// The handler of this process.
+    pub VFIO: VfioHandler<UserBackend<System>> = VfioHandler(UserBackend(System))
+);
+
+/// A process, with a host that keeps files, and its way to ask devices.
+#[derive(Clone, Copy, Debug)]
+pub struct UserBackend<F>(pub F);
+
+/// `VFIO_PCI_CONFIG_REGION_INDEX` of `include/uapi/linux/vfio.h`.
+const CONFIG_REGION: usize = 7;
+
+impl<F: VfioFiles> UserBackend<F> {
+    fn description(&self, file: BorrowedFd<'_>) -> Result<Description, Errno> {
+        let Kind::Device(opened) = self.0.kind(file) else {
+            return Err(Errno::ENODEV);
+        };
+        let info = self.0.device_info(file)?;
+        let regions = self.regions(file, info.regions)?;
+        let config = regions.get(CONFIG_REGION).ok_or(Errno::EOPNOTSUPP)?;
+        let mut header = [0; HEADER_LENGTH];
+        self.0.read(file, config.offset, &mut header)?;
+        Ok(Description {
+            address: self.0.address(file)?,
+            opened,
+            status: status::from_flags(self.0.flags(file)?.bits()),
+            flags: info.flags,
+            header,
+            regions,
+            irqs: collect(info.irqs, IRQS_MAX, |index| self.0.irq_info(file, index))?,
+        })
+    }
+
+    fn regions(
+        &self,
+        file: BorrowedFd<'_>,
+        count: u32,
+    ) -> Result<List<Region, REGIONS_MAX>, Errno> {
+        collect(count, REGIONS_MAX, |index| {
+            match self.0.region_info(file, index) {
+                // A region that this kind of device does not have, VGA's for one.
+                Err(Errno::EINVAL) => Ok(Region::default()),
+                other => other,
+            }
+        })
+    }
+}
+
+/// `count` answers; `EOPNOTSUPP` if that is more than `most`.
+fn collect<T: Copy + Default, const N: usize>(
+    count: u32,
+    most: usize,
+    mut ask: impl FnMut(u32) -> Result<T, Errno>,
+) -> Result<List<T, N>, Errno> {
+    if count as usize > most {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let all = (0..count).map(&mut ask).collect::<Result<Vec<_>, _>>()?;
+    List::of(all).ok_or(Errno::EOPNOTSUPP)
+}
+
+impl<F: VfioFiles> VfioBackend for UserBackend<F> {
+    type Pin = ();
+    type Found = OwnedFd;
+
+    fn kept(&self) -> Kept {
+        Kept::File
+    }
+
+    fn compared(&self) -> Compared {
+        Compared::Everything
+    }
+
+    fn kind(&self, file: FileRef<'_>) -> Kind {
+        self.0.kind(file.as_fd())
+    }
+
+    /// The device: all files from groups share one inode.
+    fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
+        Some(self.0.address(file.as_fd()).ok()?.to_u64())
+    }
+
+    fn pin(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, ()), Errno> {
+        Ok((host.preserve_file(file)?, ()))
+    }
+
+    fn unpin(&self, _: FileRef<'_>, handle: u64, (): &mut (), host: Host<'_>) {
+        host.release_file(handle);
+    }
+
+    fn describe(&self, file: FileRef<'_>) -> Result<Description, Errno> {
+        self.description(file.as_fd())
+    }
+
+    /// Nothing: the device runs on while the process replaces itself.
+    fn quiesce(&self, _: FileRef<'_>, (): &mut (), _: Host<'_>) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn resume(&self, _: FileRef<'_>, (): &mut ()) {}
+
+    fn find(&self, record: &Record, host: Host<'_>) -> Result<OwnedFd, Errno> {
+        let file = OwnedFd::from(host.take_file(record.file)?);
+        match self.0.kind(file.as_fd()) {
+            Kind::Device(_) => Ok(file),
+            kind => {
+                let address = record.description.address;
+                let reason = format_args!("{address}: the file is {kind:?} now, not its device");
+                Err(host.refuse(Errno::ENODEV, reason))
+            }
+        }
+    }
+
+    fn describe_found(&self, found: &OwnedFd) -> Result<Description, Errno> {
+        self.description(found.as_fd())
+    }
+
+    fn open(&self, found: OwnedFd, _: &Record) -> Result<OwnedFile, Errno> {
+        Ok(found.into())
+    }
+
+    fn finish(&self, record: &Record, retrieved: Retrieved<'_>, host: Host<'_>) {
+        if retrieved.file().is_none() {
+            host.release_file(record.file);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        description::{Address, Irq},
+        fake::edu,
+        ioctls::DeviceInfo,
+    };
+    use luo_handler_api::{testing::FakeHost, Crossed, FileHandler, Prepared, Preserved};
+    use rustix::fs::OFlags;
+    use std::{fs::File, sync::Mutex};
+
+    /// A device that is not there, behind the seam: the file may be any.
+    struct Imagined(Mutex<State>);
+
+    struct State {
+        device: Description,
+        is_gone: bool,
+    }
+
+    impl Imagined {
+        fn device<T>(&self, answer: impl FnOnce(&Description) -> T) -> Result<T, Errno> {
+            let state = self.0.lock().unwrap();
+            match state.is_gone {
+                true => Err(Errno::ENODEV),
+                false => Ok(answer(&state.device)),
+            }
+        }
+    }
+
+    impl VfioFiles for Imagined {
+        fn kind(&self, _: BorrowedFd<'_>) -> Kind {
+            match self.device(|device| device.opened) {
+                Ok(opened) => Kind::Device(opened),
+                Err(_) => Kind::Foreign,
+            }
+        }
+        fn address(&self, _: BorrowedFd<'_>) -> Result<Address, Errno> {
+            self.device(|device| device.address)
+        }
+        fn flags(&self, _: BorrowedFd<'_>) -> Result<OFlags, Errno> {
+            self.device(|device| OFlags::from_bits_retain(status::to_flags(device.status)))
+        }
+        fn device_info(&self, _: BorrowedFd<'_>) -> Result<DeviceInfo, Errno> {
+            self.device(|device| DeviceInfo {
+                flags: device.flags,
+                regions: device.regions.len() as u32,
+                irqs: device.irqs.len() as u32,
+            })
+        }
+        fn region_info(&self, _: BorrowedFd<'_>, index: u32) -> Result<Region, Errno> {
+            match index {
+                8 => Err(Errno::EINVAL),
+                _ => self.device(|device| device.regions[index as usize]),
+            }
+        }
+        fn irq_info(&self, _: BorrowedFd<'_>, index: u32) -> Result<Irq, Errno> {
+            self.device(|device| device.irqs[index as usize])
+        }
+        fn read(&self, _: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+            assert_eq!(offset, 7 << 40, "the configuration space");
+            self.device(|device| buffer.copy_from_slice(&device.header))
+        }
+    }
+
+    struct Bench {
+        handler: VfioHandler<UserBackend<Imagined>>,
+        host: FakeHost,
+        file: File,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let state = State {
+                device: edu(),
+                is_gone: false,
+            };
+            Self {
+                handler: VfioHandler(UserBackend(Imagined(Mutex::new(state)))),
+                host: FakeHost::default(),
+                file: File::open("/dev/null").unwrap(),
+            }
+        }
+
+        fn change(&self, change: impl FnOnce(&mut State)) {
+            change(&mut self.handler.0 .0 .0.lock().unwrap());
+        }
+
+        fn frozen(&self) -> u64 {
+            let Prepared { data, mut private } = self
+                .handler
+                .prepare(self.file.as_fd().into(), self.host.lend())
+                .unwrap();
+            let preserved = Preserved {
+                file: self.file.as_fd().into(),
+                data,
+                private: &mut private,
+                host: self.host.lend(),
+            };
+            self.handler.freeze(preserved).unwrap()
+        }
+
+        fn retrieve(&self, data: u64) -> Result<OwnedFd, Errno> {
+            let retrieved = self.handler.retrieve(data, self.host.lend());
+            retrieved.map(OwnedFd::from)
+        }
+
+        fn finish(&self, data: u64, retrieved: Retrieved<'_>) {
+            self.handler.finish(Crossed {
+                data,
+                retrieved,
+                host: self.host.lend(),
+            });
+            assert!(self.host.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_file_crosses_as_it_is() {
+        let bench = Bench::new();
+        let data = bench.frozen();
+        let file = bench.retrieve(data).unwrap();
+        bench.finish(data, Retrieved::File(file.as_fd().into()));
+    }
+
+    #[test]
+    fn all_that_the_device_says_is_recorded() {
+        let bench = Bench::new();
+        let record = Record::read(bench.host.lend(), bench.frozen()).unwrap();
+        assert_eq!(record.description, edu());
+    }
+
+    #[test]
+    fn a_device_that_changed_is_an_error_that_names_the_field() {
+        type Change = fn(&mut Description);
+        let changes: [(Change, &str); 5] = [
+            (|d| d.header[4] ^= 4, "command"),
+            (|d| d.header[0x3c] = 9, "interrupt line"),
+            (|d| d.flags ^= 1, "device flags"),
+            (|d| d.irqs = List::default(), "number of interrupt indexes"),
+            (|d| d.address.device = 5, "address"),
+        ];
+        for (change, field) in changes {
+            let bench = Bench::new();
+            let data = bench.frozen();
+            bench.change(|state| change(&mut state.device));
+            assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
+            assert!(bench.host.reason().contains(field), "{field}");
+            bench.finish(data, Retrieved::Failed(Errno::ENODEV));
+        }
+    }
+
+    #[test]
+    fn a_device_that_went_away_is_an_error() {
+        let bench = Bench::new();
+        let data = bench.frozen();
+        bench.change(|state| state.is_gone = true);
+        assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
+        assert!(bench.host.reason().contains("0000:00:04.0"));
+    }
+
+    #[test]
+    fn more_regions_than_a_record_has_room_for_are_refused() {
+        let many = collect::<Region, REGIONS_MAX>(17, REGIONS_MAX, |_| Ok(Region::default()));
+        assert_eq!(many, Err(Errno::EOPNOTSUPP));
+        assert!(collect::<Region, REGIONS_MAX>(16, REGIONS_MAX, |_| Ok(Region::default())).is_ok());
+    }
+
+    #[test]
+    fn the_handler_is_registered() {
+        let found = luo_handler_api::registry::registered_handlers()
+            .filter(|ops| ops.origin() == "luo_handler_vfio")
+            .map(|ops| ops.compatible().unwrap())
+            .collect::<Vec<_>>();
+        assert_eq!(found, [VfioHandler::<UserBackend<System>>::COMPATIBLE]);
+    }
+}
