@@ -53,6 +53,7 @@ use clap::{Args, Subcommand};
 use bench::LabBenchOptions;
 use cache::Cache;
 use kernel::Profile;
+use qemu::Machine;
 
 /// What `luo lab` can do.
 #[derive(Debug, Subcommand)]
@@ -64,6 +65,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestOptions,
+        /// What the guest has on its board
+        #[arg(long, value_enum, default_value_t)]
+        machine: Machine,
         /// The command to run in the guest; its exit code becomes ours
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
@@ -73,6 +77,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestOptions,
+        /// What the guest has on its board
+        #[arg(long, value_enum, default_value_t)]
+        machine: Machine,
     },
     /// Run the kernel tests, each over a real kexec
     Test {
@@ -152,13 +159,20 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
             println!("initramfs     {}", built.initramfs.display());
             Ok(ExitCode::SUCCESS)
         }
-        LabCommand::Boot { guest, command } if command.is_empty() => shell(&guest),
-        LabCommand::Boot { guest, command } => {
+        LabCommand::Boot {
+            guest,
+            machine,
+            command,
+        } if !command.is_empty() => {
             let cache = Cache::open()?;
             let built = build(&cache, &guest.build)?;
-            runner::run_command(&cache, &built, &guest, &command)
+            runner::run_command(&cache, &built, &guest, machine, &command)
         }
-        LabCommand::Shell { guest } => shell(&guest),
+        LabCommand::Boot { guest, machine, .. } | LabCommand::Shell { guest, machine } => {
+            let cache = Cache::open()?;
+            let built = build(&cache, &guest.build)?;
+            runner::run_shell(&cache, &built, &guest, machine)
+        }
         LabCommand::Test { list: true, .. } => {
             tests::print_list();
             Ok(ExitCode::SUCCESS)
@@ -189,12 +203,6 @@ struct Built {
     tree: PathBuf,
     initramfs: PathBuf,
     profile: Profile,
-}
-
-fn shell(guest: &GuestOptions) -> Result<ExitCode> {
-    let cache = Cache::open()?;
-    let built = build(&cache, &guest.build)?;
-    runner::run_shell(&cache, &built, guest)
 }
 
 /// Brings everything up to date, doing only what is not.

@@ -6,6 +6,7 @@ use anyhow::{bail, Result};
 use super::cases::{self, Case};
 use super::checks::{self, Kept};
 use super::counters::Share;
+use super::qemu::Machine;
 
 /// One test.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub(super) struct Test {
     pub(super) name: &'static str,
     /// What it shows, for the list.
     pub(super) about: &'static str,
+    /// What it runs on.
+    pub(super) machine: Machine,
     /// What each kernel in turn does.
     pub(super) stages: &'static [Stage],
     /// What has to be on the console besides every stage passing.
@@ -102,6 +105,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "luo_kexec_simple",
         about: "the kernel's own: one session, one file",
+        machine: Machine::Plain,
         stages: &[
             preserves(&["/selftests/luo_kexec_simple", "-s", "1"], 2),
             retrieves(&["/selftests/luo_kexec_simple", "-s", "2"], 2),
@@ -112,6 +116,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "luo_multi_session",
         about: "the kernel's own: several sessions, one of them empty",
+        machine: Machine::Plain,
         stages: &[
             preserves(&["/selftests/luo_multi_session", "-s", "1"], 4),
             retrieves(&["/selftests/luo_multi_session", "-s", "2"], 4),
@@ -122,6 +127,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "luo_stress_files",
         about: "the kernel's own: 500 files in one session",
+        machine: Machine::Plain,
         stages: &[
             preserves(&["/selftests/luo_stress_files", "-s", "1"], 501),
             retrieves(&["/selftests/luo_stress_files", "-s", "2"], 501),
@@ -132,6 +138,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "luo_stress_sessions",
         about: "the kernel's own: very many sessions",
+        machine: Machine::Plain,
         stages: &[
             preserves(&["/selftests/luo_stress_sessions", "-s", "1"], 1),
             retrieves(&["/selftests/luo_stress_sessions", "-s", "2"], 1),
@@ -142,6 +149,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "memfd_files",
         about: "memfds of every shape, each in a session of its own",
+        machine: Machine::Plain,
         stages: &[
             stage(Action::Depart(cases::MEMFDS), 1000, 0),
             stage(Action::Arrive(cases::MEMFDS), 0, 1000),
@@ -152,6 +160,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "memfd_twice",
         about: "contents, holes, size and position cross two jumps in a row",
+        machine: Machine::Plain,
         stages: &[
             check(checks::preserve_memfds, 2, 0),
             check(checks::pass_memfds_on, 2, 2),
@@ -163,6 +172,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "failing_freeze",
         about: "memory that goes bad after prepare: the jump is refused, all runs on, the next jump succeeds",
+        machine: Machine::Plain,
         stages: &[
             check(checks::survive_a_failing_freeze, 2, 0),
             check(checks::take_sound, 0, 1),
@@ -173,6 +183,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "switched_off",
         about: "what arrives for a handler that is switched off fails alone; the kernel's own handler takes new files",
+        machine: Machine::Plain,
         stages: &[
             without_memfd(checks::preserve_with_the_kernels),
             check(checks::swap_handlers, 2, 0),
