@@ -18,8 +18,10 @@
 //! cache      where all of it is kept, what is up to date, how long it took
 //! ```
 //!
-//! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks` and `cases`
-//! are our own tests, `measure` one side of a measured live update by a `clock` that crosses with it, `counters` what the kernel module says of its handlers, `memory` how much of it is free.
+//! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks`, `cases`,
+//! `devices` and `ports` are our own tests, `vfio` their client of devices and `pci` what can become of one, `measure`
+//! one side of a measured live update by a `clock` that crosses with it, `counters` what the kernel module says of its
+//! handlers, `memory` how much of it is free.
 
 mod accel;
 mod apt;
@@ -30,6 +32,7 @@ mod checks;
 mod clock;
 mod config;
 mod counters;
+mod devices;
 mod guest;
 mod host;
 mod initramfs;
@@ -37,12 +40,15 @@ mod job;
 mod kernel;
 mod measure;
 mod memory;
+mod pci;
+mod ports;
 mod qemu;
 mod runner;
 mod selftests;
 mod source;
 mod tests;
 mod toolchain;
+mod vfio;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -6,6 +6,7 @@ use anyhow::{bail, Result};
 use super::cases::{self, Case};
 use super::checks::{self, Kept};
 use super::counters::Share;
+use super::devices;
 use super::qemu::Machine;
 
 /// One test.
@@ -192,6 +193,42 @@ pub(super) static TESTS: &[Test] = &[
         says: None,
         seconds: 120,
     },
+    Test {
+        name: "device_files",
+        about: "devices and ports, each case in a session of its own",
+        machine: Machine::Vfio,
+        stages: &[
+            stage(Action::Depart(devices::DEVICES), 20, 0),
+            stage(Action::Arrive(devices::DEVICES), 0, 14),
+        ],
+        says: None,
+        seconds: 120,
+    },
+    Test {
+        name: "busy_interrupts",
+        about: "a device whose interrupts are enabled: the jump is refused, all runs on, the next jump succeeds",
+        machine: Machine::Vfio,
+        stages: &[
+            check(devices::survive_enabled_interrupts, 4, 0),
+            check(devices::take_quiet, 0, 4),
+        ],
+        says: None,
+        seconds: 90,
+    },
+    Test {
+        name: "vfio_switched_off",
+        about: "a device that arrives for a handler that is switched off fails alone",
+        machine: Machine::Vfio,
+        stages: &[
+            check(devices::preserve_device, 2, 0),
+            Stage {
+                parameters: "luo_handlers.disable=vfio",
+                ..check(devices::lose_device, 0, 1)
+            },
+        ],
+        says: None,
+        seconds: 90,
+    },
 ];
 
 /// The tests whose names contain one of `names`; all if there are none.
@@ -223,6 +260,7 @@ pub(super) fn print_list() {
 #[cfg(test)]
 mod unit_tests {
     use super::*;
+    use crate::liveupdate::SESSION_NAME_MAX;
 
     #[test]
     fn names_are_single_words_and_unique() {
@@ -236,6 +274,7 @@ mod unit_tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all);
+        assert!(names.iter().all(|name| name.len() <= SESSION_NAME_MAX));
         assert!(TESTS.iter().all(|test| !test.stages.is_empty()));
     }
 
