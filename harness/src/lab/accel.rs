@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{duration, Cache};
 use super::job::{Event, Job};
-use super::qemu::Guest;
+use super::qemu::{Guest, Machine};
 use super::Built;
 
 /// A working KVM boots the lab's kernel in about a second.
@@ -113,6 +113,7 @@ fn try_out(cache: &Cache, built: &Built, accel: Accel) -> Result<Result<String, 
     let guest = Guest {
         image: &built.image,
         initramfs: &built.initramfs,
+        machine: Machine::Plain,
         job: Job::Probe,
         parameters: built.profile.parameters().into(),
         memory: "1G",

@@ -45,7 +45,7 @@ enum Arrive {
 }
 
 impl Case {
-    const fn new(
+    pub(super) const fn new(
         name: &'static str,
         about: &'static str,
         depart: fn(&Session) -> Result<()>,
@@ -56,6 +56,20 @@ impl Case {
             about,
             depart,
             arrive: Arrive::Take(take),
+        }
+    }
+
+    /// One whose session does not cross.
+    pub(super) const fn local(
+        name: &'static str,
+        about: &'static str,
+        depart: fn(&Session) -> Result<()>,
+    ) -> Self {
+        Self {
+            name,
+            about,
+            depart,
+            arrive: Arrive::Nothing,
         }
     }
 
@@ -184,18 +198,16 @@ pub(super) static MEMFDS: &[Case] = &[
         |session| send(session, &[UNCLAIMED]),
         finish_without_retrieve,
     ),
-    Case {
-        name: "cancelled",
-        about: "after a cancel the memory is back, to the page, and holes are holes",
-        depart: cancel,
-        arrive: Arrive::Nothing,
-    },
-    Case {
-        name: "refused",
-        about: "a file offered twice, a token used twice and no memfd are refused",
-        depart: refuse,
-        arrive: Arrive::Nothing,
-    },
+    Case::local(
+        "cancelled",
+        "after a cancel the memory is back, to the page, and holes are holes",
+        cancel,
+    ),
+    Case::local(
+        "refused",
+        "a file offered twice, a token used twice and no memfd are refused",
+        refuse,
+    ),
 ];
 
 static DENSE: [Workload; 1] = [memfd(32 * MIB, Fill::Dense, 1)];

@@ -95,6 +95,32 @@ pub(super) fn expect_errno<T>(
     }
 }
 
+/// Refuses a file that can be retrieved: its failure is for good.
+pub(super) fn expect_lost(session: &Session, token: u64, errno: Errno) -> Result<()> {
+    for attempt in ["retrieving", "retrieving again"] {
+        expect_errno(session.retrieve(token), errno, attempt)?;
+    }
+    Ok(())
+}
+
+/// Jumps, which the file behind so many others has to refuse: they were frozen, and are not any more.
+pub(super) fn expect_refused_jump(errno: Errno, frozen: u64) -> Result<()> {
+    let refused = crate::kexec::jump();
+    ensure!(
+        refused == errno,
+        "the jump was refused with {refused:?} instead of {errno:?}"
+    );
+    let counters = Counters::read()?;
+    for (phase, successes, errors) in [("freeze", frozen, 1), ("unfreeze", frozen, 0)] {
+        let found = (counters.successes(phase), counters.errors(phase));
+        ensure!(
+            found == (successes, errors),
+            "{phase} succeeded and failed {found:?} times, not {successes} and {errors} times"
+        );
+    }
+    Ok(())
+}
+
 const TWICE: &str = "memfd-twice";
 /// The odd size is not a whole number of pages.
 const TWICE_MEMFDS: [Workload; 2] = [
@@ -180,9 +206,7 @@ pub(super) fn swap_handlers(kept: &mut Kept) -> Result<()> {
 pub(super) fn fail_to_retrieve(_kept: &mut Kept) -> Result<()> {
     let session = Device::open()?.retrieve_session(BY_OURS)?;
     for workload in &SWAPPED {
-        for attempt in ["retrieving", "retrieving again"] {
-            expect_errno(session.retrieve(workload.seed), Errno::OPNOTSUPP, attempt)?;
-        }
+        expect_lost(&session, workload.seed, Errno::OPNOTSUPP)?;
     }
     session.finish()?;
     drop(session);
@@ -208,19 +232,7 @@ pub(super) fn survive_a_failing_freeze(kept: &mut Kept) -> Result<()> {
     for file in &bad {
         spoil(file)?;
     }
-    let refused = crate::kexec::jump();
-    ensure!(
-        refused == Errno::IO,
-        "the jump was refused with {refused:?}"
-    );
-    let counters = Counters::read()?;
-    for (phase, successes, errors) in [("freeze", 1, 1), ("unfreeze", 1, 0)] {
-        let found = (counters.successes(phase), counters.errors(phase));
-        ensure!(
-            found == (successes, errors),
-            "{phase} succeeded and failed {found:?} times, not {successes} and {errors} times"
-        );
-    }
+    expect_refused_jump(Errno::IO, 1)?;
     for file in &sound {
         verify(&SOUND_MEMFD, file)?;
         // Its holes may still be filled, also after it was frozen once.

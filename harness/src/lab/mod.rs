@@ -18,8 +18,10 @@
 //! cache      where all of it is kept, what is up to date, how long it took
 //! ```
 //!
-//! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks` and `cases`
-//! are our own tests, `measure` one side of a measured live update by a `clock` that crosses with it, `counters` what the kernel module says of its handlers, `memory` how much of it is free.
+//! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks`, `cases`,
+//! `devices` and `ports` are our own tests, `vfio` their client of devices and `pci` what can become of one, `measure`
+//! one side of a measured live update by a `clock` that crosses with it, `counters` what the kernel module says of its
+//! handlers, `memory` how much of it is free.
 
 mod accel;
 mod apt;
@@ -30,6 +32,7 @@ mod checks;
 mod clock;
 mod config;
 mod counters;
+mod devices;
 mod guest;
 mod host;
 mod initramfs;
@@ -37,12 +40,15 @@ mod job;
 mod kernel;
 mod measure;
 mod memory;
+mod pci;
+mod ports;
 mod qemu;
 mod runner;
 mod selftests;
 mod source;
 mod tests;
 mod toolchain;
+mod vfio;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,6 +59,7 @@ use clap::{Args, Subcommand};
 use bench::LabBenchOptions;
 use cache::Cache;
 use kernel::Profile;
+use qemu::Machine;
 
 /// What `luo lab` can do.
 #[derive(Debug, Subcommand)]
@@ -64,6 +71,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestOptions,
+        /// What the guest has on its board
+        #[arg(long, value_enum, default_value_t)]
+        machine: Machine,
         /// The command to run in the guest; its exit code becomes ours
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
@@ -73,6 +83,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestOptions,
+        /// What the guest has on its board
+        #[arg(long, value_enum, default_value_t)]
+        machine: Machine,
     },
     /// Run the kernel tests, each over a real kexec
     Test {
@@ -152,13 +165,20 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
             println!("initramfs     {}", built.initramfs.display());
             Ok(ExitCode::SUCCESS)
         }
-        LabCommand::Boot { guest, command } if command.is_empty() => shell(&guest),
-        LabCommand::Boot { guest, command } => {
+        LabCommand::Boot {
+            guest,
+            machine,
+            command,
+        } if !command.is_empty() => {
             let cache = Cache::open()?;
             let built = build(&cache, &guest.build)?;
-            runner::run_command(&cache, &built, &guest, &command)
+            runner::run_command(&cache, &built, &guest, machine, &command)
         }
-        LabCommand::Shell { guest } => shell(&guest),
+        LabCommand::Boot { guest, machine, .. } | LabCommand::Shell { guest, machine } => {
+            let cache = Cache::open()?;
+            let built = build(&cache, &guest.build)?;
+            runner::run_shell(&cache, &built, &guest, machine)
+        }
         LabCommand::Test { list: true, .. } => {
             tests::print_list();
             Ok(ExitCode::SUCCESS)
@@ -189,12 +209,6 @@ struct Built {
     tree: PathBuf,
     initramfs: PathBuf,
     profile: Profile,
-}
-
-fn shell(guest: &GuestOptions) -> Result<ExitCode> {
-    let cache = Cache::open()?;
-    let built = build(&cache, &guest.build)?;
-    runner::run_shell(&cache, &built, guest)
 }
 
 /// Brings everything up to date, doing only what is not.

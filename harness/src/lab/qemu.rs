@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use super::accel::Accel;
 use super::job::{parse_events, Event, Job};
@@ -15,11 +16,56 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// Where the guest finds the directory it shares with the host.
 pub(super) const SHARE_TAG: &str = "results";
 
+/// What a guest's board has on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Machine {
+    /// What every guest has, and nothing else
+    #[default]
+    Plain,
+    /// Also an IOMMU, and PCI devices that vfio-pci takes
+    Vfio,
+}
+
+impl Machine {
+    /// A device that says its `addr` is there at the same address in every kernel; the buses behind the two ports are 1 and 2.
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Plain => &["-machine", "q35"],
+            #[rustfmt::skip]
+            Self::Vfio => &[
+                // Interrupts can be remapped only where KVM does not take them all itself.
+                "-machine", "q35,kernel-irqchip=split",
+                "-device", "intel-iommu,intremap=on",
+                "-device", "edu,addr=10",
+                "-device", "pci-testdev,addr=11",
+                "-device", "edu,addr=12",
+                "-device", "edu,addr=13",
+                "-device", "edu,addr=14",
+                "-device", "edu,addr=15",
+                "-device", "edu,addr=16",
+                "-device", "pcie-root-port,addr=18,id=one,chassis=1",
+                "-device", "pcie-root-port,addr=19,id=other,chassis=2",
+                "-device", "edu,bus=one",
+                "-device", "pci-testdev,bus=other",
+            ],
+        }
+    }
+
+    /// What its kernel has to be told.
+    fn parameters(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Vfio => "intel_iommu=on vfio-pci.ids=1234:11e8,1b36:0005",
+        }
+    }
+}
+
 /// A guest, described.
 #[derive(Clone, Debug)]
 pub(super) struct Guest<'a> {
     pub(super) image: &'a Path,
     pub(super) initramfs: &'a Path,
+    pub(super) machine: Machine,
     pub(super) job: Job,
     /// Kernel parameters besides the lab's own.
     pub(super) parameters: String,
@@ -112,7 +158,8 @@ impl Guest<'_> {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", PROGRAM])
-            .args(machine())
+            .args(BARE)
+            .args(self.machine.arguments())
             .args(self.accel.qemu_arguments())
             .args(self.size())
             .args(console);
@@ -167,6 +214,7 @@ impl Guest<'_> {
         let words = [
             "console=ttyS0 panic=-1 oops=panic liveupdate=on kho=on",
             &format!("luo.accel={}", self.accel.name()),
+            self.machine.parameters(),
             &self.parameters,
             &self.job.parameters(),
             "rdinit=/bin/luo -- lab guest-init",
@@ -203,17 +251,8 @@ impl Guest<'_> {
     }
 }
 
-/// A machine with nothing on it but what we say; a reboot, and with `panic=-1` a crash, ends the run.
-fn machine() -> [&'static str; 6] {
-    [
-        "-nodefaults",
-        "-no-user-config",
-        "-nographic",
-        "-no-reboot",
-        "-machine",
-        "q35",
-    ]
-}
+/// Nothing is on a machine but what we say; a reboot, and with `panic=-1` a crash, ends the run.
+const BARE: [&str; 4] = ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"];
 
 /// QEMU reads a comma in an option's value as its end, unless doubled.
 fn escape(path: &Path) -> String {
@@ -229,6 +268,7 @@ mod unit_tests {
         let guest = Guest {
             image: Path::new("/k"),
             initramfs: Path::new("/i"),
+            machine: Machine::Vfio,
             job: Job::Test {
                 name: "t".into(),
                 stage: 1,
@@ -241,7 +281,7 @@ mod unit_tests {
         };
         assert_eq!(
             guest.command_line(),
-            "console=ttyS0 panic=-1 oops=panic liveupdate=on kho=on luo.accel=tcg mem=1G luo.test=t luo.stage=1 rdinit=/bin/luo -- lab guest-init"
+            "console=ttyS0 panic=-1 oops=panic liveupdate=on kho=on luo.accel=tcg intel_iommu=on vfio-pci.ids=1234:11e8,1b36:0005 mem=1G luo.test=t luo.stage=1 rdinit=/bin/luo -- lab guest-init"
         );
         assert_eq!(escape(Path::new("/a,b")), "/a,,b");
     }

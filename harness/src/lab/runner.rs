@@ -11,7 +11,7 @@ use super::accel::{self, Accel};
 use super::cache::{duration, Cache};
 use super::cases::{Case, HALVES};
 use super::job::{Event, Job};
-use super::qemu::{Guest, Outcome};
+use super::qemu::{Guest, Machine, Outcome};
 use super::tests::Test;
 use super::{Built, GuestOptions};
 
@@ -61,6 +61,7 @@ pub(super) fn run_tests(
             },
             test.name,
         );
+        guest.machine = test.machine;
         guest.parameters = format!("{} {stage}", guest.parameters);
         guest.timeout = Some(test_timeout(options, test));
         let outcome = guest.run()?;
@@ -213,6 +214,7 @@ pub(super) fn run_command(
     cache: &Cache,
     built: &Built,
     options: &GuestOptions,
+    machine: Machine,
     command: &[String],
 ) -> Result<ExitCode> {
     let accel = accel::choose(cache, built)?;
@@ -224,6 +226,7 @@ pub(super) fn run_command(
         Job::Run(command.to_vec()),
         "command",
     );
+    guest.machine = machine;
     guest.timeout = Some(options.timeout.map_or(COMMAND_TIMEOUT, Duration::from_secs));
     let outcome = guest.run()?;
     print!(
@@ -251,9 +254,15 @@ pub(super) fn run_command(
 }
 
 /// Gives the user a shell.
-pub(super) fn run_shell(cache: &Cache, built: &Built, options: &GuestOptions) -> Result<ExitCode> {
+pub(super) fn run_shell(
+    cache: &Cache,
+    built: &Built,
+    options: &GuestOptions,
+    machine: Machine,
+) -> Result<ExitCode> {
     let accel = accel::choose(cache, built)?;
-    let guest = guest(cache, built, options, accel, Job::Shell, "shell");
+    let mut guest = guest(cache, built, options, accel, Job::Shell, "shell");
+    guest.machine = machine;
     eprintln!(
         "lab: files the guest leaves in /results are in {}",
         guest.directory.join("results").display()
@@ -262,7 +271,7 @@ pub(super) fn run_shell(cache: &Cache, built: &Built, options: &GuestOptions) ->
     Ok(ExitCode::SUCCESS)
 }
 
-/// A guest that does this job.
+/// A guest that does this job, on the plain machine.
 pub(super) fn guest<'a>(
     cache: &Cache,
     built: &'a Built,
@@ -274,6 +283,7 @@ pub(super) fn guest<'a>(
     Guest {
         image: &built.image,
         initramfs: &built.initramfs,
+        machine: Machine::Plain,
         job,
         parameters: format!("{} {}", built.profile.parameters(), options.append),
         memory: &options.memory,

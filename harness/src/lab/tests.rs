@@ -6,6 +6,8 @@ use anyhow::{bail, Result};
 use super::cases::{self, Case};
 use super::checks::{self, Kept};
 use super::counters::Share;
+use super::devices;
+use super::qemu::Machine;
 
 /// One test.
 #[derive(Debug)]
@@ -13,6 +15,8 @@ pub(super) struct Test {
     pub(super) name: &'static str,
     /// What it shows, for the list.
     pub(super) about: &'static str,
+    /// What it runs on.
+    pub(super) machine: Machine,
     /// What each kernel in turn does.
     pub(super) stages: &'static [Stage],
     /// What has to be on the console besides every stage passing.
@@ -102,6 +106,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "luo_kexec_simple",
         about: "the kernel's own: one session, one file",
+        machine: Machine::Plain,
         stages: &[
             preserves(&["/selftests/luo_kexec_simple", "-s", "1"], 2),
             retrieves(&["/selftests/luo_kexec_simple", "-s", "2"], 2),
@@ -112,6 +117,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "luo_multi_session",
         about: "the kernel's own: several sessions, one of them empty",
+        machine: Machine::Plain,
         stages: &[
             preserves(&["/selftests/luo_multi_session", "-s", "1"], 4),
             retrieves(&["/selftests/luo_multi_session", "-s", "2"], 4),
@@ -122,6 +128,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "luo_stress_files",
         about: "the kernel's own: 500 files in one session",
+        machine: Machine::Plain,
         stages: &[
             preserves(&["/selftests/luo_stress_files", "-s", "1"], 501),
             retrieves(&["/selftests/luo_stress_files", "-s", "2"], 501),
@@ -132,6 +139,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "luo_stress_sessions",
         about: "the kernel's own: very many sessions",
+        machine: Machine::Plain,
         stages: &[
             preserves(&["/selftests/luo_stress_sessions", "-s", "1"], 1),
             retrieves(&["/selftests/luo_stress_sessions", "-s", "2"], 1),
@@ -142,6 +150,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "memfd_files",
         about: "memfds of every shape, each in a session of its own",
+        machine: Machine::Plain,
         stages: &[
             stage(Action::Depart(cases::MEMFDS), 1000, 0),
             stage(Action::Arrive(cases::MEMFDS), 0, 1000),
@@ -152,6 +161,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "memfd_twice",
         about: "contents, holes, size and position cross two jumps in a row",
+        machine: Machine::Plain,
         stages: &[
             check(checks::preserve_memfds, 2, 0),
             check(checks::pass_memfds_on, 2, 2),
@@ -163,6 +173,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "failing_freeze",
         about: "memory that goes bad after prepare: the jump is refused, all runs on, the next jump succeeds",
+        machine: Machine::Plain,
         stages: &[
             check(checks::survive_a_failing_freeze, 2, 0),
             check(checks::take_sound, 0, 1),
@@ -173,6 +184,7 @@ pub(super) static TESTS: &[Test] = &[
     Test {
         name: "switched_off",
         about: "what arrives for a handler that is switched off fails alone; the kernel's own handler takes new files",
+        machine: Machine::Plain,
         stages: &[
             without_memfd(checks::preserve_with_the_kernels),
             check(checks::swap_handlers, 2, 0),
@@ -180,6 +192,42 @@ pub(super) static TESTS: &[Test] = &[
         ],
         says: None,
         seconds: 120,
+    },
+    Test {
+        name: "device_files",
+        about: "devices and ports, each case in a session of its own",
+        machine: Machine::Vfio,
+        stages: &[
+            stage(Action::Depart(devices::DEVICES), 20, 0),
+            stage(Action::Arrive(devices::DEVICES), 0, 14),
+        ],
+        says: None,
+        seconds: 120,
+    },
+    Test {
+        name: "busy_interrupts",
+        about: "a device whose interrupts are enabled: the jump is refused, all runs on, the next jump succeeds",
+        machine: Machine::Vfio,
+        stages: &[
+            check(devices::survive_enabled_interrupts, 4, 0),
+            check(devices::take_quiet, 0, 4),
+        ],
+        says: None,
+        seconds: 90,
+    },
+    Test {
+        name: "vfio_switched_off",
+        about: "a device that arrives for a handler that is switched off fails alone",
+        machine: Machine::Vfio,
+        stages: &[
+            check(devices::preserve_device, 2, 0),
+            Stage {
+                parameters: "luo_handlers.disable=vfio",
+                ..check(devices::lose_device, 0, 1)
+            },
+        ],
+        says: None,
+        seconds: 90,
     },
 ];
 
@@ -212,6 +260,7 @@ pub(super) fn print_list() {
 #[cfg(test)]
 mod unit_tests {
     use super::*;
+    use crate::liveupdate::SESSION_NAME_MAX;
 
     #[test]
     fn names_are_single_words_and_unique() {
@@ -225,6 +274,7 @@ mod unit_tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all);
+        assert!(names.iter().all(|name| name.len() <= SESSION_NAME_MAX));
         assert!(TESTS.iter().all(|test| !test.stages.is_empty()));
     }
 

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Files of `/dev/port`, opened in every way and compared behind the jump.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::thread;
+
+use anyhow::{anyhow, ensure, Context, Result};
+use rustix::fs::{fcntl_getfl, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
+
+use super::checks::expect_errno;
+use crate::liveupdate::Session;
+
+/// The scratch register of the console's UART: it keeps any byte, which means nothing.
+const SCRATCH: u64 = 0x3ff;
+/// Where the last port ends.
+const END: u64 = 0x10000;
+
+/// A file of `/dev/port`, described.
+pub(super) struct PortFile {
+    position: u64,
+    flags: OFlags,
+}
+
+const fn port_file(position: u64, flags: OFlags) -> PortFile {
+    PortFile { position, flags }
+}
+
+/// One that reads and writes a register.
+pub(super) const REGISTER: PortFile = port_file(SCRATCH, OFlags::RDWR);
+/// One for each token.
+const FILES: [(u64, PortFile); 4] = [
+    (1, REGISTER),
+    (2, port_file(0, OFlags::RDONLY)),
+    (3, port_file(END - 1, OFlags::WRONLY.union(OFlags::APPEND))),
+    (
+        4,
+        port_file(
+            END,
+            OFlags::RDWR.union(OFlags::NONBLOCK).union(OFlags::APPEND),
+        ),
+    ),
+];
+
+impl PortFile {
+    fn open(&self) -> Result<File> {
+        let file = rustix::fs::open("/dev/port", self.flags | OFlags::CLOEXEC, Mode::empty());
+        Ok(File::from(file.context("opening /dev/port")?))
+    }
+
+    /// It gets its position only after it was prepared.
+    pub(super) fn preserve(&self, session: &Session, token: u64) -> Result<()> {
+        let mut file = self.open()?;
+        session.preserve(token, file.as_fd())?;
+        file.seek(SeekFrom::Start(self.position))?;
+        Ok(())
+    }
+
+    /// Retrieves it and compares it with one that is opened anew.
+    pub(super) fn retrieve(&self, session: &Session, token: u64) -> Result<File> {
+        let mut file = File::from(session.retrieve(token)?);
+        let (found, expected) = (fcntl_getfl(&file)?, fcntl_getfl(self.open()?)?);
+        ensure!(
+            found == expected,
+            "token {token}: the flags are {found:?} instead of {expected:?}"
+        );
+        let (found, expected) = (file.stream_position()?, self.position);
+        ensure!(
+            found == expected,
+            "token {token}: the position is {found:#x} instead of {expected:#x}"
+        );
+        Ok(file)
+    }
+}
+
+pub(super) fn send(session: &Session) -> Result<()> {
+    FILES
+        .iter()
+        .try_for_each(|(token, file)| file.preserve(session, *token))
+}
+
+pub(super) fn take(session: &Session) -> Result<()> {
+    for (token, file) in &FILES {
+        file.retrieve(session, *token)?;
+    }
+    Ok(session.finish()?)
+}
+
+/// Writes to a port, and reads it where the file's position is.
+pub(super) fn expect_register(mut file: File) -> Result<()> {
+    let (written, mut read) = ([0x5a], [0]);
+    file.write_all_at(&written, SCRATCH)?;
+    file.read_exact(&mut read)?;
+    ensure!(
+        read == written,
+        "the port reads as {read:#x?} instead of {written:#x?}"
+    );
+    Ok(())
+}
+
+/// Tokens of files that are retrieved without and with the right to use ports.
+const UNPRIVILEGED: u64 = 1;
+const PRIVILEGED: u64 = 2;
+
+pub(super) fn send_two(session: &Session) -> Result<()> {
+    REGISTER.preserve(session, UNPRIVILEGED)?;
+    REGISTER.preserve(session, PRIVILEGED)
+}
+
+pub(super) fn take_unprivileged(session: &Session) -> Result<()> {
+    let retrieve = || {
+        drop_capability(CapabilitySet::SYS_RAWIO)?;
+        anyhow::Ok(session.retrieve(UNPRIVILEGED))
+    };
+    // Capabilities are a thread's own, and so the right stays with the others.
+    let refused = thread::scope(|scope| scope.spawn(retrieve).join());
+    let refused = refused.map_err(|_| anyhow!("the thread without the right panicked"))??;
+    expect_errno(refused, Errno::PERM, "retrieving without the right")?;
+    expect_errno(
+        session.retrieve(UNPRIVILEGED),
+        Errno::PERM,
+        "retrieving it again",
+    )?;
+    REGISTER.retrieve(session, PRIVILEGED)?;
+    Ok(session.finish()?)
+}
+
+fn drop_capability(capability: CapabilitySet) -> Result<()> {
+    let mut sets = capabilities(None)?;
+    sets.effective.remove(capability);
+    set_capabilities(None, sets).context("giving a capability up")
+}
+
+pub(super) fn refuse_far(session: &Session) -> Result<()> {
+    let mut far = REGISTER.open()?;
+    far.seek(SeekFrom::Start(END + 1))?;
+    expect_errno(
+        session.preserve(1, far.as_fd()),
+        Errno::OPNOTSUPP,
+        "preserving a position behind the last port",
+    )
+}
