@@ -59,11 +59,55 @@ pub struct Entry {
     /// Whether this program has its handler.
     pub claimed: bool,
     /// What its record says, where this program can read it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memfd: Option<Memfd>,
+    #[serde(flatten)]
+    pub record: Option<Record>,
     /// Why the record cannot be read, or the contents that it names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damaged: Option<String>,
+}
+
+/// What a record says.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Record {
+    /// Of a memfd.
+    Memfd(Memfd),
+    /// Of a VFIO device.
+    Vfio(Device),
+    /// Of a port file.
+    Ioport(Port),
+}
+
+/// A device's record.
+#[derive(Debug, Serialize)]
+pub struct Device {
+    /// Segment and BDF.
+    pub address: String,
+    /// Vendor and device id, as `lspci -n` has them.
+    pub id: String,
+    /// The same of the subsystem.
+    pub subsystem_id: String,
+    /// Class code, 24 bits.
+    pub class: String,
+    /// Revision.
+    pub revision: u8,
+    /// `cdev` or `group`.
+    pub opened: &'static str,
+    /// Whether it can be reset.
+    pub can_reset: bool,
+    /// Bytes of each region, in the order of their indexes; 0 for one that it does not have.
+    pub region_bytes: Vec<u64>,
+    /// Interrupts of each index.
+    pub interrupts: Vec<u32>,
+}
+
+/// A port file's record.
+#[derive(Debug, Serialize)]
+pub struct Port {
+    /// The port that is read or written next.
+    pub position: u64,
+    /// Access mode and status flags, with the values of `include/uapi/asm-generic/fcntl.h`.
+    pub status: u32,
 }
 
 /// A memfd's record.
@@ -168,12 +212,9 @@ fn describe(
     registry: &Registry,
 ) -> Inspection {
     let files = decoded.tree.files.iter().map(|entry| {
-        let summary = incoming
-            .filter(|_| is_memfd(&entry.compatible))
-            .map(|incoming| luo_handler_memfd::inspect(entry.data, Host::new(incoming)));
-        let (memfd, damaged) = match summary {
+        let (record, damaged) = match read_record(&entry.compatible, entry.data, incoming) {
             None => (None, None),
-            Some(Ok(summary)) => (Some(Memfd::from(&summary)), None),
+            Some(Ok(record)) => (Some(record), None),
             Some(Err(errno)) => (None, Some(errno.to_string())),
         };
         Entry {
@@ -181,7 +222,7 @@ fn describe(
             compatible: entry.compatible.to_string(),
             data: entry.data,
             claimed: registry.handler(&entry.compatible).is_some(),
-            memfd,
+            record,
             damaged,
         }
     });
@@ -190,7 +231,7 @@ fn describe(
         compatible: entry.compatible.to_string(),
         data: entry.data,
         claimed: registry.subsystem(&entry.compatible).is_some(),
-        memfd: None,
+        record: None,
         damaged: None,
     });
     let bad = decoded.bad.iter().map(|entry| Bad {
@@ -209,12 +250,60 @@ fn describe(
     }
 }
 
-fn is_memfd(compatible: &Compatible) -> bool {
-    compatible.as_str() == "memfd-v1"
+/// The record of a format that is known here, if what it lies in is there.
+fn read_record(
+    compatible: &Compatible,
+    data: u64,
+    incoming: Option<&Incoming>,
+) -> Option<Result<Record, Errno>> {
+    let host = || incoming.map(Host::new);
+    match compatible.as_str() {
+        "memfd-v1" => {
+            let summary = luo_handler_memfd::inspect(data, host()?);
+            Some(summary.map(|summary| Record::Memfd(summary.into())))
+        }
+        "vfio-v1" => {
+            let record = luo_handler_vfio::Record::read(host()?, data);
+            Some(record.map(|record| Record::Vfio((&record.description).into())))
+        }
+        "ioport-v1" => {
+            let record = luo_handler_ioport::Record::from_u64(data);
+            Some(record.map(|record| Record::Ioport(record.into())))
+        }
+        _ => None,
+    }
 }
 
-impl From<&luo_handler_memfd::Summary> for Memfd {
-    fn from(summary: &luo_handler_memfd::Summary) -> Self {
+impl From<luo_handler_ioport::Record> for Port {
+    fn from(record: luo_handler_ioport::Record) -> Self {
+        let luo_handler_ioport::Record { position, status } = record;
+        Self { position, status }
+    }
+}
+
+impl From<&luo_handler_vfio::Description> for Device {
+    fn from(device: &luo_handler_vfio::Description) -> Self {
+        use luo_handler_vfio::{description::Opened, record::FLAGS_RESET};
+        let id = |vendor: u16, device: u16| format!("{vendor:04x}:{device:04x}");
+        Self {
+            address: device.address.to_string(),
+            id: id(device.vendor(), device.device()),
+            subsystem_id: id(device.subsystem_vendor(), device.subsystem()),
+            class: format!("{:06x}", device.class()),
+            revision: device.revision(),
+            opened: match device.opened {
+                Opened::Cdev => "cdev",
+                Opened::Group => "group",
+            },
+            can_reset: device.flags & FLAGS_RESET != 0,
+            region_bytes: device.regions.iter().map(|region| region.size).collect(),
+            interrupts: device.irqs.iter().map(|irq| irq.count).collect(),
+        }
+    }
+}
+
+impl From<luo_handler_memfd::Summary> for Memfd {
+    fn from(summary: luo_handler_memfd::Summary) -> Self {
         Self {
             kind: summary.kind.to_string(),
             size_bytes: summary.size,
@@ -233,7 +322,11 @@ impl Inspection {
     fn add_contents(&mut self, contents: Vec<ContentsState>) {
         let mut named = Vec::new();
         for entry in &mut self.files {
-            let Some(handle) = entry.memfd.as_ref().and_then(|memfd| memfd.contents) else {
+            let Some(Record::Memfd(Memfd {
+                contents: Some(handle),
+                ..
+            })) = entry.record
+            else {
                 continue;
             };
             named.push(handle);
@@ -291,13 +384,11 @@ fn reason(handle: u64, errno: Errno) -> String {
     }
 }
 
-impl Entry {
+impl Record {
     fn text(&self) -> String {
-        let name = self.token.as_deref().unwrap_or("subsystem");
-        let mut line = format!("  {name}: {}, data {:#x}", self.compatible, self.data);
-        if let Some(memfd) = &self.memfd {
-            line.push_str(&format!(
-                ", {} {} with {} of data in {} extents, position {}, seals [{}], record {}",
+        match self {
+            Self::Memfd(memfd) => format!(
+                "{} {} with {} of data in {} extents, position {}, seals [{}], record {}",
                 memfd.kind,
                 ByteSize(memfd.size_bytes),
                 ByteSize(memfd.data_bytes),
@@ -305,10 +396,35 @@ impl Entry {
                 memfd.position,
                 memfd.seals,
                 ByteSize(memfd.metadata_bytes),
-            ));
+            ),
+            Self::Vfio(device) => format!(
+                "device {} [{}] class {} at {}, opened from its {}, {} regions with {}",
+                device.id,
+                device.subsystem_id,
+                device.class,
+                device.address,
+                device.opened,
+                device
+                    .region_bytes
+                    .iter()
+                    .filter(|&&bytes| bytes > 0)
+                    .count(),
+                ByteSize(device.region_bytes.iter().sum()),
+            ),
+            Self::Ioport(port) => format!("port {:#x}, status {:#o}", port.position, port.status),
+        }
+    }
+}
+
+impl Entry {
+    fn text(&self) -> String {
+        let name = self.token.as_deref().unwrap_or("subsystem");
+        let mut line = format!("  {name}: {}, data {:#x}", self.compatible, self.data);
+        if let Some(record) = &self.record {
+            line.push_str(&format!(", {}", record.text()));
         }
         if let Some(damaged) = &self.damaged {
-            match self.memfd {
+            match self.record {
                 Some(_) => line.push_str(&format!(", damaged: {damaged}")),
                 None => line.push_str(&format!(", its record cannot be used: {damaged}")),
             }

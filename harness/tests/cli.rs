@@ -206,14 +206,16 @@ fn the_handlers_that_belong_into_the_program_are_there() {
         .get_output()
         .clone();
     let listed = json(&output.stdout);
-    let names: Vec<_> = listed
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|h| &h["compatible"])
-        .collect();
-    assert_eq!(names, ["memfd-v1"]);
-    assert_eq!(listed[0]["origin"], "luo_handler_memfd");
+    let expected = ["ioport", "memfd", "vfio"].map(|name| {
+        serde_json::json!({
+            "compatible": format!("{name}-v1"),
+            "kind": "handler",
+            "origin": format!("luo_handler_{name}"),
+            "hosts": ["hosted", "kernel"],
+            "abi_version": 2,
+        })
+    });
+    assert_eq!(listed, Value::from(expected.to_vec()));
     luo(&["handlers"]).assert().success();
 }
 

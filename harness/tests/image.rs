@@ -17,7 +17,7 @@ use std::sync::Arc;
 use luo_handler_api::{Errno, FileRef, HostServices, Token};
 use luo_handler_memfd as _;
 use luo_harness::error::Error;
-use luo_harness::inspect::{inspect, Inspection};
+use luo_harness::inspect::{inspect, Inspection, Record};
 use luo_harness::orchestrator::{Handover, Orchestrator};
 use luo_harness::outgoing::Outgoing;
 use luo_harness::registry::Registry;
@@ -492,7 +492,9 @@ fn inspecting_shows_no_more_data_than_the_size() {
     let directory = directory();
     save(&[dense(4, 1)], directory.path()).unwrap();
     let found = inspection(directory.path()).unwrap();
-    let memfd = found.files[0].memfd.as_ref().unwrap();
+    let Some(Record::Memfd(memfd)) = &found.files[0].record else {
+        panic!("{:?}", found.files[0]);
+    };
     assert_eq!((memfd.size_bytes, memfd.data_bytes), (4, 4));
 }
 

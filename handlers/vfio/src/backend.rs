@@ -104,7 +104,7 @@ pub trait VfioBackend: Sync + 'static {
     /// # Errors
     ///
     /// `EINVAL` while interrupts are enabled.
-    fn quiesce(&self, file: FileRef<'_>, pin: &mut Self::Pin, host: Host<'_>) -> Result<(), Errno>;
+    fn quiesce(&self, file: FileRef<'_>, pin: &mut Self::Pin) -> Result<(), Errno>;
 
     /// Lets it do again what it did before.
     fn resume(&self, file: FileRef<'_>, pin: &mut Self::Pin);

@@ -392,7 +392,7 @@ impl fmt::Display for Difference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::edu;
+    use crate::imagined::edu;
     use proptest::prelude::*;
 
     #[test]

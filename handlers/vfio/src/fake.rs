@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A device and a backend in memory, for tests.
+//! A backend in memory, for tests of the policy.
 
 use std::{fs::File, os::fd::OwnedFd, sync::Mutex};
 
@@ -7,42 +7,10 @@ use luo_handler_api::{Errno, FileRef, Host, OwnedFile, Retrieved};
 
 use crate::{
     backend::{Kind, VfioBackend},
-    description::{Address, Compared, Description, Irq, List, Opened, Region},
-    record::{Kept, Record, FLAGS_PCI, FLAGS_RESET},
+    description::{Compared, Description, Opened},
+    imagined::edu,
+    record::{Kept, Record},
 };
-
-/// The educational device of QEMU, as vfio-pci describes it.
-pub(crate) fn edu() -> Description {
-    let mut header = [0; 64];
-    header[..4].copy_from_slice(&[0x34, 0x12, 0xe8, 0x11]);
-    header[4..6].copy_from_slice(&[0x03, 0x01]);
-    header[8..12].copy_from_slice(&[0x10, 0x00, 0xff, 0x00]);
-    header[0x10..0x14].copy_from_slice(&[0, 0, 0xa0, 0xfe]);
-    header[0x2c..0x30].copy_from_slice(&[0xf4, 0x1a, 0x00, 0x11]);
-    header[0x34] = 0x40;
-    header[0x3d] = 1;
-    let region = |index: u64, size, flags| Region {
-        offset: index << 40,
-        size,
-        flags,
-    };
-    let regions = (0..9).map(|index| match index {
-        0 => region(0, 1 << 20, 7),
-        7 => region(7, 256, 3),
-        8 => Region::default(),
-        _ => region(index, 0, 0),
-    });
-    let irqs = [(7, 1), (9, 1), (9, 0), (9, 1), (9, 1)];
-    Description {
-        address: Address::new(0, 0, 4 << 3),
-        opened: Opened::Cdev,
-        status: 2,
-        flags: FLAGS_PCI | FLAGS_RESET,
-        header,
-        regions: List::of(regions).unwrap(),
-        irqs: List::of(irqs.map(|(flags, count)| Irq { flags, count })).unwrap(),
-    }
-}
 
 /// The hands of a handler that has one device.
 #[derive(Debug)]
@@ -122,7 +90,7 @@ impl VfioBackend for FakeBackend {
         Ok(self.device.lock().unwrap().description)
     }
 
-    fn quiesce(&self, _: FileRef<'_>, (): &mut (), _: Host<'_>) -> Result<(), Errno> {
+    fn quiesce(&self, _: FileRef<'_>, (): &mut ()) -> Result<(), Errno> {
         let mut device = self.device.lock().unwrap();
         if device.interrupts {
             return Err(Errno::EINVAL);

@@ -5,7 +5,7 @@ use luo_handler_api::{
     Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
 };
 
-use crate::{backend::VfioBackend, record::Record};
+use crate::{backend::VfioBackend, description::Address, record::Record};
 
 /// Keeps VFIO PCI device files alive across a live update, with the hands of `B`.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct VfioHandler<B>(pub B);
 /// What has to be undone if a prepared device does not cross after all.
 #[derive(Debug)]
 pub struct Private<P> {
+    /// Where the device is.
+    address: Address,
     /// Handle of the record: what prepare or the last freeze yielded.
     record: u64,
     /// Handle of the file, where the host keeps it.
@@ -67,11 +69,16 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         if let Some((errno, reason)) = self.0.kind(file).objection() {
             return Err(host.refuse(errno, format_args!("{reason}")));
         }
-        let (handle, mut pin) = self.0.pin(file, host)?;
+        let address = self.0.describe(file)?.address;
+        let (handle, mut pin) = self.0.pin(file, host).map_err(|errno| {
+            let reason = format_args!("{address} is kept already, or on its way out");
+            host.refuse(errno, reason)
+        })?;
         match self.keep_record(file, handle, host) {
             Ok(record) => Ok(Prepared {
                 data: record,
                 private: Private {
+                    address,
                     record,
                     file: handle,
                     pin,
@@ -96,7 +103,11 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
             host,
             ..
         } = file;
-        self.0.quiesce(file, &mut private.pin, host)?;
+        self.0.quiesce(file, &mut private.pin).map_err(|errno| {
+            let address = private.address;
+            let reason = format_args!("{address} has interrupts enabled: disable them first");
+            host.refuse(errno, reason)
+        })?;
         match self.keep_record(file, private.file, host) {
             Ok(record) => {
                 host.release_bytes(private.record);
@@ -172,7 +183,8 @@ mod tests {
     use crate::{
         backend::Kind,
         description::{Compared, Description, Opened},
-        fake::{edu, FakeBackend, FakeDevice},
+        fake::{FakeBackend, FakeDevice},
+        imagined::edu,
         record::Kept,
     };
     use luo_handler_api::{testing::FakeHost, Retrieved};
@@ -320,6 +332,7 @@ mod tests {
         let mut file = bench.prepare().unwrap();
         bench.device().interrupts = true;
         assert_eq!(bench.freeze(&mut file), Err(Errno::EINVAL));
+        assert!(bench.host.reason().contains("0000:00:04.0"));
         assert!(!bench.device().quiet);
         bench.device().interrupts = false;
         bench.freeze(&mut file).unwrap();

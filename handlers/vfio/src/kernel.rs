@@ -93,16 +93,11 @@ impl VfioBackend for KernelBackend {
         None
     }
 
-    fn pin(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, Pin), Errno> {
+    fn pin(&self, file: FileRef<'_>, _: Host<'_>) -> Result<(u64, Pin), Errno> {
         // SAFETY: the policy pins files of devices alone.
         let (device, _) = unsafe { device(file) };
         // SAFETY: the file holds the device.
-        done(unsafe { shim::luo_vfio_pin(device) }).map_err(|errno| {
-            host.refuse(
-                errno,
-                format_args!("the device is kept already, or on its way out"),
-            )
-        })?;
+        done(unsafe { shim::luo_vfio_pin(device) })?;
         let was_master = false;
         Ok((0, Pin { device, was_master }))
     }
@@ -127,14 +122,9 @@ impl VfioBackend for KernelBackend {
         })
     }
 
-    fn quiesce(&self, _: FileRef<'_>, pin: &mut Pin, host: Host<'_>) -> Result<(), Errno> {
+    fn quiesce(&self, _: FileRef<'_>, pin: &mut Pin) -> Result<(), Errno> {
         // SAFETY: by the invariant it is pinned.
-        done(unsafe { shim::luo_vfio_quiesce(pin.device, &mut pin.was_master) }).map_err(|errno| {
-            host.refuse(
-                errno,
-                format_args!("interrupts are enabled: disable them before the jump"),
-            )
-        })
+        done(unsafe { shim::luo_vfio_quiesce(pin.device, &mut pin.was_master) })
     }
 
     fn resume(&self, _: FileRef<'_>, pin: &mut Pin) {

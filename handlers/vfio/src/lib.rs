@@ -23,7 +23,8 @@
 //! - [`description`]: what is known of a device, and how two of these differ
 //! - [`handler`]: the policy, [`VfioHandler`], the same in a process and in the kernel
 //! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process, which
-//!   knows devices through the seam `ioctls`; `kernel`: those of the kernel
+//!   knows devices through the seam [`ioctls`]; `kernel`: those of the kernel
+//! - `imagined`: a device behind that seam, for tests on machines without one (feature `testing`)
 //!
 //! # What is preserved
 //!
@@ -74,6 +75,8 @@ pub mod description;
 #[cfg(test)]
 mod fake;
 pub mod handler;
+#[cfg(any(test, feature = "testing"))]
+pub mod imagined;
 #[cfg(not(luo_kernel))]
 pub mod ioctls;
 #[cfg(luo_kernel)]

@@ -256,7 +256,7 @@ fn used<T: PartialEq>(all: &[T], count: U32, zero: T) -> Option<&[T]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::edu;
+    use crate::imagined::edu;
     use luo_handler_api::{crc32c, testing::FakeHost};
     use proptest::prelude::*;
 
@@ -287,7 +287,8 @@ mod tests {
 
     #[test]
     fn hostile_records_are_refused() {
-        let hostile: [(&str, fn(&mut RecordBytes), Errno); 14] = [
+        type Change = fn(&mut RecordBytes);
+        let hostile: [(&str, Change, Errno); 14] = [
             ("magic", |r| r.magic[7] = 1, Errno::EINVAL),
             ("length", |r| r.length = U32::new(559), Errno::EINVAL),
             ("opened", |r| r.opened = 0, Errno::EINVAL),

@@ -108,7 +108,7 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
     }
 
     /// Nothing: the device runs on while the process replaces itself.
-    fn quiesce(&self, _: FileRef<'_>, (): &mut (), _: Host<'_>) -> Result<(), Errno> {
+    fn quiesce(&self, _: FileRef<'_>, (): &mut ()) -> Result<(), Errno> {
         Ok(())
     }
 
@@ -144,67 +144,9 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        description::{Address, Irq},
-        fake::edu,
-        ioctls::DeviceInfo,
-    };
+    use crate::imagined::{edu, Imagined};
     use luo_handler_api::{testing::FakeHost, Crossed, FileHandler, Prepared, Preserved};
-    use rustix::fs::OFlags;
-    use std::{fs::File, sync::Mutex};
-
-    /// A device that is not there, behind the seam: the file may be any.
-    struct Imagined(Mutex<State>);
-
-    struct State {
-        device: Description,
-        is_gone: bool,
-    }
-
-    impl Imagined {
-        fn device<T>(&self, answer: impl FnOnce(&Description) -> T) -> Result<T, Errno> {
-            let state = self.0.lock().unwrap();
-            match state.is_gone {
-                true => Err(Errno::ENODEV),
-                false => Ok(answer(&state.device)),
-            }
-        }
-    }
-
-    impl VfioFiles for Imagined {
-        fn kind(&self, _: BorrowedFd<'_>) -> Kind {
-            match self.device(|device| device.opened) {
-                Ok(opened) => Kind::Device(opened),
-                Err(_) => Kind::Foreign,
-            }
-        }
-        fn address(&self, _: BorrowedFd<'_>) -> Result<Address, Errno> {
-            self.device(|device| device.address)
-        }
-        fn flags(&self, _: BorrowedFd<'_>) -> Result<OFlags, Errno> {
-            self.device(|device| OFlags::from_bits_retain(status::to_flags(device.status)))
-        }
-        fn device_info(&self, _: BorrowedFd<'_>) -> Result<DeviceInfo, Errno> {
-            self.device(|device| DeviceInfo {
-                flags: device.flags,
-                regions: device.regions.len() as u32,
-                irqs: device.irqs.len() as u32,
-            })
-        }
-        fn region_info(&self, _: BorrowedFd<'_>, index: u32) -> Result<Region, Errno> {
-            match index {
-                8 => Err(Errno::EINVAL),
-                _ => self.device(|device| device.regions[index as usize]),
-            }
-        }
-        fn irq_info(&self, _: BorrowedFd<'_>, index: u32) -> Result<Irq, Errno> {
-            self.device(|device| device.irqs[index as usize])
-        }
-        fn read(&self, _: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-            assert_eq!(offset, 7 << 40, "the configuration space");
-            self.device(|device| buffer.copy_from_slice(&device.header))
-        }
-    }
+    use std::fs::File;
 
     struct Bench {
         handler: VfioHandler<UserBackend<Imagined>>,
@@ -214,19 +156,15 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            let state = State {
-                device: edu(),
-                is_gone: false,
-            };
             Self {
-                handler: VfioHandler(UserBackend(Imagined(Mutex::new(state)))),
+                handler: VfioHandler(UserBackend(Imagined::new(edu()))),
                 host: FakeHost::default(),
                 file: File::open("/dev/null").unwrap(),
             }
         }
 
-        fn change(&self, change: impl FnOnce(&mut State)) {
-            change(&mut self.handler.0 .0 .0.lock().unwrap());
+        fn device(&self) -> &Imagined {
+            &self.handler.0 .0
         }
 
         fn frozen(&self) -> u64 {
@@ -286,7 +224,7 @@ mod tests {
         for (change, field) in changes {
             let bench = Bench::new();
             let data = bench.frozen();
-            bench.change(|state| change(&mut state.device));
+            bench.device().change(change);
             assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
             assert!(bench.host.reason().contains(field), "{field}");
             bench.finish(data, Retrieved::Failed(Errno::ENODEV));
@@ -297,7 +235,7 @@ mod tests {
     fn a_device_that_went_away_is_an_error() {
         let bench = Bench::new();
         let data = bench.frozen();
-        bench.change(|state| state.is_gone = true);
+        bench.device().take_away();
         assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
         assert!(bench.host.reason().contains("0000:00:04.0"));
     }

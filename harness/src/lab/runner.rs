@@ -185,9 +185,9 @@ fn verdict(test: &Test, outcome: &Outcome) -> Result<(), String> {
             test.stages.len()
         ));
     }
-    match test.says {
-        Some(words) if !console.contains(words) => Err(format!("the console does not say {words}")),
-        _ => Ok(()),
+    match test.says.iter().find(|words| !console.contains(**words)) {
+        Some(words) => Err(format!("the console does not say {words}")),
+        None => Ok(()),
     }
 }
 
