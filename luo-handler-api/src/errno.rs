@@ -89,6 +89,16 @@ impl Errno {
             None => Err(Self::EIO),
         }
     }
+
+    /// Reads what a C function returned that yields nothing: a status above 0 is garbage, told as
+    /// `EIO`.
+    pub const fn check(status: i32) -> Result<(), Self> {
+        match Self::from_status(status) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(Self::EIO),
+            Err(errno) => Err(errno),
+        }
+    }
 }
 
 #[cfg(luo_kernel)]
@@ -147,6 +157,9 @@ mod tests {
         assert_eq!(Errno::from_status(-4095), Err(Errno(4095)));
         assert_eq!(Errno::from_status(-4096), Err(Errno::EIO));
         assert_eq!(Errno::from_status(i32::MIN), Err(Errno::EIO));
+        assert_eq!(Errno::check(0), Ok(()));
+        assert_eq!(Errno::check(1), Err(Errno::EIO));
+        assert_eq!(Errno::check(-16), Err(Errno::EBUSY));
     }
 
     #[test]

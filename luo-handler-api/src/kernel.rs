@@ -47,14 +47,6 @@ impl<'a> PreparedFile<'a> {
     }
 }
 
-/// Success is 0; anything else that is no error number is garbage.
-fn done(status: i32) -> Result<(), Errno> {
-    match Errno::from_status(status)? {
-        0 => Ok(()),
-        _ => Err(Errno::EIO),
-    }
-}
-
 /// Yes is 1, no is 0; anything else that is no error number is garbage.
 fn answer(status: i32) -> Result<bool, Errno> {
     match Errno::from_status(status)? {
@@ -136,7 +128,7 @@ impl Handler {
         let mut data = 0;
         // SAFETY: the ops come with their handler; file and host are valid during the call, `data`
         // outlives it, and the caller vouches for `private`.
-        done(unsafe {
+        Errno::check(unsafe {
             prepare(
                 self.ops.handler,
                 file.as_raw(),
@@ -164,7 +156,7 @@ impl Handler {
         let mut frozen = data;
         // SAFETY: the ops come with their handler; file and host are valid during the call, which
         // `frozen` outlives; the private state is this handler's, as the caller says.
-        done(unsafe {
+        Errno::check(unsafe {
             freeze(
                 self.ops.handler,
                 prepared.file.as_raw(),
@@ -190,7 +182,7 @@ impl Handler {
             return Ok(());
         };
         // SAFETY: as in `freeze`.
-        done(unsafe {
+        Errno::check(unsafe {
             unfreeze(
                 self.ops.handler,
                 prepared.file.as_raw(),
@@ -214,7 +206,7 @@ impl Handler {
     pub unsafe fn cancel(&self, prepared: PreparedFile<'_>, data: u64) -> Result<(), Errno> {
         let cancel = self.ops.cancel.ok_or(Errno::EIO)?;
         // SAFETY: as in `freeze`.
-        let cancelled = done(unsafe {
+        let cancelled = Errno::check(unsafe {
             cancel(
                 self.ops.handler,
                 prepared.file.as_raw(),
@@ -240,7 +232,7 @@ impl Handler {
         let mut file = NO_FILE;
         // SAFETY: the ops come with their handler; the host is valid during the call, which `file`
         // outlives.
-        done(unsafe { retrieve(self.ops.handler, &host.as_raw(), data, &mut file) })?;
+        Errno::check(unsafe { retrieve(self.ops.handler, &host.as_raw(), data, &mut file) })?;
         if file == NO_FILE || file == 0 {
             return Err(Errno::EBADF);
         }
@@ -276,6 +268,6 @@ impl Handler {
         let finish = self.ops.finish.ok_or(Errno::EIO)?;
         let (file, retrieved) = retrieved.to_raw();
         // SAFETY: as above.
-        done(unsafe { finish(self.ops.handler, &host.as_raw(), data, file, retrieved) })
+        Errno::check(unsafe { finish(self.ops.handler, &host.as_raw(), data, file, retrieved) })
     }
 }

@@ -14,9 +14,7 @@ use crate::{
 
 /// Keeps memfds alive across a live update, with the hands of `B`.
 #[derive(Debug)]
-pub struct MemfdHandler<B> {
-    backend: B,
-}
+pub struct MemfdHandler<B>(pub B);
 
 /// What has to be undone if a prepared memfd does not cross after all.
 #[derive(Debug)]
@@ -31,13 +29,6 @@ pub struct Private<K> {
     kept: K,
 }
 
-impl<B> MemfdHandler<B> {
-    /// A handler with the hands of `backend`.
-    pub const fn new(backend: B) -> Self {
-        Self { backend }
-    }
-}
-
 impl<B: MemfdBackend> MemfdHandler<B> {
     /// Looks at `file` as it is now and has the host keep a record of it; yields the handle and
     /// what the record names.
@@ -48,17 +39,17 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         kept: &mut B::Kept,
         host: Host<'_>,
     ) -> Result<(u64, Chain), Errno> {
-        let attributes = self.backend.attributes(file)?;
-        attributes.check(self.backend.page_shift())?;
-        let mut block = self.backend.buffer()?;
+        let attributes = self.0.attributes(file)?;
+        attributes.check(self.0.page_shift())?;
+        let mut block = self.0.buffer()?;
         let mut writer = ChainWriter::new(host, block.as_mut())?;
         let kept = self
             .write_extents(file, &attributes, kept, &mut writer)
             .and_then(|chain| {
                 let record = Record {
                     attributes,
-                    page_shift: self.backend.page_shift(),
-                    contents_in: self.backend.contents_in(),
+                    page_shift: self.0.page_shift(),
+                    contents_in: self.0.contents_in(),
                     contents,
                     chain,
                 };
@@ -78,7 +69,7 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         writer: &mut ChainWriter<'_>,
     ) -> Result<Chain, Errno> {
         let mut extents = ExtentBuilder::new(|extent| writer.push(extent));
-        self.backend.populated(
+        self.0.populated(
             file,
             kept,
             attributes.size,
@@ -101,11 +92,11 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
     type Private = Private<B::Kept>;
 
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
-        self.backend.can_preserve(file)
+        self.0.can_preserve(file)
     }
 
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
-        self.backend.file_id(file)
+        self.0.file_id(file)
     }
 
     /// # Errors
@@ -113,7 +104,7 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
     /// `EOPNOTSUPP` for a seal that is not known, or a file that is no memfd; `ENOMEM`, `ENOSPC`
     /// and others of host and backend.
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno> {
-        let (contents, mut kept) = self.backend.keep(file, host)?;
+        let (contents, mut kept) = self.0.keep(file, host)?;
         match self.keep_record(file, contents, &mut kept, host) {
             Ok((record, chain)) => Ok(Prepared {
                 data: record,
@@ -125,7 +116,7 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
                 },
             }),
             Err(errno) => {
-                self.backend.release(file, contents, &mut kept, host);
+                self.0.release(file, contents, &mut kept, host);
                 Err(errno)
             }
         }
@@ -154,7 +145,7 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             ..
         } = file;
         release_record(private.record, private.chain, host);
-        self.backend
+        self.0
             .release(file, private.contents, &mut private.kept, host);
     }
 
@@ -164,14 +155,12 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
     /// a host of another kind or with other pages; those of the backend.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let record = Record::read(host, data)?;
-        if record.page_shift != self.backend.page_shift()
-            || record.contents_in != self.backend.contents_in()
-        {
+        if record.page_shift != self.0.page_shift() || record.contents_in != self.0.contents_in() {
             return Err(Errno::EOPNOTSUPP);
         }
         let extents = record.extents(host);
         extents.verify()?;
-        self.backend.restore(&record, &extents, host)
+        self.0.restore(&record, &extents, host)
     }
 
     /// Releases the record, and the contents unless they were reclaimed. Of a record that cannot be
@@ -183,9 +172,9 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             host,
         } = file;
         if let Ok(record) = Record::read_any(host, data) {
-            if retrieved.file().is_none() && record.contents_in == self.backend.contents_in() {
+            if retrieved.file().is_none() && record.contents_in == self.0.contents_in() {
                 let extents = record.extents(host);
-                self.backend.discard(&record, &extents, host);
+                self.0.discard(&record, &extents, host);
             }
             record.chain.release(host);
         }
@@ -222,7 +211,7 @@ mod tests {
             let backend: Fake = Box::leak(Box::new(FakeBackend::new(contents_in, pages, runs)));
             Self {
                 backend,
-                handler: MemfdHandler::new(backend),
+                handler: MemfdHandler(backend),
                 host: FakeHost::default(),
                 file: File::open("/dev/null").unwrap(),
             }

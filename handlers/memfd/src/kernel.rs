@@ -31,7 +31,7 @@ use crate::{
 
 register_handler!(
     /// The handler of this kernel.
-    pub MEMFD: MemfdHandler<KernelBackend> = MemfdHandler::new(KernelBackend)
+    pub MEMFD: MemfdHandler<KernelBackend> = MemfdHandler(KernelBackend)
 );
 
 /// The kernel, whose frames cross a kexec.
@@ -111,7 +111,7 @@ impl MemfdBackend for KernelBackend {
     fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno> {
         let mut found = shim::MemfdAttributes::default();
         // SAFETY: the file is open, and `found` is ours.
-        done(unsafe { shim::luo_memfd_attributes(file.as_ptr(), &mut found) })?;
+        Errno::check(unsafe { shim::luo_memfd_attributes(file.as_ptr(), &mut found) })?;
         Ok(Attributes {
             size: found.size,
             position: found.position,
@@ -222,7 +222,7 @@ impl Kept {
             .reserve(1, GFP_KERNEL)
             .map_err(|_| Errno::ENOMEM)?;
         // SAFETY: the run is held, so its frames are those of folios of this order.
-        done(unsafe { shim::luo_frames_preserve(run.frame, run.length, run.order) })?;
+        Errno::check(unsafe { shim::luo_frames_preserve(run.frame, run.length, run.order) })?;
         if self.late.push_within_capacity(extent).is_err() {
             // SAFETY: it was preserved a moment ago.
             unsafe { shim::luo_frames_unpreserve(run.frame, run.length, run.order) };
@@ -369,12 +369,12 @@ impl Batch {
         match found.state {
             // SAFETY: the file is open and one of shmem.
             shim::FOUND_SWAPPED => {
-                done(unsafe { shim::luo_memfd_swap_in(file.as_ptr(), found.index) })
+                Errno::check(unsafe { shim::luo_memfd_swap_in(file.as_ptr(), found.index) })
             }
             shim::FOUND_MOVABLE => {
                 let last = self.end_of_movable(found).min(end) - 1;
                 // SAFETY: as above; there is no hole among folios that follow each other.
-                done(unsafe { shim::luo_memfd_move(file.as_ptr(), found.index, last) })
+                Errno::check(unsafe { shim::luo_memfd_move(file.as_ptr(), found.index, last) })
             }
             shim::FOUND_GONE => Ok(()),
             _ => Err(Errno::EIO),
@@ -483,17 +483,13 @@ impl<'a> Insertion<'a> {
         let count = core::mem::take(&mut self.count);
         // SAFETY: the file is one of shmem, and empty there: extents do not overlap. What is not
         // preserved in these frames is left alone. `count` is at most the length of the array.
-        done(unsafe {
+        Errno::check(unsafe {
             shim::luo_memfd_insert(self.file.as_ptr(), self.runs.as_ptr(), count as u32)
         })
     }
 }
 
 const PAGE_SHIFT: u8 = ::kernel::page::PAGE_SHIFT as u8;
-
-fn done(returned: i32) -> Result<(), Errno> {
-    Errno::from_status(returned).map(|_| ())
-}
 
 /// The functions of `luo_shim_memfd.c`; see `luo_shim.h`.
 mod shim {

@@ -26,7 +26,7 @@ use crate::{
 
 register_handler!(
     /// The handler of this process.
-    pub MEMFD: MemfdHandler<UserBackend> = MemfdHandler::new(UserBackend)
+    pub MEMFD: MemfdHandler<UserBackend> = MemfdHandler(UserBackend)
 );
 
 /// Reads and checks the record that `host` keeps under `data`, without touching what it names.

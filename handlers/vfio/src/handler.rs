@@ -40,8 +40,10 @@ impl<B: VfioBackend> VfioHandler<B> {
         let record = Record::read(host, data)
             .map_err(|errno| host.refuse(errno, format_args!("record {data:#x} is unsound")))?;
         if record.kept != self.0.kept() {
-            let reason = format_args!("the record comes from a host of another kind");
-            return Err(host.refuse(Errno::EOPNOTSUPP, reason));
+            return Err(host.refuse(
+                Errno::EOPNOTSUPP,
+                format_args!("the record comes from a host of another kind"),
+            ));
         }
         Ok(record)
     }
@@ -71,8 +73,10 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         }
         let address = self.0.describe(file)?.address;
         let (handle, mut pin) = self.0.pin(file, host).map_err(|errno| {
-            let reason = format_args!("{address} is kept already, or on its way out");
-            host.refuse(errno, reason)
+            host.refuse(
+                errno,
+                format_args!("{address} is kept already, or on its way out"),
+            )
         })?;
         match self.keep_record(file, handle, host) {
             Ok(record) => Ok(Prepared {
@@ -105,8 +109,10 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         } = file;
         self.0.quiesce(file, &mut private.pin).map_err(|errno| {
             let address = private.address;
-            let reason = format_args!("{address} has interrupts enabled: disable them first");
-            host.refuse(errno, reason)
+            host.refuse(
+                errno,
+                format_args!("{address} has interrupts enabled: disable them first"),
+            )
         })?;
         match self.keep_record(file, private.file, host) {
             Ok(record) => {

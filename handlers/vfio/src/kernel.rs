@@ -59,10 +59,6 @@ unsafe fn device(file: FileRef<'_>) -> (*mut c_void, u32) {
     (device, flags)
 }
 
-fn done(returned: i32) -> Result<(), Errno> {
-    Errno::from_status(returned).map(|_| ())
-}
-
 impl VfioBackend for KernelBackend {
     type Pin = Pin;
     type Found = Found;
@@ -97,7 +93,7 @@ impl VfioBackend for KernelBackend {
         // SAFETY: the policy pins files of devices alone.
         let (device, _) = unsafe { device(file) };
         // SAFETY: the file holds the device.
-        done(unsafe { shim::luo_vfio_pin(device) })?;
+        Errno::check(unsafe { shim::luo_vfio_pin(device) })?;
         let was_master = false;
         Ok((0, Pin { device, was_master }))
     }
@@ -124,7 +120,7 @@ impl VfioBackend for KernelBackend {
 
     fn quiesce(&self, _: FileRef<'_>, pin: &mut Pin) -> Result<(), Errno> {
         // SAFETY: by the invariant it is pinned.
-        done(unsafe { shim::luo_vfio_quiesce(pin.device, &mut pin.was_master) })
+        Errno::check(unsafe { shim::luo_vfio_quiesce(pin.device, &mut pin.was_master) })
     }
 
     fn resume(&self, _: FileRef<'_>, pin: &mut Pin) {
@@ -181,7 +177,7 @@ impl VfioBackend for KernelBackend {
 unsafe fn describe(device: *mut c_void, is_open: bool) -> Result<Description, Errno> {
     let mut found = shim::Description::default();
     // SAFETY: the caller says so, and `found` is ours.
-    done(unsafe { shim::luo_vfio_describe(device, is_open, &mut found) })?;
+    Errno::check(unsafe { shim::luo_vfio_describe(device, is_open, &mut found) })?;
     let regions = found.region.iter().take(found.regions as usize);
     let irqs = found.irq.iter().take(found.irqs as usize);
     Ok(Description {

@@ -120,8 +120,10 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
             Kind::Device(_) => Ok(file),
             kind => {
                 let address = record.description.address;
-                let reason = format_args!("{address}: the file is {kind:?} now, not its device");
-                Err(host.refuse(Errno::ENODEV, reason))
+                Err(host.refuse(
+                    Errno::ENODEV,
+                    format_args!("{address}: the file is {kind:?} now, not its device"),
+                ))
             }
         }
     }
