@@ -41,7 +41,10 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     for file in files {
-        assert!(orchestrator.retrieve(file.token).is_err(), "no file crossed");
+        assert!(
+            orchestrator.retrieve(file.token).is_err(),
+            "no file crossed"
+        );
     }
     orchestrator.finish().expect("nobody objects");
 });

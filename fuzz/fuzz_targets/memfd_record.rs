@@ -20,7 +20,9 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use luo_handler_api::{crc32c, Crossed, Errno, FileHandler, FileRef, Host, HostServices, OwnedFile};
+use luo_handler_api::{
+    crc32c, Crossed, Errno, FileHandler, FileRef, Host, HostServices, OwnedFile,
+};
 use luo_handler_memfd::{inspect, record::RecordHeader, Record, MEMFD};
 use memfd::MemfdOptions;
 
@@ -194,7 +196,11 @@ fuzz_target!(|input: &[u8]| {
     assert!(retrieved.is_ok() || !is_true);
     MEMFD.finish(Crossed {
         data,
-        retrieved: retrieved.as_ref().ok().map(|file| file.as_fd().into()).into(),
+        retrieved: retrieved
+            .as_ref()
+            .ok()
+            .map(|file| file.as_fd().into())
+            .into(),
         host,
     });
     assert!(host.bytes_len(data).is_err());

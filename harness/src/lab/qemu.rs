@@ -212,7 +212,8 @@ impl Guest<'_> {
     fn command_line(&self) -> String {
         // What follows the two dashes becomes the arguments of init.
         let words = [
-            "console=ttyS0 panic=-1 oops=panic liveupdate=on kho=on",
+            // An emulated timer may come late on a busy machine; a kernel that notices gives up.
+            "console=ttyS0 panic=-1 oops=panic no_timer_check liveupdate=on kho=on",
             &format!("luo.accel={}", self.accel.name()),
             self.machine.parameters(),
             &self.parameters,
@@ -281,7 +282,7 @@ mod unit_tests {
         };
         assert_eq!(
             guest.command_line(),
-            "console=ttyS0 panic=-1 oops=panic liveupdate=on kho=on luo.accel=tcg intel_iommu=on vfio-pci.ids=1234:11e8,1b36:0005 mem=1G luo.test=t luo.stage=1 rdinit=/bin/luo -- lab guest-init"
+            "console=ttyS0 panic=-1 oops=panic no_timer_check liveupdate=on kho=on luo.accel=tcg intel_iommu=on vfio-pci.ids=1234:11e8,1b36:0005 mem=1G luo.test=t luo.stage=1 rdinit=/bin/luo -- lab guest-init"
         );
         assert_eq!(escape(Path::new("/a,b")), "/a,,b");
     }

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Hostile records of devices and ports: whatever the previous side kept, nothing panics, and only the
+//! device that was recorded is handed over.
+//!
+//! The first eight bytes of an input are what crossed of a port. The next one chooses: with its lowest bit
+//! the rest is a record, without it changes bytes of a true one. With the next bit length and checksum
+//! are made right, as somebody would who means harm.
+//!
+//! `make fuzz FUZZ=device_records` runs it.
+
+#![no_main]
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    sync::OnceLock,
+};
+
+use libfuzzer_sys::fuzz_target;
+use luo_handler_api::{record, testing::FakeHost, Crossed, FileHandler, Host, Retrieved};
+use luo_handler_vfio::{
+    description::Compared,
+    imagined::{edu, Imagined},
+    Record, UserBackend, VfioHandler,
+};
+
+type Handler = VfioHandler<UserBackend<Imagined>>;
+
+static DEVICE: OnceLock<Handler> = OnceLock::new();
+
+fn handler() -> &'static Handler {
+    DEVICE.get_or_init(|| VfioHandler(UserBackend(Imagined::new(edu()))))
+}
+
+/// A host that keeps a true record and its file, and the handle of the record.
+fn true_record() -> (FakeHost, u64) {
+    let host = FakeHost::default();
+    let null = File::open("/dev/null").expect("a file");
+    let prepared = handler().prepare(null.as_fd().into(), host.lend());
+    (host, prepared.expect("a record").data)
+}
+
+/// The record of an input, not yet made right.
+fn changed(truth: &[u8], choice: u8, input: &[u8]) -> Vec<u8> {
+    if choice & 1 != 0 {
+        return input.to_vec();
+    }
+    let mut bytes = truth.to_vec();
+    for change in input.chunks_exact(3) {
+        let place = usize::from(u16::from_le_bytes([change[0], change[1]])) % bytes.len();
+        bytes[place] ^= change[2];
+    }
+    bytes
+}
+
+fn retrieve(host: Host<'_>, data: u64) -> Option<OwnedFd> {
+    let record = Record::read(host, data);
+    let retrieved = handler().retrieve(data, host).map(OwnedFd::from);
+    if retrieved.is_ok() {
+        let record = record.expect("what was retrieved was read");
+        let same = record.description.difference(&edu(), Compared::Everything);
+        assert!(same.is_none(), "another device was handed over");
+    }
+    retrieved.ok()
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((port, [choice, input @ ..])) = input.split_first_chunk() else {
+        return;
+    };
+    let data = u64::from_le_bytes(*port);
+    if let Ok(port) = luo_handler_ioport::Record::from_u64(data) {
+        assert!(port.is_possible() && port.to_u64() == data);
+    }
+
+    let (host, data) = true_record();
+    let mut bytes = changed(&host.bytes(data), *choice, input);
+    if choice & 2 != 0 {
+        let made_right = FakeHost::default();
+        if let Ok(handle) = record::keep(made_right.lend(), &mut bytes) {
+            bytes = made_right.bytes(handle);
+        }
+    }
+    host.replace(data, &bytes);
+    let file = retrieve(host.lend(), data);
+    let retrieved = match &file {
+        Some(file) => Retrieved::File(file.as_fd().into()),
+        None => Retrieved::NotAsked,
+    };
+    handler().finish(Crossed {
+        data,
+        retrieved,
+        host: host.lend(),
+    });
+    assert!(
+        !host.all_bytes().contains_key(&data),
+        "the record stays behind"
+    );
+});
