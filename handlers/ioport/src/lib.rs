@@ -18,6 +18,31 @@
 //! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process;
 //!   `kernel`: those of the kernel
 //!
+//! # Line by line
+//!
+//! To write the next one, take these files in this order; the names of modules are those of all
+//! handlers.
+//!
+//! 1. **What crosses** is [`Record`]: the least that makes the file again, as plain numbers whose layout
+//!    is the same everywhere. `is_possible` says what a true one can be, `from_u64` refuses all others:
+//!    whatever comes from the previous side was written by who knows whom. Where the state does not fit
+//!    the `u64`, the record is bytes that the host keeps, and the `u64` is their handle:
+//!    [`luo_handler_api::record`].
+//! 2. **The policy** is [`IoportHandler`], the implementation of
+//!    [`FileHandler`](luo_handler_api::FileHandler). `COMPATIBLE` names the format: change the layout,
+//!    change the name. `can_preserve` is asked of every file that anybody offers, so it only looks.
+//!    `prepare` yields the record, and as nothing has to be undone, no private state: `Private` is `()`
+//!    and `cancel` is empty. `freeze` looks again, because the workload went on after prepare.
+//!    `retrieve` checks before it opens, and `refuse` says why it does not. `finish` has nothing to
+//!    release.
+//! 3. **What the policy needs of its surroundings** is [`PortBackend`], no more than three questions. The
+//!    tests of the policy answer them from memory.
+//! 4. **The answers** are in `user`, with std and rustix, and in `kernel`, with a function of C for each
+//!    thing that Rust cannot say there. Each registers the handler with its own hands.
+//! 5. **Into the kernel:** those functions are `kmod/luo_shim_ioport.c`, declared in `kmod/luo_shim.h`; a
+//!    switch in `kmod/Kconfig` and a line in `kmod/Makefile` do the rest. Into a program:
+//!    `use luo_handler_ioport as _;`.
+//!
 //! # What is preserved, and what is not
 //!
 //! The position, which is the port that is read or written next; the access mode; the status flags of
