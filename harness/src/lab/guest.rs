@@ -14,22 +14,24 @@ use rustix::fs::MemfdFlags;
 use rustix::mount::{mount, MountFlags};
 use rustix::system::{reboot, RebootCommand};
 
-use super::bench::Series;
 use super::cases;
 use super::checks::Kept;
 use super::counters::{Counters, Share};
 use super::initramfs::{compose, BASE_IN_GUEST, KERNEL_IN_GUEST};
 use super::job::{next_stage, Event, Job};
-use super::measure;
 use super::qemu::SHARE_TAG;
 use super::tests::{self, Action, Stage};
 use crate::bench::environment::Environment;
+use crate::bench::journey::Journey;
+use crate::bench::series::Series;
 use crate::kexec;
 
 const CONSOLE_PORT: &str = "/dev/ttyS0";
 /// Of their own, so that the kernel's messages do not get between the lines.
 const EVENT_PORT: &str = "/dev/ttyS1";
 const OUTPUT_PORT: &str = "/dev/ttyS2";
+/// On the host: it has to outlast a kernel.
+const NOTE: &str = "/results/journey.json";
 const BUSYBOX: &str = "/bin/busybox";
 
 /// A file system of the guest. One that is not `needed` may be missing from an integrator's kernel.
@@ -173,7 +175,7 @@ fn work(reporter: &mut Reporter) -> Result<()> {
             reporter.report(&Event::Exit { code })
         }
         Job::Test { name, stage } => run_stage(reporter, &command_line, &name, stage),
-        Job::Bench { series, stage } => measure_side(reporter, &command_line, &series, stage),
+        Job::Bench { series, stage } => measure(reporter, &command_line, series, stage),
     }
 }
 
@@ -286,40 +288,27 @@ fn run_stage(reporter: &mut Reporter, command_line: &str, name: &str, number: us
     Ok(())
 }
 
-/// Does one side of a measured live update, and if there is more to do, jumps to it.
-fn measure_side(
+/// Begins a series of live updates, or goes on with it.
+fn measure(
     reporter: &mut Reporter,
     command_line: &str,
-    series: &Series,
+    series: Series,
     stage: usize,
 ) -> Result<()> {
-    let step = series
-        .step(stage)
-        .with_context(|| format!("there is no stage {stage}"))?;
-    let has_next = series.step(stage + 1).is_some();
-    let load = || {
-        let (leaving, entering) = (series.parameters(stage), series.parameters(stage + 1));
-        load_next(&next_stage(command_line, stage + 1, leaving, entering))
-    };
-    if stage % 2 == 1 {
-        if stage == 1 {
+    let journey = match stage {
+        1 => {
             let environment = Box::new(Environment::of_this_machine(Path::new("/")));
             reporter.report(&Event::Environment { environment })?;
+            let next = next_stage(command_line, 2, "", "");
+            Journey::new(series, &next, NOTE.into(), ())
         }
-        load()?;
-        return measure::depart(&step);
+        _ => Journey::arrived()?.context("nothing came from the previous kernel")?,
+    };
+    if let Some((_, outcome)) = journey.news() {
+        let outcome = Box::new(outcome.clone());
+        reporter.report(&Event::Measured { outcome })?;
     }
-    let outcome = Box::new(measure::arrive(&step)?);
-    reporter.report(&Event::Measured { outcome })?;
-    if has_next {
-        load()?;
-        bail!(
-            "the jump to stage {} was refused: {}",
-            stage + 1,
-            kexec::jump()
-        );
-    }
-    Ok(())
+    journey.go_on(|(), command_line| load_next(command_line))
 }
 
 /// What our handlers did in this kernel, if it is enough: that a file crossed does not say who took it.
@@ -357,16 +346,17 @@ fn act(stage: &Stage, kept: &mut Kept, reporter: &mut Reporter) -> Result<()> {
     }
 }
 
-fn load_next(command_line: &str) -> Result<()> {
+/// Writes the initramfs that this guest was booted with.
+fn compose_initramfs(out: &mut File) -> Result<()> {
     let read = |path: &str| fs::read(path).with_context(|| format!("reading {path}"));
+    compose(&read(BASE_IN_GUEST)?, &read(KERNEL_IN_GUEST)?, out)
+}
+
+fn load_next(command_line: &str) -> Result<()> {
     let initramfs = rustix::fs::memfd_create("initramfs", MemfdFlags::CLOEXEC)
         .context("making room for the initramfs")?;
     let mut initramfs = File::from(initramfs);
-    compose(
-        &read(BASE_IN_GUEST)?,
-        &read(KERNEL_IN_GUEST)?,
-        &mut initramfs,
-    )?;
+    compose_initramfs(&mut initramfs)?;
     let kernel =
         File::open(KERNEL_IN_GUEST).with_context(|| format!("opening {KERNEL_IN_GUEST}"))?;
     kexec::load_files(kernel.as_fd(), initramfs.as_fd(), command_line)

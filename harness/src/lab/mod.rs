@@ -19,7 +19,7 @@
 //! ```
 //!
 //! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks` and `cases`
-//! are our own tests, `measure` one side of a measured live update by a `clock` that crosses with it, `counters` what the kernel module says of its handlers, `memory` how much of it is free.
+//! are our own tests.
 
 mod accel;
 mod apt;
@@ -27,16 +27,12 @@ mod bench;
 mod cache;
 mod cases;
 mod checks;
-mod clock;
 mod config;
-mod counters;
 mod guest;
 mod host;
 mod initramfs;
 mod job;
 mod kernel;
-mod measure;
-mod memory;
 mod qemu;
 mod runner;
 mod selftests;
@@ -53,6 +49,8 @@ use clap::{Args, Subcommand};
 use bench::LabBenchOptions;
 use cache::Cache;
 use kernel::Profile;
+
+use crate::bench::{counters, memory};
 
 /// What `luo lab` can do.
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 /// Bytes that nobody uses, once caches are dropped and each processor's counters are added up.
-pub(super) fn free_bytes() -> Result<u64> {
+pub(crate) fn free_bytes() -> Result<u64> {
     for (path, value) in [
         ("/proc/sys/vm/drop_caches", "3"),
         ("/proc/sys/vm/stat_refresh", "1"),
@@ -28,7 +28,7 @@ fn free_pages(zones: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod unit_tests {
+mod tests {
     use super::*;
 
     #[test]
