@@ -19,7 +19,7 @@
 //! ```
 //!
 //! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks` and `cases`
-//! are our own tests.
+//! are our own tests, `commands` those of `luo` from a shell.
 
 mod accel;
 mod apt;
@@ -27,6 +27,7 @@ mod bench;
 mod cache;
 mod cases;
 mod checks;
+mod commands;
 mod config;
 mod guest;
 mod host;
