@@ -19,6 +19,7 @@ use super::checks::Kept;
 use super::counters::{Counters, Share};
 use super::initramfs::{compose, BASE_IN_GUEST, KERNEL_IN_GUEST};
 use super::job::{next_stage, Event, Job};
+use super::kmemleak;
 use super::qemu::SHARE_TAG;
 use super::tests::{self, Action, Stage};
 use crate::bench::environment::Environment;
@@ -281,10 +282,12 @@ fn run_stage(reporter: &mut Reporter, command_line: &str, name: &str, number: us
     }
     let mut kept = Kept::default();
     act(stage, &mut kept, reporter).with_context(|| format!("stage {number}"))?;
+    let seconds = started.elapsed().as_secs_f64();
+    kmemleak::check().with_context(|| format!("stage {number}"))?;
     let ours = check_share(stage.ours).with_context(|| format!("stage {number}"))?;
     reporter.report(&Event::Passed {
         stage: number,
-        seconds: started.elapsed().as_secs_f64(),
+        seconds,
         ours,
     })?;
     if next.is_some() {

@@ -19,7 +19,8 @@
 //! ```
 //!
 //! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks` and `cases`
-//! are our own tests, `commands` those of `luo` from a shell.
+//! are our own tests, `commands` those of `luo` from a shell,
+//! `kmemleak` asks a kernel that checks itself what it lost.
 
 mod accel;
 mod apt;
@@ -34,6 +35,7 @@ mod host;
 mod initramfs;
 mod job;
 mod kernel;
+mod kmemleak;
 mod qemu;
 mod runner;
 mod selftests;
