@@ -19,8 +19,7 @@
 //! ```
 //!
 //! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks` and `cases`
-//! are our own tests, `commands` those of `luo` from a shell,
-//! `kmemleak` asks a kernel that checks itself what it lost.
+//! are our own tests, `commands` those of `luo` as one uses it, `kmemleak` asks a kernel that checks itself what it lost.
 
 mod accel;
 mod apt;
