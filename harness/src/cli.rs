@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::Table;
 use rustix::fs::statfs;
 use serde::Serialize;
 
+use crate::bench::machine::{self, KexecOptions};
 use crate::bench::options::{Outputs, Workloads};
 use crate::bench::run::{self, ArriveOptions};
 use crate::bench::{self, Transport};
@@ -94,6 +96,14 @@ struct BenchOptions {
     image_dir: Option<PathBuf>,
     #[command(flatten)]
     outputs: Outputs,
+    #[command(flatten)]
+    kexec: KexecOptions,
+    /// Behind a jump, continue what a bench began in the previous kernel, if one did
+    #[arg(long = "continue", exclusive = true, help_heading = machine::HEADING)]
+    resume: bool,
+    /// Print a systemd unit that continues a bench behind each jump
+    #[arg(long, exclusive = true, help_heading = machine::HEADING)]
+    print_unit: bool,
 }
 
 /// Runs the command: 0 if all is well, 1 if it failed, with the reason on stderr, 2 on wrong usage.
@@ -212,6 +222,20 @@ fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
 
 impl BenchOptions {
     fn run(self) -> Result<ExitCode> {
+        if self.resume {
+            return machine::resume();
+        }
+        if self.print_unit {
+            print!("{}", machine::unit()?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        if self.transport == [Transport::Kexec] {
+            let plan = self.workloads.plan(self.transport, "/".into());
+            return machine::begin(plan, &self.kexec, &self.outputs);
+        }
+        if self.kexec.are_given() || self.transport.contains(&Transport::Kexec) {
+            wrong_usage("a kexec ends all that runs, so it is measured alone, and what only it understands goes with --transport kexec");
+        }
         self.outputs.check()?;
         ctrlc::set_handler(|| bench::INTERRUPTED.store(true, Ordering::Relaxed))
             .context("cannot listen for interrupts")?;
@@ -226,6 +250,13 @@ impl BenchOptions {
     }
 }
 
+/// Ends the program as clap does.
+fn wrong_usage(message: &str) -> ! {
+    Cli::command()
+        .error(ErrorKind::ArgumentConflict, message)
+        .exit()
+}
+
 fn default_image_directory() -> PathBuf {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
     let memory = Path::new("/dev/shm");
@@ -238,7 +269,6 @@ fn default_image_directory() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

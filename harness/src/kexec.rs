@@ -64,6 +64,11 @@ pub fn load_files(
         .map_err(|errno| anyhow::anyhow!("loading the next kernel: {errno}{}", load_hint(errno)))
 }
 
+/// Gives up the kernel that was loaded, if any: a later `reboot` is an ordinary one again.
+pub fn unload() -> Result<()> {
+    sys::kexec_file_unload().context("unloading the next kernel")
+}
+
 fn load_hint(errno: Errno) -> &'static str {
     match errno {
         Errno::PERM => "; it takes root, and a kernel not locked down",
@@ -86,7 +91,24 @@ pub fn jump() -> Errno {
     }
 }
 
-/// The one system call that nobody wraps.
+/// Jumps, and says why that was refused.
+pub fn jump_refused() -> anyhow::Error {
+    let errno = jump();
+    anyhow::anyhow!(
+        "the jump was refused: {errno}; the kernel log may say who did, and this kernel runs on"
+    )
+}
+
+/// A command line with more parameters: they end where two dashes begin the arguments of init.
+pub fn with_parameters(command_line: &str, more: &str) -> String {
+    let words: Vec<&str> = command_line.split_whitespace().collect();
+    let end = words.iter().position(|&word| word == "--");
+    let (parameters, arguments) = words.split_at(end.unwrap_or(words.len()));
+    let more: Vec<&str> = more.split_whitespace().collect();
+    [parameters, &more, arguments].concat().join(" ")
+}
+
+/// The system call that nobody wraps.
 mod sys {
     use super::{BorrowedFd, CString, Errno};
     use std::os::fd::AsRawFd;
@@ -107,21 +129,37 @@ mod sys {
                 0usize,
             )
         };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(last_errno())
-        }
+        outcome(result)
     }
 
-    fn last_errno() -> Errno {
-        Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+    /// `KEXEC_FILE_UNLOAD`
+    const UNLOAD: usize = 1;
+
+    pub(super) fn kexec_file_unload() -> Result<(), Errno> {
+        // SAFETY: with this flag the kernel looks at none of the other arguments.
+        let result =
+            unsafe { libc::syscall(libc::SYS_kexec_file_load, -1, -1, 0usize, 0usize, UNLOAD) };
+        outcome(result)
+    }
+
+    fn outcome(result: libc::c_long) -> Result<(), Errno> {
+        if result == 0 {
+            return Ok(());
+        }
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parameters_come_before_the_arguments_of_init() {
+        assert_eq!(with_parameters("a  b", " c d"), "a b c d");
+        assert_eq!(with_parameters("a -- b", "c"), "a c -- b");
+        assert_eq!(with_parameters("", "c"), "c");
+    }
 
     #[test]
     fn a_command_line_that_does_not_fit_is_refused_here() {

@@ -180,6 +180,12 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         (&["bench", "--pages", "2M"], "4k, thp and hugetlb"),
         (&["bench", "--transport", "pigeon"], "exec"),
         (&["bench", "--runs", "0"], "--runs"),
+        (
+            &["bench", "--transport", "exec,kexec"],
+            "it is measured alone",
+        ),
+        (&["bench", "--yes"], "--transport kexec"),
+        (&["bench", "--continue", "--yes"], "--continue"),
         (&["fly"], "Usage"),
     ] {
         let message = failure(arguments, 2);
@@ -196,6 +202,29 @@ fn what_cannot_be_written_is_said_before_the_work() {
     );
     let message = failure(&["bench", "--image-dir", "/nonexistent"], 1);
     assert!(message.contains("--image-dir"), "{message}");
+}
+
+#[test]
+fn a_machine_that_cannot_jump_says_why_and_one_that_did_not_has_nothing_to_continue() {
+    let figures = tempfile::tempdir().unwrap().path().join("out.json");
+    let arguments = ["bench", "--transport", "kexec", "--kernel", "/nonexistent"];
+    let output = luo(&arguments)
+        .args(["--json", figures.to_str().unwrap()])
+        .assert()
+        .code(1)
+        .get_output()
+        .clone();
+    assert!(!output.stderr.is_empty());
+    assert!(!figures.exists());
+    let unit = luo(&["bench", "--print-unit"]).assert().success();
+    let unit = String::from_utf8(unit.get_output().stdout.clone()).unwrap();
+    assert!(unit.contains("/luo bench --continue\n"), "{unit}");
+    if !Path::new("/dev/liveupdate").exists() {
+        luo(&["bench", "--continue"])
+            .assert()
+            .success()
+            .stdout("There is nothing to continue: this kernel has no /dev/liveupdate.\n");
+    }
 }
 
 #[test]

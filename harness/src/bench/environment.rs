@@ -71,9 +71,10 @@ fn hypervisor() -> String {
 }
 
 /// The name of a file system's magic number, `include/uapi/linux/magic.h`.
-fn file_system(directory: &Path) -> String {
+pub(super) fn file_system(directory: &Path) -> String {
     match statfs(directory).map(|statfs| statfs.f_type) {
         Ok(0x0102_1994) => "tmpfs".to_owned(),
+        Ok(0x8584_58f6) => "ramfs".to_owned(),
         Ok(0xef53) => "ext4".to_owned(),
         Ok(0x5846_5342) => "xfs".to_owned(),
         Ok(0x9123_683e) => "btrfs".to_owned(),

@@ -3,14 +3,27 @@
 //!
 //! - this module: what to measure, and the rounds of it
 //! - [`run`]: one live update, on both sides of the jump
-//! - [`report`]: what comes out, for programs and for people; `html`: the same as pictures
+//! - [`report`]: what comes out, for programs and for people; `html`: the same as pictures; `comparison`: ours against a peer
 //! - [`environment`]: where it was measured; [`options`]: what may be asked for
+//!
+//! Over real kexecs, which end all that runs:
+//!
+//! - `journey`: from kernel to kernel, both sides of each jump; [`series`]: what is measured on the way
+//! - [`machine`]: the journey of a real machine; that of a virtual one is a part of [`lab`](crate::lab)
+//! - `clock`: goes on through the jump; `memory`: how much is free; `counters`: what the kernel module says
 
+mod clock;
+pub(crate) mod comparison;
+pub(crate) mod counters;
 pub mod environment;
 mod html;
+pub(crate) mod journey;
+pub mod machine;
+pub(crate) mod memory;
 pub mod options;
 pub mod report;
 pub mod run;
+pub mod series;
 
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -37,7 +50,7 @@ pub enum Transport {
     Exec,
     /// Contents go to a directory, and a process that inherits nothing reads them
     Image,
-    /// The kernel keeps them while it jumps into the next one: measured by `luo lab bench`
+    /// The kernel keeps them while this machine jumps into the next one, which ends all that runs; for root, measured alone
     Kexec,
 }
 
@@ -106,17 +119,12 @@ impl Case {
     fn obstacle(&self) -> Option<String> {
         // An image and what is made from it are there beside the memfds themselves.
         let copies = match self.transport {
-            Transport::Exec => 1,
+            Transport::Exec | Transport::Kexec => 1,
             Transport::Image => 3,
-            Transport::Kexec => {
-                let reason = crate::kexec::obstacle().unwrap_or_else(|| {
-                    "a jump into the next kernel ends everything that runs here".to_owned()
-                });
-                return Some(format!(
-                    "{reason}; `luo lab bench` measures kexec in a virtual machine"
-                ));
-            }
         };
+        if self.transport == Transport::Kexec && self.pages == Pages::Hugetlb {
+            return Some("the kernel keeps no memfds of hugetlb pages".to_owned());
+        }
         let needed = self.data_bytes().saturating_mul(copies);
         let available = meminfo("MemAvailable:")?;
         (needed > available).then(|| {
@@ -310,12 +318,7 @@ impl Progress {
 
     fn end(&self, round: u32, case: &Case, outcome: &Outcome) {
         if self.plain {
-            let total = report::duration(outcome.phases.total());
-            let verdict = match &outcome.mismatch {
-                None => "verified".to_owned(),
-                Some(mismatch) => format!("WRONG: {mismatch}"),
-            };
-            eprintln!("run {round}/{}: {case}: {total}, {verdict}", self.runs);
+            eprintln!("run {round}/{}: {case}: {}", self.runs, outcome.summary());
         }
     }
 }

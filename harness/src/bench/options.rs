@@ -6,16 +6,21 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use bytesize::ByteSize;
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::report::Report;
 use super::{write_html, Plan, Transport};
 use crate::workload::{Fill, Pages};
 
 /// The largest memfd that is measured, in bytes: deciding which of its pages to fill takes seconds.
-const SIZE_MAX: u64 = 16 << 40;
+pub(crate) const SIZE_MAX: u64 = 16 << 40;
+/// The most memfds that cross together.
+pub(crate) const FILES_MAX: u32 = 100_000;
+/// The most often that a combination is measured.
+pub(crate) const RUNS_MAX: u32 = 10_000;
 
 /// Every combination of the lists is measured.
 #[derive(Args, Clone, Debug)]
@@ -35,10 +40,10 @@ pub struct Workloads {
     )]
     pub fill: Vec<Fill>,
     /// How many memfds of that size cross together
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(FILES_MAX)))]
     pub files: u32,
     /// How often each combination is measured
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=i64::from(RUNS_MAX)))]
     pub runs: u32,
 }
 
@@ -58,7 +63,7 @@ impl Workloads {
 }
 
 /// Where the figures go.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outputs {
     /// Write the figures as JSON; - is the standard output, which then has no table
     #[arg(long, value_name = "FILE")]
@@ -86,6 +91,28 @@ impl Outputs {
             }
         }
         Ok(())
+    }
+
+    /// The same files, by names that hold for another process as well.
+    ///
+    /// # Errors
+    ///
+    /// The standard output is not another process's.
+    pub(crate) fn absolute(&self) -> Result<Self> {
+        let absolute = |file: &Option<PathBuf>| -> Result<Option<PathBuf>> {
+            let Some(file) = file else {
+                return Ok(None);
+            };
+            ensure!(
+                file != Path::new("-"),
+                "the standard output ends with this kernel; name a file"
+            );
+            Ok(Some(std::path::absolute(file)?))
+        };
+        Ok(Self {
+            json: absolute(&self.json)?,
+            html: absolute(&self.html)?,
+        })
     }
 
     /// Prints the table, writes the files, and says what was not as it should be.
@@ -119,9 +146,11 @@ impl Outputs {
 }
 
 fn print_table(report: &Report) {
+    const WIDTH: u16 = 200;
     let mut table = report.table();
-    if !std::io::stdout().is_terminal() {
-        table.set_width(200);
+    // A serial console is a terminal that does not know how wide it is.
+    if !std::io::stdout().is_terminal() || table.width().unwrap_or(0) < WIDTH / 4 {
+        table.set_width(WIDTH);
     }
     println!("{table}");
     for remark in report.remarks() {

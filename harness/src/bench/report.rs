@@ -15,7 +15,8 @@ use crate::workload::{Fill, Pages};
 pub const SCHEMA: u32 = 1;
 
 const KEXEC_REMARK: &str = "kexec: the kernel freezes the files and jumps in one call, so freeze is a part of the blackout, \
-     which ends when the next kernel's init process has opened /dev/liveupdate. It is measured by the processor's time \
+     which ends when the program that continues in the next kernel has opened /dev/liveupdate: in the lab that is its \
+     init process, elsewhere all that starts before it counts too. It is measured by the processor's time \
      stamp counter, which a kexec leaves running, and checked against the battery clock. Memory taken is what prepare \
      took from the kernel's free pages.";
 

@@ -21,6 +21,7 @@ use rustix::process::{getrlimit, setrlimit, Resource};
 use rustix::time::{clock_gettime, ClockId};
 use serde::{Deserialize, Serialize};
 
+use super::report::duration;
 use super::{Case, Transport};
 use crate::orchestrator::{Arrival, Orchestrator};
 use crate::registry::Registry;
@@ -100,6 +101,17 @@ pub struct Outcome {
     pub reference_write_ns: Option<u64>,
     /// What was not as before, if anything.
     pub mismatch: Option<String>,
+}
+
+impl Outcome {
+    /// In a few words.
+    pub(crate) fn summary(&self) -> String {
+        let total = duration(self.phases.total());
+        match &self.mismatch {
+            None => format!("{total}, verified"),
+            Some(mismatch) => format!("{total}, WRONG: {mismatch}"),
+        }
+    }
 }
 
 /// What crosses under [`STATE`].

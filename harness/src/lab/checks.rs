@@ -220,7 +220,7 @@ const BAD: &str = "bad";
 const SOUND_MEMFD: Workload = memfd(4 << 20, Fill::Sparse(3000), 1);
 /// Fills all that [`SOUND_MEMFD`] fills, and more.
 const SOUND_LATER: Workload = memfd(4 << 20, Fill::Sparse(6000), 1);
-const BAD_MEMFD: Workload = memfd(1 << 20, Fill::Sparse(0), 2);
+pub(super) const BAD_MEMFD: Workload = memfd(1 << 20, Fill::Sparse(0), 2);
 
 /// Memory goes bad between prepare and the jump: the jump is refused, what was frozen is not any more, all runs on, and
 /// without the bad memory the next jump succeeds.
@@ -242,7 +242,7 @@ pub(super) fn survive_a_failing_freeze(kept: &mut Kept) -> Result<()> {
 }
 
 /// Writes to a hole, and has the kernel believe that the memory behind it is broken.
-fn spoil(file: &File) -> Result<()> {
+pub(super) fn spoil(file: &File) -> Result<()> {
     let page = rustix::param::page_size();
     let mut mapping = crate::sys::map_own(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
     mapping[0] = 1;

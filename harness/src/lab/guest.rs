@@ -14,23 +14,26 @@ use rustix::fs::MemfdFlags;
 use rustix::mount::{mount, MountFlags};
 use rustix::system::{reboot, RebootCommand};
 
-use super::bench::Series;
 use super::cases;
 use super::checks::Kept;
 use super::counters::{Counters, Share};
 use super::initramfs::{compose, BASE_IN_GUEST, KERNEL_IN_GUEST};
 use super::job::{next_stage, Event, Job};
-use super::measure;
+use super::kmemleak;
 use super::qemu::SHARE_TAG;
 use super::tests::{self, Action, Stage};
 use crate::bench::environment::Environment;
+use crate::bench::journey::Journey;
+use crate::bench::series::Series;
 use crate::kexec;
 
 const CONSOLE_PORT: &str = "/dev/ttyS0";
 /// Of their own, so that the kernel's messages do not get between the lines.
 const EVENT_PORT: &str = "/dev/ttyS1";
 const OUTPUT_PORT: &str = "/dev/ttyS2";
-const BUSYBOX: &str = "/bin/busybox";
+/// On the host: it has to outlast a kernel.
+const NOTE: &str = "/results/journey.json";
+pub(super) const BUSYBOX: &str = "/bin/busybox";
 
 /// A file system of the guest. One that is not `needed` may be missing from an integrator's kernel.
 struct Mount {
@@ -173,7 +176,7 @@ fn work(reporter: &mut Reporter) -> Result<()> {
             reporter.report(&Event::Exit { code })
         }
         Job::Test { name, stage } => run_stage(reporter, &command_line, &name, stage),
-        Job::Bench { series, stage } => measure_side(reporter, &command_line, &series, stage),
+        Job::Bench { series, stage } => measure(reporter, &command_line, series, stage),
     }
 }
 
@@ -208,7 +211,7 @@ fn run_command(command: &[String]) -> Result<u8> {
     Ok(code)
 }
 
-fn install_shell_commands() -> Result<()> {
+pub(super) fn install_shell_commands() -> Result<()> {
     let status = Command::new(BUSYBOX)
         .args(["--install", "-s", "/bin"])
         .status();
@@ -227,7 +230,7 @@ fn open_port(path: &str) -> Result<File> {
         .with_context(|| format!("opening {path}"))
 }
 
-fn program<S: AsRef<OsStr>>(name: impl AsRef<OsStr>, arguments: &[S]) -> Command {
+pub(super) fn program<S: AsRef<OsStr>>(name: impl AsRef<OsStr>, arguments: &[S]) -> Command {
     let mut command = Command::new(name);
     command
         .args(arguments)
@@ -268,12 +271,23 @@ fn run_stage(reporter: &mut Reporter, command_line: &str, name: &str, number: us
         ))?;
     }
     let started = Instant::now();
+    if let Action::Jump(jump) = stage.action {
+        // Nobody comes back to report.
+        reporter.report(&Event::Passed {
+            stage: number,
+            seconds: 0.0,
+            ours: Share::default(),
+        })?;
+        jump(command_line)?;
+    }
     let mut kept = Kept::default();
     act(stage, &mut kept, reporter).with_context(|| format!("stage {number}"))?;
+    let seconds = started.elapsed().as_secs_f64();
+    kmemleak::check().with_context(|| format!("stage {number}"))?;
     let ours = check_share(stage.ours).with_context(|| format!("stage {number}"))?;
     reporter.report(&Event::Passed {
         stage: number,
-        seconds: started.elapsed().as_secs_f64(),
+        seconds,
         ours,
     })?;
     if next.is_some() {
@@ -286,40 +300,27 @@ fn run_stage(reporter: &mut Reporter, command_line: &str, name: &str, number: us
     Ok(())
 }
 
-/// Does one side of a measured live update, and if there is more to do, jumps to it.
-fn measure_side(
+/// Begins a series of live updates, or goes on with it.
+fn measure(
     reporter: &mut Reporter,
     command_line: &str,
-    series: &Series,
+    series: Series,
     stage: usize,
 ) -> Result<()> {
-    let step = series
-        .step(stage)
-        .with_context(|| format!("there is no stage {stage}"))?;
-    let has_next = series.step(stage + 1).is_some();
-    let load = || {
-        let (leaving, entering) = (series.parameters(stage), series.parameters(stage + 1));
-        load_next(&next_stage(command_line, stage + 1, leaving, entering))
-    };
-    if stage % 2 == 1 {
-        if stage == 1 {
+    let journey = match stage {
+        1 => {
             let environment = Box::new(Environment::of_this_machine(Path::new("/")));
             reporter.report(&Event::Environment { environment })?;
+            let next = next_stage(command_line, 2, "", "");
+            Journey::new(series, &next, NOTE.into(), ())
         }
-        load()?;
-        return measure::depart(&step);
+        _ => Journey::arrived()?.context("nothing came from the previous kernel")?,
+    };
+    if let Some((_, outcome)) = journey.news() {
+        let outcome = Box::new(outcome.clone());
+        reporter.report(&Event::Measured { outcome })?;
     }
-    let outcome = Box::new(measure::arrive(&step)?);
-    reporter.report(&Event::Measured { outcome })?;
-    if has_next {
-        load()?;
-        bail!(
-            "the jump to stage {} was refused: {}",
-            stage + 1,
-            kexec::jump()
-        );
-    }
-    Ok(())
+    journey.go_on(|(), command_line| load_next(command_line))
 }
 
 /// What our handlers did in this kernel, if it is enough: that a file crossed does not say who took it.
@@ -347,6 +348,7 @@ fn act(stage: &Stage, kept: &mut Kept, reporter: &mut Reporter) -> Result<()> {
         Action::Depart(cases) => cases::depart(cases, kept, &mut tell),
         Action::Arrive(cases) => cases::arrive(cases, &mut tell),
         Action::Check(check) => check(kept),
+        Action::Jump(_) => bail!("it did not jump"),
         Action::Program(command) => {
             let (name, arguments) = command.split_first().context("the stage has no command")?;
             match exit_code(&mut program(name, arguments))? {
@@ -357,16 +359,17 @@ fn act(stage: &Stage, kept: &mut Kept, reporter: &mut Reporter) -> Result<()> {
     }
 }
 
-fn load_next(command_line: &str) -> Result<()> {
+/// Writes the initramfs that this guest was booted with.
+pub(super) fn compose_initramfs(out: &mut File) -> Result<()> {
     let read = |path: &str| fs::read(path).with_context(|| format!("reading {path}"));
+    compose(&read(BASE_IN_GUEST)?, &read(KERNEL_IN_GUEST)?, out)
+}
+
+fn load_next(command_line: &str) -> Result<()> {
     let initramfs = rustix::fs::memfd_create("initramfs", MemfdFlags::CLOEXEC)
         .context("making room for the initramfs")?;
     let mut initramfs = File::from(initramfs);
-    compose(
-        &read(BASE_IN_GUEST)?,
-        &read(KERNEL_IN_GUEST)?,
-        &mut initramfs,
-    )?;
+    compose_initramfs(&mut initramfs)?;
     let kernel =
         File::open(KERNEL_IN_GUEST).with_context(|| format!("opening {KERNEL_IN_GUEST}"))?;
     kexec::load_files(kernel.as_fd(), initramfs.as_fd(), command_line)

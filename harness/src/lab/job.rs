@@ -6,10 +6,10 @@ use std::fmt::Write as _;
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::bench::Series;
 use super::counters::Share;
 use crate::bench::environment::Environment;
 use crate::bench::run::Outcome;
+use crate::bench::series::Series;
 
 /// What a guest is to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +22,7 @@ pub(super) enum Job {
     Run(Vec<String>),
     /// One stage, counted from 1, of a test of the table.
     Test { name: String, stage: usize },
-    /// One side, counted from 1, of a live update to be measured.
+    /// A series of live updates to be measured: its beginning in the first stage, or what is left of it.
     Bench { series: Series, stage: usize },
 }
 

@@ -44,8 +44,9 @@ impl Profile {
         match self {
             Self::Release => "",
             // KASAN's shadow memory makes KHO ask for scratch memory of a quarter of the machine, in one piece: a kernel
-            // that lies anywhere often leaves none.
-            Self::Debug => "nokaslr",
+            // that lies anywhere often leaves none. An interrupt while the kernel identifies the processor, when it takes
+            // five levels of page tables for four, makes KASAN report memory that is fine.
+            Self::Debug => "nokaslr no5lvl",
         }
     }
 

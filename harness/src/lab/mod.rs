@@ -19,9 +19,8 @@
 //! ```
 //!
 //! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks`, `cases`,
-//! `devices` and `ports` are our own tests, `vfio` their client of devices and `pci` what can become of one, `measure`
-//! one side of a measured live update by a `clock` that crosses with it, `counters` what the kernel module says of its
-//! handlers, `memory` how much of it is free.
+//! `devices` and `ports` are our own tests, `vfio` their client of devices and `pci` what can become of one, `commands`
+//! those of `luo` as one uses it; `kmemleak` asks a kernel that checks itself what it lost.
 
 mod accel;
 mod apt;
@@ -29,17 +28,15 @@ mod bench;
 mod cache;
 mod cases;
 mod checks;
-mod clock;
+mod commands;
 mod config;
-mod counters;
 mod devices;
 mod guest;
 mod host;
 mod initramfs;
 mod job;
 mod kernel;
-mod measure;
-mod memory;
+mod kmemleak;
 mod pci;
 mod ports;
 mod qemu;
@@ -60,6 +57,8 @@ use bench::LabBenchOptions;
 use cache::Cache;
 use kernel::Profile;
 use qemu::Machine;
+
+use crate::bench::{counters, memory};
 
 /// What `luo lab` can do.
 #[derive(Debug, Subcommand)]

@@ -5,6 +5,7 @@ use anyhow::{bail, Result};
 
 use super::cases::{self, Case};
 use super::checks::{self, Kept};
+use super::commands;
 use super::counters::Share;
 use super::devices;
 use super::qemu::Machine;
@@ -60,6 +61,8 @@ pub(super) enum Action {
     Program(&'static [&'static str]),
     /// A function of ours, in the init process; what it puts into [`Kept`] stays open over the jump.
     Check(fn(&mut Kept) -> Result<()>),
+    /// A function of ours that jumps by itself, and returns only if it does not. It is given the kernel's command line.
+    Jump(fn(&str) -> Result<()>),
     /// The first halves of many cases, each with a session of its own: one jump for all of them.
     Depart(&'static [Case]),
     /// Their second halves.
@@ -231,6 +234,28 @@ pub(super) static TESTS: &[Test] = &[
             },
         ],
         says: &["vfio: it is switched off by luo_handlers.disable"],
+        seconds: 90,
+    },
+    Test {
+        name: "bench_kexec",
+        about: "luo bench jumps from kernel to kernel by itself and reports in the last one",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(commands::begin_bench), 0, 0),
+            check(commands::continue_bench, 0, 2),
+        ],
+        says: &[],
+        seconds: 400,
+    },
+    Test {
+        name: "session_shell",
+        about: "luo session from a shell: a file crosses, another is given up",
+        machine: Machine::Plain,
+        stages: &[
+            check(commands::hold_sessions, 2, 0),
+            check(commands::take_sessions, 0, 1),
+        ],
+        says: &[],
         seconds: 90,
     },
 ];

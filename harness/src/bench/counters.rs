@@ -10,10 +10,26 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 const DIRECTORY: &str = "/sys/kernel/debug/luo_handlers";
+/// Has entries of the kernel's own wherever debugfs is mounted.
+const DEBUGFS: &str = "/sys/kernel/debug";
+
+/// Why this kernel says nothing of our handlers; none if it does.
+pub(crate) fn obstacle() -> Option<String> {
+    if Path::new(DIRECTORY).exists() {
+        return None;
+    }
+    let mounted = fs::read_dir(DEBUGFS).is_ok_and(|mut entries| entries.next().is_some());
+    Some(match mounted {
+        true => "this kernel is built without our handlers; `luo integrate` puts them in".into(),
+        false => {
+            format!("what our handlers do is told in debugfs: mount -t debugfs debugfs {DEBUGFS}")
+        }
+    })
+}
 
 /// The counters of a handler, or of several together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counters(BTreeMap<String, Phase>);
+pub(crate) struct Counters(BTreeMap<String, Phase>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Phase {
@@ -23,14 +39,14 @@ struct Phase {
 
 /// How many files our handlers took in this kernel, and gave back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Share {
-    pub(super) prepared: u64,
-    pub(super) retrieved: u64,
+pub(crate) struct Share {
+    pub(crate) prepared: u64,
+    pub(crate) retrieved: u64,
 }
 
 impl Counters {
     /// Those of all handlers together; zero if this kernel has none of ours.
-    pub(super) fn read() -> Result<Self> {
+    pub(crate) fn read() -> Result<Self> {
         let mut sum = Self::default();
         let Ok(entries) = fs::read_dir(DIRECTORY) else {
             return Ok(sum);
@@ -61,17 +77,17 @@ impl Counters {
     }
 
     /// Calls of a phase that failed.
-    pub(super) fn errors(&self, phase: &str) -> u64 {
+    pub(crate) fn errors(&self, phase: &str) -> u64 {
         self.phase(phase).errors
     }
 
     /// Calls of a phase that went well.
-    pub(super) fn successes(&self, phase: &str) -> u64 {
+    pub(crate) fn successes(&self, phase: &str) -> u64 {
         let Phase { count, errors } = self.phase(phase);
         count.saturating_sub(errors)
     }
 
-    pub(super) fn share(&self) -> Share {
+    pub(crate) fn share(&self) -> Share {
         Share {
             prepared: self.successes("prepare"),
             retrieved: self.successes("retrieve"),
@@ -80,7 +96,7 @@ impl Counters {
 }
 
 /// Bytes that our handlers keep for the next kernel beside the files' contents.
-pub(super) fn kept_bytes() -> Result<u64> {
+pub(crate) fn kept_bytes() -> Result<u64> {
     let path = Path::new(DIRECTORY).join("kept_bytes");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let bytes = text.trim().parse();
@@ -98,7 +114,7 @@ impl AddAssign for Counters {
 }
 
 #[cfg(test)]
-mod unit_tests {
+mod tests {
     use super::*;
 
     #[test]

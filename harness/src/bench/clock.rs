@@ -2,21 +2,24 @@
 //! A clock that runs on while one kernel ends and the next one begins.
 //!
 //! Each kernel counts its own time from zero. What goes on counting is the processor's time stamp counter, at a rate
-//! that each side can find out by comparing it with its own clock; and the machine's battery clock, from which a kernel
-//! takes the wall clock at boot, in whole seconds: good enough to notice a counter that was set back.
+//! that each side can find out by comparing it with its own clock; and the machine's battery clock, in whole seconds: good
+//! enough to notice a counter that was set back.
 
+use std::fs;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{ensure, Context, Result};
 use rustix::time::{clock_gettime, ClockId};
 use serde::{Deserialize, Serialize};
 
+/// Where the battery clock is read, if the kernel has a driver for it.
+const BATTERY_CLOCK: &str = "/sys/class/rtc/rtc0/since_epoch";
 /// Both kernels take whole seconds from the battery clock.
 const WALL_CLOCK_ERROR: Duration = Duration::from_secs(3);
 
 /// A moment.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Moment {
+pub(crate) struct Moment {
     ticks: u64,
     /// Since the epoch.
     wall: Duration,
@@ -25,18 +28,20 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    pub(super) fn now() -> Result<Self> {
+    /// This one. The battery clock is read before it: that may take milliseconds, which are no part of a blackout that
+    /// begins here.
+    pub(crate) fn now() -> Result<Self> {
+        let wall = wall_clock()?;
         let own = clock_gettime(ClockId::MonotonicRaw);
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(Self {
             ticks: ticks(),
-            wall: wall.context("the wall clock is before 1970")?,
+            wall,
             own_ns: own.tv_sec as u64 * 1_000_000_000 + own.tv_nsec as u64,
         })
     }
 
     /// Ticks in a nanosecond, from this moment to a later one of the same kernel.
-    pub(super) fn rate_until(&self, later: &Self) -> Result<f64> {
+    pub(crate) fn rate_until(&self, later: &Self) -> Result<f64> {
         let (ticks, nanoseconds) = (
             later.ticks.wrapping_sub(self.ticks),
             later.own_ns.saturating_sub(self.own_ns),
@@ -49,7 +54,7 @@ impl Moment {
     }
 
     /// Nanoseconds from this moment to a later one of the next kernel.
-    pub(super) fn nanoseconds_until(&self, later: &Self, rate: f64) -> Result<u64> {
+    pub(crate) fn nanoseconds_until(&self, later: &Self, rate: f64) -> Result<u64> {
         let ticks = later.ticks.checked_sub(self.ticks);
         let ticks = ticks.context("the time stamp counter was set back by the jump")?;
         let elapsed = Duration::from_nanos((ticks as f64 / rate) as u64);
@@ -62,21 +67,34 @@ impl Moment {
     }
 }
 
-/// The time stamp counter; the lab's guests are x86_64.
+/// The battery clock. Without a driver for it, the kernel's wall clock, which was taken from it at boot.
+fn wall_clock() -> Result<Duration> {
+    let battery = fs::read_to_string(BATTERY_CLOCK)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    match battery {
+        Some(seconds) => Ok(Duration::from_secs(seconds)),
+        None => SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .context("the wall clock is before 1970"),
+    }
+}
+
+/// The time stamp counter.
 #[cfg(target_arch = "x86_64")]
 fn ticks() -> u64 {
     // SAFETY: every x86_64 processor has the instruction, and it touches no memory.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
-/// No guest runs here; only the wall clock would go on.
+/// Elsewhere no counter is known to go on through a kexec.
 #[cfg(not(target_arch = "x86_64"))]
 fn ticks() -> u64 {
     0
 }
 
 #[cfg(test)]
-mod unit_tests {
+mod tests {
     use super::*;
 
     fn moment(ticks: u64, seconds: u64) -> Moment {
