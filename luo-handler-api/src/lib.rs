@@ -39,7 +39,7 @@
 //! - [`host`]: the services of a host; `hosted`: how a host with std calls handlers; `kernel`: how the
 //!   one in the kernel does
 //! - `record`, `checksum`, `status`: what the records of handlers have in common
-//! - `testing`: a host in memory, for the tests of handlers
+//! - `testing`: for the tests of handlers, a host in memory and a live update without a jump
 //! - [`mod@compatible`], [`mod@errno`], [`mod@file`], [`mod@token`]: the small types
 //!
 //! The crate is `no_std` and allocates nothing; the feature `std` adds what hosted processes need,

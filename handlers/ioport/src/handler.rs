@@ -72,12 +72,8 @@ impl<B: PortBackend> FileHandler for IoportHandler<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use luo_handler_api::{status, testing::FakeHost};
-    use std::{
-        fs::File,
-        os::fd::{AsFd, OwnedFd},
-        sync::Mutex,
-    };
+    use luo_handler_api::{status, testing::Rehearsal};
+    use std::{fs::File, os::fd::OwnedFd, sync::Mutex};
 
     /// A port device, and what the last file was opened with.
     struct FakePort {
@@ -98,52 +94,43 @@ mod tests {
         }
     }
 
-    fn handler(position: u64, status: u32) -> IoportHandler<FakePort> {
-        IoportHandler(FakePort {
+    fn rehearsal(position: u64, status: u32) -> Rehearsal<IoportHandler<FakePort>> {
+        Rehearsal::with_any_file(IoportHandler(FakePort {
             looks_like: Mutex::new(Record { position, status }),
             opened: Mutex::default(),
-        })
+        }))
     }
 
     #[test]
     fn what_freeze_saw_is_what_is_opened() {
-        let (handler, fake) = (handler(0x70, 2), FakeHost::default());
-        let host = fake.lend();
-        let file = File::open("/dev/null").unwrap();
-        let mut prepared = handler.prepare(file.as_fd().into(), host).unwrap();
+        let update = rehearsal(0x70, 2);
+        let FakePort { looks_like, opened } = &update.handler.0;
+        let mut prepared = update.prepare().unwrap();
         let moved = Record {
             position: 0x71,
             status: status::APPEND,
         };
-        *handler.0.looks_like.lock().unwrap() = moved;
-        let preserved = Preserved {
-            file: file.as_fd().into(),
-            data: prepared.data,
-            private: &mut prepared.private,
-            host,
-        };
-        let data = handler.freeze(preserved).unwrap();
-        handler.retrieve(data, host).unwrap();
-        assert!(fake.is_empty(), "all of it fits the u64");
-        assert_eq!(*handler.0.opened.lock().unwrap(), Some(moved));
+        *looks_like.lock().unwrap() = moved;
+        update.freeze(&mut prepared).unwrap();
+        update.retrieve(prepared.data).unwrap();
+        assert!(update.host.is_empty(), "all of it fits the u64");
+        assert_eq!(*opened.lock().unwrap(), Some(moved));
     }
 
     #[test]
     fn a_position_beyond_the_last_port_is_refused_with_a_reason() {
-        let (handler, fake) = (handler(0x1_0001, 0), FakeHost::default());
-        let file = File::open("/dev/null").unwrap();
-        let refused = handler.prepare(file.as_fd().into(), fake.lend());
-        assert_eq!(refused.unwrap_err(), Errno::EOPNOTSUPP);
-        assert!(fake.reason().contains("0x10001"));
+        let update = rehearsal(0x1_0001, 0);
+        assert_eq!(update.prepare().unwrap_err(), Errno::EOPNOTSUPP);
+        assert!(update.host.reason().contains("0x10001"));
     }
 
     #[test]
     fn a_forged_number_opens_nothing() {
-        let (handler, fake) = (handler(0, 0), FakeHost::default());
+        let update = rehearsal(0, 0);
         for data in [0, 3 << 32 | 1 << 56, u64::MAX] {
-            assert!(handler.retrieve(data, fake.lend()).is_err());
-            assert!(!fake.reason().is_empty());
+            assert!(update.retrieve(data).is_err());
+            assert!(!update.host.reason().is_empty());
         }
-        assert!(handler.0.opened.lock().unwrap().is_none());
+        assert!(update.handler.0.opened.lock().unwrap().is_none());
     }
 }

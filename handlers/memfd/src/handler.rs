@@ -191,75 +191,38 @@ mod tests {
         record::{Contents, RecordHeader, SEAL_GROW, SEAL_SEAL},
         summary::Summary,
     };
-    use luo_handler_api::{crc32c, testing::FakeHost};
+    use luo_handler_api::{crc32c, testing::Rehearsal, Retrieved};
     use proptest::prelude::*;
-    use std::{fs::File, os::fd::AsFd, sync::MutexGuard};
+    use std::{ops::Deref, os::fd::AsFd, sync::MutexGuard};
 
     type Fake = &'static FakeBackend;
 
-    /// A memfd of a fake backend, a host, and the phases by name.
-    struct Bench {
-        backend: Fake,
-        handler: MemfdHandler<Fake>,
-        host: FakeHost,
-        file: File,
+    /// A live update of a memfd of a fake backend.
+    struct Bench(Rehearsal<MemfdHandler<Fake>>);
+
+    impl Deref for Bench {
+        type Target = Rehearsal<MemfdHandler<Fake>>;
+
+        fn deref(&self) -> &Self::Target {
+            &self.0
+        }
     }
 
     impl Bench {
         fn new(contents_in: Contents, runs: Vec<Run>) -> Self {
             let pages = runs.iter().map(|run| run.0 + run.2).max().unwrap_or(0);
             let backend: Fake = Box::leak(Box::new(FakeBackend::new(contents_in, pages, runs)));
-            Self {
-                backend,
-                handler: MemfdHandler(backend),
-                host: FakeHost::default(),
-                file: File::open("/dev/null").unwrap(),
-            }
+            Self(Rehearsal::with_any_file(MemfdHandler(backend)))
         }
 
         fn memfd(&self) -> MutexGuard<'_, FakeFile> {
-            self.backend.file.lock().unwrap()
-        }
-
-        fn prepare(&self) -> Result<Prepared<Private<()>>, Errno> {
-            self.handler
-                .prepare(self.file.as_fd().into(), self.host.lend())
-        }
-
-        fn preserved<'a>(
-            &'a self,
-            file: &'a mut Prepared<Private<()>>,
-        ) -> Preserved<'a, Private<()>> {
-            Preserved {
-                file: self.file.as_fd().into(),
-                data: file.data,
-                private: &mut file.private,
-                host: self.host.lend(),
-            }
-        }
-
-        fn freeze(&self, file: &mut Prepared<Private<()>>) -> Result<(), Errno> {
-            file.data = self.handler.freeze(self.preserved(file))?;
-            Ok(())
-        }
-
-        fn cancel(&self, mut file: Prepared<Private<()>>) {
-            self.handler.cancel(self.preserved(&mut file));
-        }
-
-        fn finish(&self, data: u64, retrieved: Option<FileRef<'_>>) {
-            self.handler.finish(Crossed {
-                data,
-                retrieved: retrieved.into(),
-                host: self.host.lend(),
-            });
+            self.handler.0.file.lock().unwrap()
         }
 
         /// Retrieves, finishes, and tells what was restored.
         fn cross(&self, data: u64) -> (Attributes, Vec<Run>) {
-            let file = self.handler.retrieve(data, self.host.lend()).unwrap();
-            let file = std::os::fd::OwnedFd::from(file);
-            self.finish(data, Some(file.as_fd().into()));
+            let file = self.retrieve(data).unwrap();
+            self.finish(data, Retrieved::File(file.as_fd().into()));
             assert!(self.host.is_empty());
             self.memfd().restored.take().unwrap()
         }
@@ -300,7 +263,7 @@ mod tests {
             bench.assert_nothing_is_kept();
             let mut prepared = bench.prepare().unwrap();
             bench.freeze(&mut prepared).unwrap();
-            bench.handler.unfreeze(bench.preserved(&mut prepared));
+            bench.unfreeze(&mut prepared);
             bench.freeze(&mut prepared).unwrap();
             bench.cancel(prepared);
             bench.assert_nothing_is_kept();
@@ -311,8 +274,8 @@ mod tests {
     fn a_prepare_that_fails_at_any_call_leaves_nothing() {
         for contents_in in BOTH {
             for call in 0.. {
-                let mut bench = Bench::new(contents_in, three_blocks());
-                bench.host = FakeHost::failing_at(call);
+                let bench = Bench::new(contents_in, three_blocks());
+                bench.host.fail_at(call);
                 let prepared = bench.prepare();
                 if !bench.host.has_failed() {
                     // The file, three blocks and the record.
@@ -409,7 +372,7 @@ mod tests {
                     break;
                 }
                 assert_eq!(retrieved.unwrap_err(), Errno::ENOSPC);
-                bench.finish(data, None);
+                bench.finish(data, Retrieved::NotAsked);
                 assert!(bench.host.is_empty());
             }
         }
@@ -420,9 +383,9 @@ mod tests {
         for contents_in in BOTH {
             let bench = Bench::new(contents_in, three_blocks());
             let data = bench.prepare().unwrap().data;
-            bench.finish(data, None);
+            bench.finish(data, Retrieved::NotAsked);
             assert!(bench.host.is_empty());
-            bench.finish(data, None);
+            bench.finish(data, Retrieved::NotAsked);
         }
     }
 
@@ -436,7 +399,7 @@ mod tests {
         bench.host.lend().release_bytes(data);
         let retrieved = bench.handler.retrieve(newer, bench.host.lend());
         assert_eq!(retrieved.unwrap_err(), Errno::EOPNOTSUPP);
-        bench.finish(newer, None);
+        bench.finish(newer, Retrieved::NotAsked);
         assert!(bench.host.is_empty());
     }
 
@@ -497,7 +460,7 @@ mod tests {
             }
             let retrieved = bench.handler.retrieve(data, bench.host.lend());
             prop_assert!(retrieved.is_err() || summary.is_ok());
-            bench.finish(data, None);
+            bench.finish(data, Retrieved::NotAsked);
             prop_assert!(!bench.host.all_bytes().contains_key(&data));
         }
     }

@@ -193,67 +193,28 @@ mod tests {
         imagined::edu,
         record::Kept,
     };
-    use luo_handler_api::{testing::FakeHost, Retrieved};
-    use std::{fs::File, os::fd::AsFd, sync::MutexGuard};
+    use luo_handler_api::{testing::Rehearsal, Retrieved};
+    use std::{ops::Deref, os::fd::AsFd, sync::MutexGuard};
 
-    /// A device of a fake backend, a host, and the phases by name.
-    struct Bench {
-        handler: VfioHandler<FakeBackend>,
-        host: FakeHost,
-        file: File,
+    /// A live update of a device of a fake backend.
+    struct Bench(Rehearsal<VfioHandler<FakeBackend>>);
+
+    impl Deref for Bench {
+        type Target = Rehearsal<VfioHandler<FakeBackend>>;
+
+        fn deref(&self) -> &Self::Target {
+            &self.0
+        }
     }
 
     impl Bench {
         fn new(kept: Kept, compared: Compared) -> Self {
-            Self {
-                handler: VfioHandler(FakeBackend::new(kept, compared)),
-                host: FakeHost::default(),
-                file: File::open("/dev/null").unwrap(),
-            }
+            let backend = FakeBackend::new(kept, compared);
+            Self(Rehearsal::with_any_file(VfioHandler(backend)))
         }
 
         fn device(&self) -> MutexGuard<'_, FakeDevice> {
             self.handler.0.device.lock().unwrap()
-        }
-
-        fn prepare(&self) -> Result<Prepared<Private<()>>, Errno> {
-            self.handler
-                .prepare(self.file.as_fd().into(), self.host.lend())
-        }
-
-        fn preserved<'a>(
-            &'a self,
-            file: &'a mut Prepared<Private<()>>,
-        ) -> Preserved<'a, Private<()>> {
-            Preserved {
-                file: self.file.as_fd().into(),
-                data: file.data,
-                private: &mut file.private,
-                host: self.host.lend(),
-            }
-        }
-
-        fn freeze(&self, file: &mut Prepared<Private<()>>) -> Result<(), Errno> {
-            file.data = self.handler.freeze(self.preserved(file))?;
-            Ok(())
-        }
-
-        fn frozen(&self) -> u64 {
-            let mut file = self.prepare().unwrap();
-            self.freeze(&mut file).unwrap();
-            file.data
-        }
-
-        fn crossed<'a>(&'a self, data: u64, retrieved: Retrieved<'a>) -> Crossed<'a> {
-            Crossed {
-                data,
-                retrieved,
-                host: self.host.lend(),
-            }
-        }
-
-        fn retrieve(&self, data: u64) -> Result<OwnedFile, Errno> {
-            self.handler.retrieve(data, self.host.lend())
         }
 
         fn assert_nothing_is_kept(&self) {
@@ -272,13 +233,11 @@ mod tests {
         for (kept, compared) in BOTH {
             let bench = Bench::new(kept, compared);
             let data = bench.frozen();
-            assert!(!bench
-                .handler
-                .can_finish(bench.crossed(data, Retrieved::NotAsked)));
-            let file = std::os::fd::OwnedFd::from(bench.retrieve(data).unwrap());
+            assert!(!bench.can_finish(data, Retrieved::NotAsked));
+            let file = bench.retrieve(data).unwrap();
             let retrieved = Retrieved::File(file.as_fd().into());
-            assert!(bench.handler.can_finish(bench.crossed(data, retrieved)));
-            bench.handler.finish(bench.crossed(data, retrieved));
+            assert!(bench.can_finish(data, retrieved));
+            bench.finish(data, retrieved);
             assert!(bench.host.is_empty());
             assert_eq!(bench.device().opened, 0);
         }
@@ -289,8 +248,8 @@ mod tests {
         let bench = Bench::new(Kept::File, Compared::Everything);
         let data = bench.frozen();
         let failed = Retrieved::Failed(Errno::ENODEV);
-        assert!(bench.handler.can_finish(bench.crossed(data, failed)));
-        bench.handler.finish(bench.crossed(data, failed));
+        assert!(bench.can_finish(data, failed));
+        bench.finish(data, failed);
         assert!(bench.host.is_empty());
     }
 
@@ -304,10 +263,10 @@ mod tests {
                 if frozen {
                     bench.freeze(&mut file).unwrap();
                     assert!(bench.device().quiet);
-                    bench.handler.unfreeze(bench.preserved(&mut file));
+                    bench.unfreeze(&mut file);
                 }
                 assert!(!bench.device().quiet);
-                bench.handler.cancel(bench.preserved(&mut file));
+                bench.cancel(file);
                 bench.assert_nothing_is_kept();
             }
         }
@@ -327,8 +286,8 @@ mod tests {
         assert_eq!(bench.freeze(&mut file), Err(Errno::ENOSPC));
         assert!(!bench.device().quiet, "it runs on");
         bench.freeze(&mut file).unwrap();
-        bench.handler.unfreeze(bench.preserved(&mut file));
-        bench.handler.cancel(bench.preserved(&mut file));
+        bench.unfreeze(&mut file);
+        bench.cancel(file);
         bench.assert_nothing_is_kept();
     }
 
@@ -364,14 +323,14 @@ mod tests {
         ] {
             let bench = Bench::new(Kept::Anew, Compared::Identity);
             bench.device().kind = kind;
-            assert!(bench.handler.can_preserve(bench.file.as_fd().into()));
+            assert!(bench.handler.can_preserve(bench.file()));
             assert_eq!(bench.prepare().unwrap_err(), errno);
             assert!(bench.host.reason().contains(part), "{kind:?}");
             bench.assert_nothing_is_kept();
         }
         let bench = Bench::new(Kept::Anew, Compared::Identity);
         bench.device().kind = Kind::Other;
-        assert!(!bench.handler.can_preserve(bench.file.as_fd().into()));
+        assert!(!bench.handler.can_preserve(bench.file()));
     }
 
     #[test]
@@ -425,8 +384,7 @@ mod tests {
             .preserve_bytes(&there.host.bytes(data))
             .unwrap();
         assert_eq!(here.retrieve(foreign).unwrap_err(), Errno::EOPNOTSUPP);
-        here.handler
-            .finish(here.crossed(foreign, Retrieved::NotAsked));
+        here.finish(foreign, Retrieved::NotAsked);
         assert!(here.host.is_empty());
     }
 

@@ -147,68 +147,30 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
 mod tests {
     use super::*;
     use crate::imagined::{edu, Imagined};
-    use luo_handler_api::{testing::FakeHost, Crossed, FileHandler, Prepared, Preserved};
-    use std::fs::File;
+    use luo_handler_api::{testing::Rehearsal, FileHandler};
 
-    struct Bench {
-        handler: VfioHandler<UserBackend<Imagined>>,
-        host: FakeHost,
-        file: File,
+    type Bench = Rehearsal<VfioHandler<UserBackend<Imagined>>>;
+
+    fn bench() -> Bench {
+        Rehearsal::with_any_file(VfioHandler(UserBackend(Imagined::new(edu()))))
     }
 
-    impl Bench {
-        fn new() -> Self {
-            Self {
-                handler: VfioHandler(UserBackend(Imagined::new(edu()))),
-                host: FakeHost::default(),
-                file: File::open("/dev/null").unwrap(),
-            }
-        }
-
-        fn device(&self) -> &Imagined {
-            &self.handler.0 .0
-        }
-
-        fn frozen(&self) -> u64 {
-            let Prepared { data, mut private } = self
-                .handler
-                .prepare(self.file.as_fd().into(), self.host.lend())
-                .unwrap();
-            let preserved = Preserved {
-                file: self.file.as_fd().into(),
-                data,
-                private: &mut private,
-                host: self.host.lend(),
-            };
-            self.handler.freeze(preserved).unwrap()
-        }
-
-        fn retrieve(&self, data: u64) -> Result<OwnedFd, Errno> {
-            let retrieved = self.handler.retrieve(data, self.host.lend());
-            retrieved.map(OwnedFd::from)
-        }
-
-        fn finish(&self, data: u64, retrieved: Retrieved<'_>) {
-            self.handler.finish(Crossed {
-                data,
-                retrieved,
-                host: self.host.lend(),
-            });
-            assert!(self.host.is_empty());
-        }
+    fn device(bench: &Bench) -> &Imagined {
+        &bench.handler.0 .0
     }
 
     #[test]
     fn the_file_crosses_as_it_is() {
-        let bench = Bench::new();
+        let bench = bench();
         let data = bench.frozen();
         let file = bench.retrieve(data).unwrap();
         bench.finish(data, Retrieved::File(file.as_fd().into()));
+        assert!(bench.host.is_empty());
     }
 
     #[test]
     fn all_that_the_device_says_is_recorded() {
-        let bench = Bench::new();
+        let bench = bench();
         let record = Record::read(bench.host.lend(), bench.frozen()).unwrap();
         assert_eq!(record.description, edu());
     }
@@ -224,20 +186,21 @@ mod tests {
             (|d| d.address.device = 5, "address"),
         ];
         for (change, field) in changes {
-            let bench = Bench::new();
+            let bench = bench();
             let data = bench.frozen();
-            bench.device().change(change);
+            device(&bench).change(change);
             assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
             assert!(bench.host.reason().contains(field), "{field}");
             bench.finish(data, Retrieved::Failed(Errno::ENODEV));
+            assert!(bench.host.is_empty());
         }
     }
 
     #[test]
     fn a_device_that_went_away_is_an_error() {
-        let bench = Bench::new();
+        let bench = bench();
         let data = bench.frozen();
-        bench.device().take_away();
+        device(&bench).take_away();
         assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
         assert!(bench.host.reason().contains("0000:00:04.0"));
     }
