@@ -78,21 +78,17 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
                 format_args!("{address} is kept already, or on its way out"),
             )
         })?;
-        match self.keep_record(file, handle, host) {
-            Ok(record) => Ok(Prepared {
-                data: record,
-                private: Private {
-                    address,
-                    record,
-                    file: handle,
-                    pin,
-                },
-            }),
-            Err(errno) => {
-                self.0.unpin(file, handle, &mut pin, host);
-                Err(errno)
-            }
-        }
+        let record = self.keep_record(file, handle, host);
+        let record = record.inspect_err(|_| self.0.unpin(file, handle, &mut pin, host))?;
+        Ok(Prepared {
+            data: record,
+            private: Private {
+                address,
+                record,
+                file: handle,
+                pin,
+            },
+        })
     }
 
     /// The device stands still from here on, and is recorded as it is then.
@@ -100,13 +96,9 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
     /// # Errors
     ///
     /// `EINVAL` while interrupts are enabled, where that matters.
-    fn freeze(&self, file: Preserved<'_, Self::Private>) -> Result<u64, Errno> {
-        let Preserved {
-            file,
-            private,
-            host,
-            ..
-        } = file;
+    fn freeze(&self, prepared: Preserved<'_, Self::Private>) -> Result<u64, Errno> {
+        let (file, host) = (prepared.file, prepared.host);
+        let private = prepared.private;
         self.0.quiesce(file, &mut private.pin).map_err(|errno| {
             let address = private.address;
             host.refuse(
@@ -114,17 +106,11 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
                 format_args!("{address} has interrupts enabled: disable them first"),
             )
         })?;
-        match self.keep_record(file, private.file, host) {
-            Ok(record) => {
-                host.release_bytes(private.record);
-                private.record = record;
-                Ok(record)
-            }
-            Err(errno) => {
-                self.0.resume(file, &mut private.pin);
-                Err(errno)
-            }
-        }
+        let record = self.keep_record(file, private.file, host);
+        let record = record.inspect_err(|_| self.0.resume(file, &mut private.pin))?;
+        host.release_bytes(private.record);
+        private.record = record;
+        Ok(record)
     }
 
     fn unfreeze(&self, file: Preserved<'_, Self::Private>) {
@@ -132,14 +118,10 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
     }
 
     fn cancel(&self, file: Preserved<'_, Self::Private>) {
-        let Preserved {
-            file,
-            private,
-            host,
-            ..
-        } = file;
-        host.release_bytes(private.record);
-        self.0.unpin(file, private.file, &mut private.pin, host);
+        let private = file.private;
+        file.host.release_bytes(private.record);
+        self.0
+            .unpin(file.file, private.file, &mut private.pin, file.host);
     }
 
     /// # Errors
@@ -169,17 +151,12 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
     /// Of a record that cannot be read only the record itself is released: what it names might be
     /// anybody's.
     fn finish(&self, file: Crossed<'_>) {
-        let Crossed {
-            data,
-            retrieved,
-            host,
-        } = file;
-        if let Ok(record) = Record::read_any(host, data) {
+        if let Ok(record) = Record::read_any(file.host, file.data) {
             if record.kept == self.0.kept() {
-                self.0.finish(&record, retrieved, host);
+                self.0.finish(&record, file.retrieved, file.host);
             }
         }
-        host.release_bytes(data);
+        file.host.release_bytes(file.data);
     }
 }
 
