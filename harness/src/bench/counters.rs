@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 const DIRECTORY: &str = "/sys/kernel/debug/luo_handlers";
+/// The file among those of the handlers that is none of one.
+const KEPT_BYTES: &str = "kept_bytes";
 /// Has entries of the kernel's own wherever debugfs is mounted.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
@@ -44,19 +46,54 @@ pub(crate) struct Share {
     pub(crate) retrieved: u64,
 }
 
+/// Shares by the names of handlers.
+pub(crate) type Shares = BTreeMap<String, Share>;
+
+/// The shares of the handlers in this kernel; none if it has none of ours.
+pub(crate) fn shares() -> Result<Shares> {
+    let each = each()?.into_iter();
+    Ok(each
+        .map(|(name, counters)| (name, counters.share()))
+        .collect())
+}
+
+/// The counters of each handler, by its name.
+fn each() -> Result<BTreeMap<String, Counters>> {
+    let mut each = BTreeMap::new();
+    let Ok(entries) = fs::read_dir(DIRECTORY) else {
+        return Ok(each);
+    };
+    for entry in entries {
+        let entry = entry.context("listing the handlers' counters")?;
+        let (name, path) = (entry.file_name(), entry.path());
+        if name != KEPT_BYTES {
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            each.insert(name.to_string_lossy().into_owned(), Counters::parse(&text));
+        }
+    }
+    Ok(each)
+}
+
+impl AddAssign for Share {
+    fn add_assign(&mut self, other: Self) {
+        self.prepared += other.prepared;
+        self.retrieved += other.retrieved;
+    }
+}
+
+/// All of them together.
+pub(crate) fn sum(shares: &Shares) -> Share {
+    let mut sum = Share::default();
+    shares.values().for_each(|share| sum += *share);
+    sum
+}
+
 impl Counters {
     /// Those of all handlers together; zero if this kernel has none of ours.
     pub(crate) fn read() -> Result<Self> {
         let mut sum = Self::default();
-        let Ok(entries) = fs::read_dir(DIRECTORY) else {
-            return Ok(sum);
-        };
-        for entry in entries {
-            let path = entry.context("listing the handlers' counters")?.path();
-            let text =
-                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            sum += Self::parse(&text);
-        }
+        each()?.into_values().for_each(|counters| sum += counters);
         Ok(sum)
     }
 
@@ -97,7 +134,7 @@ impl Counters {
 
 /// Bytes that our handlers keep for the next kernel beside the files' contents.
 pub(crate) fn kept_bytes() -> Result<u64> {
-    let path = Path::new(DIRECTORY).join("kept_bytes");
+    let path = Path::new(DIRECTORY).join(KEPT_BYTES);
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let bytes = text.trim().parse();
     bytes.with_context(|| format!("{} says {text:?}", path.display()))

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::counters::Share;
+use super::counters::Shares;
 use crate::bench::environment::Environment;
 use crate::bench::run::Outcome;
 use crate::bench::series::Series;
@@ -160,7 +160,7 @@ pub(super) enum Event {
     Passed {
         stage: usize,
         seconds: f64,
-        ours: Share,
+        ours: Shares,
     },
     /// One half of a case is done, well unless there is a problem.
     Case {

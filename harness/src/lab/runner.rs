@@ -6,10 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{bail, Result};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::Table;
 
 use super::accel::{self, Accel};
 use super::cache::{duration, Cache};
 use super::cases::{Case, HALVES};
+use super::counters::{self, Share, Shares};
 use super::job::{Event, Job};
 use super::qemu::{Guest, Machine, Outcome};
 use super::tests::Test;
@@ -50,6 +53,7 @@ pub(super) fn run_tests(
 ) -> Result<ExitCode> {
     let accel = accel::choose(cache, built)?;
     let (mut passed, mut failed) = (0, 0);
+    let mut crossed = Crossed::default();
     for test in tests {
         let stage = test.stages.first().map_or("", |stage| stage.parameters);
         let mut guest = guest(
@@ -68,6 +72,7 @@ pub(super) fn run_tests(
         guest.timeout = Some(test_timeout(options, test));
         let outcome = guest.run()?;
         let elapsed = duration(outcome.elapsed.as_secs_f64());
+        crossed.add(&outcome);
         for line in lines(test, &outcome, &elapsed) {
             passed += u32::from(line.problem.is_none());
             failed += u32::from(line.problem.is_some());
@@ -78,6 +83,11 @@ pub(super) fn run_tests(
         "lab tests on {} with {}:",
         built.image.display(),
         accel.name()
+    );
+    println!(
+        "what our handlers did in {} kernels, by their own counters; some files are given up or lost on purpose:\n{}",
+        crossed.kernels,
+        crossed.table()
     );
     println!("{passed} passed, {failed} failed");
     Ok(if failed == 0 {
@@ -122,15 +132,45 @@ fn lines(test: &Test, outcome: &Outcome, elapsed: &str) -> Vec<Line> {
     [whole].into_iter().chain(cases).collect()
 }
 
-/// What our handlers did, by their own counters.
-fn ours(outcome: &Outcome) -> String {
-    let (mut prepared, mut retrieved) = (0, 0);
-    for event in &outcome.events {
-        if let Event::Passed { ours, .. } = event {
-            prepared += ours.prepared;
-            retrieved += ours.retrieved;
+/// What our handlers did in tests, by their own counters.
+#[derive(Debug, Default)]
+struct Crossed {
+    kernels: u64,
+    shares: Shares,
+}
+
+impl Crossed {
+    fn add(&mut self, outcome: &Outcome) {
+        for event in &outcome.events {
+            if let Event::Passed { ours, .. } = event {
+                self.kernels += 1;
+                for (name, share) in ours {
+                    *self.shares.entry(name.clone()).or_default() += *share;
+                }
+            }
         }
     }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_preset(UTF8_FULL_CONDENSED);
+        table.set_header(["handler", "files prepared", "files retrieved"]);
+        for (name, share) in &self.shares {
+            let counts = [share.prepared, share.retrieved].map(|count| count.to_string());
+            table.add_row([name].into_iter().chain(&counts));
+        }
+        table
+    }
+}
+
+/// What our handlers did in one test.
+fn ours(outcome: &Outcome) -> String {
+    let mut crossed = Crossed::default();
+    crossed.add(outcome);
+    let Share {
+        prepared,
+        retrieved,
+    } = counters::sum(&crossed.shares);
     format!("our handlers prepared {prepared} and retrieved {retrieved} files")
 }
 
@@ -298,7 +338,6 @@ pub(super) fn guest<'a>(
 #[cfg(test)]
 mod unit_tests {
     use super::*;
-    use crate::lab::counters::Share;
     use crate::lab::tests;
 
     fn outcome(console: &str, events: Vec<Event>, timed_out: bool) -> (tempfile::TempDir, Outcome) {
@@ -321,7 +360,7 @@ mod unit_tests {
             .map(|stage| Event::Passed {
                 stage,
                 seconds: 0.1,
-                ours: Share::default(),
+                ours: Shares::new(),
             })
             .collect();
         let (_directory, outcome) = outcome(console, events, timed_out);
