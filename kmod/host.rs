@@ -40,7 +40,14 @@ fn errno_of(error: kernel::error::Error) -> Errno {
     Errno::new(-error.to_errno()).unwrap_or(Errno::EIO)
 }
 
-/// Bytes that a handle names.
+/// Where a buffer for bytes from `offset` on begins among `len` bytes, if they are as many.
+fn place(len: usize, offset: u64, buffer: &[u8]) -> Result<usize, Errno> {
+    let offset = usize::try_from(offset).map_err(|_| Errno::ERANGE)?;
+    let end = offset.checked_add(buffer.len()).ok_or(Errno::ERANGE)?;
+    (end <= len).then_some(offset).ok_or(Errno::ERANGE)
+}
+
+/// Bytes that are kept in this kernel.
 ///
 /// # Invariants
 ///
@@ -52,41 +59,14 @@ struct Kept {
 }
 
 impl Kept {
-    fn new(start: *mut u8, len: usize) -> Result<Self, Errno> {
+    fn of(handle: u64) -> Result<Self, Errno> {
+        let (pfn, len) = split(handle);
+        // SAFETY: the shim looks whether such bytes are kept there.
+        let start = unsafe { shim::luo_bytes_outgoing(pfn, len) };
         if start.is_null() {
             return Err(Errno::ENOENT);
         }
         Ok(Self { start, len })
-    }
-
-    fn outgoing(handle: u64) -> Result<Self, Errno> {
-        let (pfn, len) = split(handle);
-        // SAFETY: the shim looks whether such bytes are kept there.
-        Self::new(unsafe { shim::luo_bytes_outgoing(pfn, len) }, len)
-    }
-
-    fn incoming(handle: u64) -> Result<Self, Errno> {
-        let (pfn, len) = split(handle);
-        // SAFETY: the shim looks whether the previous kernel preserved so much memory there.
-        Self::new(unsafe { shim::luo_bytes_incoming(pfn, len) }, len)
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-        let offset = usize::try_from(offset).map_err(|_| Errno::ERANGE)?;
-        let end = offset.checked_add(buffer.len()).ok_or(Errno::ERANGE)?;
-        if end > self.len {
-            return Err(Errno::ERANGE);
-        }
-        // SAFETY: the range lies within the bytes, by the check and the type's invariant; the
-        // buffer is the caller's alone.
-        unsafe {
-            core::ptr::copy_nonoverlapping(
-                self.start.add(offset),
-                buffer.as_mut_ptr(),
-                buffer.len(),
-            )
-        };
-        Ok(())
     }
 }
 
@@ -106,15 +86,26 @@ impl HostServices for Outgoing {
     }
 
     fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
-        Kept::outgoing(handle).map(|kept| kept.len as u64)
+        Kept::of(handle).map(|kept| kept.len as u64)
     }
 
     fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-        Kept::outgoing(handle)?.read(offset, buffer)
+        let kept = Kept::of(handle)?;
+        let offset = place(kept.len, offset, buffer)?;
+        // SAFETY: the range lies within the bytes, which are there by the type's invariant; the buffer
+        // is the caller's alone.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                kept.start.add(offset),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+            )
+        };
+        Ok(())
     }
 
     fn release_bytes(&self, handle: u64) {
-        if let Ok(kept) = Kept::outgoing(handle) {
+        if let Ok(kept) = Kept::of(handle) {
             // SAFETY: they are kept, and the handler gives them back.
             unsafe { shim::luo_bytes_unpreserve(kept.start) };
             KEPT_BYTES.fetch_add((kept.len as u64).wrapping_neg(), Relaxed);
@@ -142,18 +133,25 @@ impl HostServices for Incoming {
     }
 
     fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
-        Kept::incoming(handle).map(|kept| kept.len as u64)
+        let (pfn, len) = split(handle);
+        // SAFETY: the shim looks whether the previous kernel preserved so much memory there.
+        let are_there = unsafe { shim::luo_bytes_are_incoming(pfn, len) };
+        are_there.then_some(len as u64).ok_or(Errno::ENOENT)
     }
 
     fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-        Kept::incoming(handle)?.read(offset, buffer)
+        let (pfn, len) = split(handle);
+        let offset = place(len, offset, buffer)?;
+        let (buffer, count) = (buffer.as_mut_ptr(), buffer.len());
+        // SAFETY: as above; the range lies within what was asked for, and the buffer is the caller's
+        // alone.
+        Errno::check(unsafe { shim::luo_bytes_copy(pfn, len, offset, buffer, count) })
     }
 
     fn release_bytes(&self, handle: u64) {
-        if let Ok(kept) = Kept::incoming(handle) {
-            // SAFETY: the previous kernel preserved them and nobody has restored them yet.
-            unsafe { shim::luo_bytes_free(kept.start) };
-        }
+        let (pfn, len) = split(handle);
+        // SAFETY: as above; what nobody preserved or somebody freed is left alone.
+        unsafe { shim::luo_bytes_free(pfn, len) };
     }
 
     fn preserve_file(&self, _: FileRef<'_>) -> Result<u64, Errno> {

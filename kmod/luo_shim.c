@@ -13,6 +13,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/mutex.h>
 #include <linux/string.h>
 #include <asm/sections.h>
 
@@ -192,14 +193,40 @@ void *luo_bytes_outgoing(unsigned long pfn, size_t len)
 	return page_address(page);
 }
 
-/* The same on the other side of the jump. */
-void *luo_bytes_incoming(unsigned long pfn, size_t len)
+/*
+ * What the previous kernel kept is looked at and given back under this: two sessions
+ * that name the same memory may be finished at the same time.
+ */
+DEFINE_MUTEX(luo_incoming);
+
+/* The same on the other side of the jump; the caller holds luo_incoming. */
+static void *bytes_incoming(unsigned long pfn, size_t len)
 {
 	int order = luo_kept_order(pfn);
 
 	if (order < 0 || !len || len > PAGE_SIZE << order)
 		return NULL;
 	return page_address(pfn_to_page(pfn));
+}
+
+/* Page structs, as above. */
+bool luo_bytes_are_incoming(unsigned long pfn, size_t len)
+{
+	guard(mutex)(&luo_incoming);
+	return bytes_incoming(pfn, len);
+}
+
+/* The lock; @offset and @count lie within @len. */
+int luo_bytes_copy(unsigned long pfn, size_t len, size_t offset, void *buffer, size_t count)
+{
+	void *bytes;
+
+	guard(mutex)(&luo_incoming);
+	bytes = bytes_incoming(pfn, len);
+	if (!bytes)
+		return -ENOENT;
+	memcpy(buffer, bytes + offset, count);
+	return 0;
 }
 
 /* set_page_private() is a static inline. */
@@ -209,10 +236,15 @@ void luo_bytes_unpreserve(void *bytes)
 	kho_unpreserve_free(bytes);
 }
 
-/* No binding. */
-void luo_bytes_free(void *bytes)
+/* The lock, and no binding. Does nothing if there are none. */
+void luo_bytes_free(unsigned long pfn, size_t len)
 {
-	kho_restore_free(bytes);
+	void *bytes;
+
+	guard(mutex)(&luo_incoming);
+	bytes = bytes_incoming(pfn, len);
+	if (bytes)
+		kho_restore_free(bytes);
 }
 
 /*

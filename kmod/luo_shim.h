@@ -8,6 +8,7 @@
 #ifndef _LUO_SHIM_H
 #define _LUO_SHIM_H
 
+#include <linux/mutex.h>
 #include <linux/types.h>
 
 struct file;
@@ -23,9 +24,11 @@ int luo_register(const char *compatible, const void *handler);
 /* luo_shim.c: bytes that cross */
 int luo_bytes_preserve(size_t len, void **bytes, unsigned long *pfn);
 void *luo_bytes_outgoing(unsigned long pfn, size_t len);
-void *luo_bytes_incoming(unsigned long pfn, size_t len);
+bool luo_bytes_are_incoming(unsigned long pfn, size_t len);
+int luo_bytes_copy(unsigned long pfn, size_t len, size_t offset, void *buffer, size_t count);
 void luo_bytes_unpreserve(void *bytes);
-void luo_bytes_free(void *bytes);
+void luo_bytes_free(unsigned long pfn, size_t len);
+extern struct mutex luo_incoming;
 int luo_kept_order(unsigned long pfn);
 
 /* luo_shim.c: checksums */
@@ -148,9 +151,9 @@ void *luo_vfio_device(struct file *file, u32 *flags);
 int luo_vfio_pin(void *device);
 void luo_vfio_unpin(void *device);
 void luo_vfio_let_go(void *device);
-int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found);
+int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found, size_t size);
 int luo_vfio_quiesce(void *device, bool *was_master);
-void luo_vfio_resume(void *device);
+void luo_vfio_resume(void *device, bool was_master);
 void *luo_vfio_find(u32 segment, u8 bus, u8 devfn);
 struct file *luo_vfio_open(void *device, u32 flags);
 

@@ -258,8 +258,10 @@ void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order)
 static u64 take_back(u64 pfn, u64 pages, u8 order)
 {
 	bool large = order && IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE);
-	int kept = luo_kept_order(pfn);
+	int kept;
 
+	guard(mutex)(&luo_incoming);
+	kept = luo_kept_order(pfn);
 	if (kept < 0 || 1ULL << kept > pages || (order && kept != order))
 		return 0;
 	if (large ? !kho_restore_folio(PFN_PHYS(pfn)) :

@@ -6,7 +6,6 @@
  */
 #include <linux/anon_inodes.h>
 #include <linux/bitfield.h>
-#include <linux/capability.h>
 #include <linux/file.h>
 #include <linux/major.h>
 #include <linux/miscdevice.h>
@@ -28,10 +27,14 @@ static struct vfio_device_file *device_file(struct file *file)
 	return file->f_op == &vfio_device_fops ? file->private_data : NULL;
 }
 
-/* A driver beside vfio-pci may keep a state of its own in the device. */
+/*
+ * A driver beside vfio-pci may keep a state of its own in the device, and without an
+ * IOMMU there is no character device to go on with.
+ */
 static bool is_vfio_pci(struct vfio_device *device)
 {
-	return dev_is_pci(device->dev) && !strcmp(device->ops->name, "vfio-pci");
+	return dev_is_pci(device->dev) && !strcmp(device->ops->name, "vfio-pci") &&
+	       !vfio_device_is_noiommu(device);
 }
 
 static struct vfio_pci_core_device *core_device(struct vfio_device *device)
@@ -66,11 +69,15 @@ u8 luo_vfio_kind(struct file *file)
 	return df->group ? LUO_VFIO_DEVICE_OF_GROUP : LUO_VFIO_DEVICE;
 }
 
-/* Fields; the file is that of a device. */
+/* Fields; NULL if the file is none of a device of vfio-pci. */
 void *luo_vfio_device(struct file *file, u32 *flags)
 {
+	struct vfio_device_file *df = device_file(file);
+
+	if (!df || !is_vfio_pci(df->device))
+		return NULL;
 	*flags = file->f_flags;
-	return core_device(device_file(file)->device);
+	return core_device(df->device);
 }
 
 /*
@@ -218,13 +225,18 @@ static int describe_header(struct pci_dev *pdev, u8 *header)
 	return get_unaligned_le16(header) == 0xffff ? -ENODEV : 0;
 }
 
-/* Structs without a binding, and inlines of PCI and its power management. */
-int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found)
+/*
+ * Structs without a binding, and inlines of PCI and its power management. @size is
+ * what the other side of the shim takes the description for.
+ */
+int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found, size_t size)
 {
 	struct vfio_pci_core_device *vdev = device;
 	struct pci_dev *pdev = vdev->pdev;
 	int err;
 
+	if (WARN_ON_ONCE(size != sizeof(*found)))
+		return -EINVAL;
 	*found = (struct luo_vfio_description) {
 		.segment = pci_domain_nr(pdev->bus),
 		.bus = pdev->bus->number,
@@ -242,60 +254,81 @@ int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *f
 	return err;
 }
 
-/* The lock of the interrupts, and pci_clear_master(). */
+/* Whoever changes the command register holds the memory lock; the owner may, meanwhile. */
+static bool set_master(struct vfio_pci_core_device *vdev, bool master)
+{
+	struct pci_dev *pdev = vdev->pdev;
+	u16 command;
+
+	down_write(&vdev->memory_lock);
+	pci_read_config_word(pdev, PCI_COMMAND, &command);
+	pci_write_config_word(pdev, PCI_COMMAND,
+			      master ? command | PCI_COMMAND_MASTER :
+				       command & ~PCI_COMMAND_MASTER);
+	up_write(&vdev->memory_lock);
+	return command & PCI_COMMAND_MASTER;
+}
+
+/* Locks of VFIO, and power management: a device that sleeps has no command register. */
 int luo_vfio_quiesce(void *device, bool *was_master)
 {
 	struct vfio_pci_core_device *vdev = device;
-	struct pci_dev *pdev = vdev->pdev;
-	int err = 0;
-	u16 command;
+	int err;
 
+	err = pm_runtime_resume_and_get(&vdev->pdev->dev);
+	if (err)
+		return err;
 	mutex_lock(&vdev->igate);
-	if (vdev->irq_type != VFIO_PCI_NUM_IRQS) {
+	if (vdev->irq_type == VFIO_PCI_NUM_IRQS)
+		*was_master = set_master(vdev, false);
+	else
 		err = -EINVAL;
-	} else {
-		pci_read_config_word(pdev, PCI_COMMAND, &command);
-		*was_master = command & PCI_COMMAND_MASTER;
-		pci_clear_master(pdev);
-	}
 	mutex_unlock(&vdev->igate);
+	if (err)
+		pm_runtime_put(&vdev->pdev->dev);
 	return err;
 }
 
-/* pci_set_master() has no binding. */
-void luo_vfio_resume(void *device)
+/* As above, in reverse. */
+void luo_vfio_resume(void *device, bool was_master)
 {
 	struct vfio_pci_core_device *vdev = device;
 
-	pci_set_master(vdev->pdev);
+	if (was_master)
+		set_master(vdev, true);
+	pm_runtime_put(&vdev->pdev->dev);
 }
 
 static struct vfio_pci_core_device *pin_bound(struct pci_dev *pdev)
 {
-	struct vfio_pci_core_device *vdev = ERR_PTR(-ENODEV);
+	struct vfio_pci_core_device *vdev;
 	int err;
 
-	/* Whoever binds or unbinds a driver holds this lock. */
-	device_lock(&pdev->dev);
-	if (pdev->dev.driver && !strcmp(pdev->dev.driver->name, "vfio-pci")) {
-		vdev = dev_get_drvdata(&pdev->dev);
-		err = luo_vfio_pin(vdev);
-		if (err)
-			vdev = ERR_PTR(err);
-	}
-	device_unlock(&pdev->dev);
-	return vdev;
+	if (!pdev->dev.driver || strcmp(pdev->dev.driver->name, "vfio-pci"))
+		return ERR_PTR(-ENODEV);
+	vdev = dev_get_drvdata(&pdev->dev);
+	if (pdev->is_virtfn || !is_vfio_pci(&vdev->vdev))
+		return ERR_PTR(-EOPNOTSUPP);
+	err = luo_vfio_pin(vdev);
+	return err ? ERR_PTR(err) : vdev;
 }
 
-/* Inlines of PCI. Answers with a pin; -ENOENT if there is no device, -ENODEV if it is not bound. */
+/*
+ * Inlines of PCI. Answers with a pin; -ENOENT if there is no device, -ENODEV if it is
+ * not bound, -EOPNOTSUPP if it cannot be kept, -EBUSY if it is kept already and -EAGAIN
+ * while somebody binds or unbinds it: whoever unbinds may wait for us.
+ */
 void *luo_vfio_find(u32 segment, u8 bus, u8 devfn)
 {
 	struct pci_dev *pdev = pci_get_domain_bus_and_slot(segment, bus, devfn);
-	struct vfio_pci_core_device *vdev;
+	struct vfio_pci_core_device *vdev = ERR_PTR(-EAGAIN);
 
 	if (!pdev)
 		return ERR_PTR(-ENOENT);
-	vdev = pin_bound(pdev);
+	if (device_trylock(&pdev->dev)) {
+		vdev = pin_bound(pdev);
+		device_unlock(&pdev->dev);
+	}
 	pci_dev_put(pdev);
 	return vdev;
 }
@@ -310,8 +343,9 @@ struct file *luo_vfio_open(void *device, u32 flags)
 	struct vfio_device_file *df;
 	struct file *file;
 
-	if (vfio_device_is_noiommu(&vdev->vdev) && !capable(CAP_SYS_RAWIO))
-		return ERR_PTR(-EPERM);
+	/* open() refuses this to every file without direct I/O. */
+	if (flags & O_DIRECT)
+		return ERR_PTR(-EINVAL);
 	df = vfio_allocate_device_file(&vdev->vdev);
 	if (IS_ERR(df))
 		return ERR_CAST(df);

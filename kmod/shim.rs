@@ -10,7 +10,14 @@ extern "C" {
 
     pub(crate) fn luo_bytes_preserve(len: usize, bytes: *mut *mut u8, pfn: *mut usize) -> i32;
     pub(crate) fn luo_bytes_outgoing(pfn: usize, len: usize) -> *mut u8;
-    pub(crate) fn luo_bytes_incoming(pfn: usize, len: usize) -> *mut u8;
+    pub(crate) fn luo_bytes_are_incoming(pfn: usize, len: usize) -> bool;
+    pub(crate) fn luo_bytes_copy(
+        pfn: usize,
+        len: usize,
+        offset: usize,
+        buffer: *mut u8,
+        count: usize,
+    ) -> i32;
     pub(crate) fn luo_bytes_unpreserve(bytes: *mut u8);
-    pub(crate) fn luo_bytes_free(bytes: *mut u8);
+    pub(crate) fn luo_bytes_free(pfn: usize, len: usize);
 }

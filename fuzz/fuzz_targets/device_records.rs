@@ -17,7 +17,7 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use luo_handler_api::{record, testing::FakeHost, Crossed, FileHandler, Host, Retrieved};
+use luo_handler_api::{record, testing::FakeHost, Crossed, Errno, FileHandler, Host, Retrieved};
 use luo_handler_vfio::{
     description::Compared,
     imagined::{edu, Imagined},
@@ -85,7 +85,7 @@ fuzz_target!(|input: &[u8]| {
     let file = retrieve(host.lend(), data);
     let retrieved = match &file {
         Some(file) => Retrieved::File(file.as_fd().into()),
-        None => Retrieved::NotAsked,
+        None => Retrieved::Failed(Errno::ENODEV),
     };
     handler().finish(Crossed {
         data,

@@ -155,6 +155,7 @@ impl HostServices for FakeHost {
     fn release_file(&self, handle: u64) {
         self.0.lock().unwrap().files.remove(&handle);
     }
+
     fn explain(&self, reason: &str) {
         self.0.lock().unwrap().reason = String::from(reason);
     }

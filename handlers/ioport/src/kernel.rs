@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The hands of the handler in the kernel.
 
-use core::ffi::c_void;
-
 use luo_handler_api::{register_handler, status, Errno, FileRef, OwnedFile};
 
 use crate::{backend::PortBackend, handler::IoportHandler, record::Record};
@@ -16,23 +14,16 @@ register_handler!(
 #[derive(Clone, Copy, Debug)]
 pub struct KernelBackend;
 
-// The functions of `luo_shim_ioport.c`; see `luo_shim.h`.
-extern "C" {
-    fn luo_port_is_known(file: *mut c_void) -> bool;
-    fn luo_port_look(file: *mut c_void, flags: *mut u32) -> u64;
-    fn luo_port_open(flags: u32, position: u64) -> *mut c_void;
-}
-
 impl PortBackend for KernelBackend {
     fn is_port(&self, file: FileRef<'_>) -> bool {
         // SAFETY: the file is open.
-        unsafe { luo_port_is_known(file.as_ptr()) }
+        unsafe { shim::luo_port_is_known(file.as_ptr()) }
     }
 
     fn look(&self, file: FileRef<'_>) -> Result<Record, Errno> {
         let mut flags = 0;
         // SAFETY: the file is open, and `flags` is ours.
-        let position = unsafe { luo_port_look(file.as_ptr(), &mut flags) };
+        let position = unsafe { shim::luo_port_look(file.as_ptr(), &mut flags) };
         let status = status::from_flags(flags);
         Ok(Record { position, status })
     }
@@ -40,6 +31,17 @@ impl PortBackend for KernelBackend {
     fn open(&self, record: Record) -> Result<OwnedFile, Errno> {
         let flags = status::to_flags(record.status);
         // SAFETY: nobody else has what is returned.
-        unsafe { OwnedFile::from_err_ptr(luo_port_open(flags, record.position)) }
+        unsafe { OwnedFile::from_err_ptr(shim::luo_port_open(flags, record.position)) }
+    }
+}
+
+/// The functions of `luo_shim_ioport.c`; see `luo_shim.h`.
+mod shim {
+    use core::ffi::c_void;
+
+    extern "C" {
+        pub(super) fn luo_port_is_known(file: *mut c_void) -> bool;
+        pub(super) fn luo_port_look(file: *mut c_void, flags: *mut u32) -> u64;
+        pub(super) fn luo_port_open(flags: u32, position: u64) -> *mut c_void;
     }
 }

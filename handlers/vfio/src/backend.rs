@@ -19,7 +19,7 @@ pub enum Kind {
     Group,
     /// A VFIO container.
     Container,
-    /// A VFIO device that is not PCI, or is a mediated one, or has a driver of its own.
+    /// A VFIO device that is not PCI, or a mediated one, or has a driver of its own or no IOMMU.
     Foreign,
     /// A virtual function that cannot be kept here.
     VirtualFunction,
@@ -46,7 +46,7 @@ impl Kind {
             ),
             Self::Foreign => (
                 Errno::EOPNOTSUPP,
-                "only PCI devices that are bound to vfio-pci itself are kept",
+                "only PCI devices behind an IOMMU that are bound to vfio-pci itself are kept",
             ),
             Self::VirtualFunction => (
                 Errno::EOPNOTSUPP,
@@ -103,7 +103,7 @@ pub trait VfioBackend: Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `EINVAL` while interrupts are enabled.
+    /// `EINVAL` while interrupts are enabled; those of the system.
     fn quiesce(&self, file: FileRef<'_>, pin: &mut Self::Pin) -> Result<(), Errno>;
 
     /// Lets it do again what it did before.
@@ -113,7 +113,8 @@ pub trait VfioBackend: Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `ENODEV` if there is none that could be it; `ENOENT` if the host has no such file.
+    /// `ENODEV` if there is none that could be it, `EBUSY` if it is kept already, `ENOENT` if the host
+    /// has no such file. Says why.
     fn find(&self, record: &Record, host: Host<'_>) -> Result<Self::Found, Errno>;
 
     /// What was found, as far as that is known before it is opened.
@@ -127,9 +128,10 @@ pub trait VfioBackend: Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `EBUSY` if the device was retrieved already; those of the system.
+    /// Those of the system.
     fn open(&self, found: Self::Found, record: &Record) -> Result<OwnedFile, Errno>;
 
-    /// Releases what the host keeps of a file that nobody took, and whatever `open` held.
-    fn finish(&self, record: &Record, retrieved: Retrieved<'_>, host: Host<'_>);
+    /// Releases whatever `open` held, and what the host keeps of a file that nobody took. There is no
+    /// record if it cannot be read, any more or at all.
+    fn finish(&self, record: Option<&Record>, retrieved: Retrieved<'_>, host: Host<'_>);
 }

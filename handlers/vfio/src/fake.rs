@@ -104,8 +104,12 @@ impl VfioBackend for FakeBackend {
     }
 
     fn find(&self, record: &Record, host: Host<'_>) -> Result<Self::Found, Errno> {
-        if self.device.lock().unwrap().is_missing {
+        let device = self.device.lock().unwrap();
+        if device.is_missing {
             return Err(Errno::ENODEV);
+        }
+        if device.opened > 0 {
+            return Err(Errno::EBUSY);
         }
         match self.kept {
             Kept::File => host.take_file(record.file).map(Some),
@@ -118,21 +122,17 @@ impl VfioBackend for FakeBackend {
     }
 
     fn open(&self, found: Self::Found, _: &Record) -> Result<OwnedFile, Errno> {
-        let mut device = self.device.lock().unwrap();
-        if device.opened > 0 {
-            return Err(Errno::EBUSY);
-        }
-        device.opened += 1;
+        self.device.lock().unwrap().opened += 1;
         match found {
             Some(file) => Ok(file),
             None => Ok(OwnedFd::from(File::open("/dev/null")?).into()),
         }
     }
 
-    fn finish(&self, record: &Record, retrieved: Retrieved<'_>, host: Host<'_>) {
+    fn finish(&self, record: Option<&Record>, retrieved: Retrieved<'_>, host: Host<'_>) {
         match retrieved.file() {
             Some(_) => self.device.lock().unwrap().opened -= 1,
-            None => host.release_file(record.file),
+            None => host.release_file(record.map_or(0, |record| record.file)),
         }
     }
 }

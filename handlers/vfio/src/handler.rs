@@ -5,7 +5,11 @@ use luo_handler_api::{
     Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
 };
 
-use crate::{backend::VfioBackend, description::Address, record::Record};
+use crate::{
+    backend::VfioBackend,
+    description::{Address, Description},
+    record::Record,
+};
 
 /// Keeps VFIO PCI device files alive across a live update, with the hands of `B`.
 #[derive(Debug)]
@@ -25,10 +29,20 @@ pub struct Private<P> {
 }
 
 impl<B: VfioBackend> VfioHandler<B> {
+    fn describe(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Description, Errno> {
+        self.0.describe(file).map_err(|errno| {
+            let why = match errno {
+                Errno::EOPNOTSUPP => "has more regions or interrupts than a record has room for",
+                _ => "does not say what it is",
+            };
+            host.refuse(errno, format_args!("the device {why}"))
+        })
+    }
+
     /// Has the host keep a record of the device as it is now.
     fn keep_record(&self, file: FileRef<'_>, handle: u64, host: Host<'_>) -> Result<u64, Errno> {
         let record = Record {
-            description: self.0.describe(file)?,
+            description: self.describe(file, host)?,
             kept: self.0.kept(),
             file: handle,
         };
@@ -71,12 +85,14 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         if let Some((errno, reason)) = self.0.kind(file).objection() {
             return Err(host.refuse(errno, format_args!("{reason}")));
         }
-        let address = self.0.describe(file)?.address;
+        let address = self.describe(file, host)?.address;
         let (handle, mut pin) = self.0.pin(file, host).map_err(|errno| {
-            host.refuse(
-                errno,
-                format_args!("{address} is kept already, or on its way out"),
-            )
+            let why = match errno {
+                Errno::EBUSY => "is kept already",
+                Errno::ENODEV => "is on its way out",
+                _ => "cannot be held",
+            };
+            host.refuse(errno, format_args!("{address} {why}"))
         })?;
         let record = self.keep_record(file, handle, host);
         let record = record.inspect_err(|_| self.0.unpin(file, handle, &mut pin, host))?;
@@ -101,10 +117,11 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         let private = prepared.private;
         self.0.quiesce(file, &mut private.pin).map_err(|errno| {
             let address = private.address;
-            host.refuse(
-                errno,
-                format_args!("{address} has interrupts enabled: disable them first"),
-            )
+            let why = match errno {
+                Errno::EINVAL => "has interrupts enabled: disable them first",
+                _ => "cannot be made to stand still",
+            };
+            host.refuse(errno, format_args!("{address} {why}"))
         })?;
         let record = self.keep_record(file, private.file, host);
         let record = record.inspect_err(|_| self.0.resume(file, &mut private.pin))?;
@@ -131,16 +148,19 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let record = self.read_record(data, host)?;
         let found = self.0.find(&record, host)?;
-        let now = self.0.describe_found(&found)?;
         let was = &record.description;
+        let address = was.address;
+        let refuse = |errno, why| host.refuse(errno, format_args!("{address} {why}"));
+        let now = self.0.describe_found(&found);
+        let now = now.map_err(|errno| refuse(errno, "does not say what it is"))?;
         if let Some(difference) = was.difference(&now, self.0.compared()) {
-            let address = was.address;
             return Err(host.refuse(
                 Errno::ENODEV,
                 format_args!("{address} is not the device that was preserved: {difference}"),
             ));
         }
-        self.0.open(found, &record)
+        let opened = self.0.open(found, &record);
+        opened.map_err(|errno| refuse(errno, "cannot be opened"))
     }
 
     /// Not before somebody asked for the device: a set that is finished without it gives it up.
@@ -151,11 +171,9 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
     /// Of a record that cannot be read only the record itself is released: what it names might be
     /// anybody's.
     fn finish(&self, file: Crossed<'_>) {
-        if let Ok(record) = Record::read_any(file.host, file.data) {
-            if record.kept == self.0.kept() {
-                self.0.finish(&record, file.retrieved, file.host);
-            }
-        }
+        let record = Record::read_any(file.host, file.data).ok();
+        let record = record.filter(|record| record.kept == self.0.kept());
+        self.0.finish(record.as_ref(), file.retrieved, file.host);
         file.host.release_bytes(file.data);
     }
 }
@@ -165,7 +183,7 @@ mod tests {
     use super::*;
     use crate::{
         backend::Kind,
-        description::{Compared, Description, Opened},
+        description::{Compared, Opened},
         fake::{FakeBackend, FakeDevice},
         imagined::edu,
         record::Kept,
@@ -348,6 +366,18 @@ mod tests {
         let forged = bench.host.lend().preserve_bytes(&bench.host.bytes(data));
         bench.retrieve(data).unwrap();
         assert_eq!(bench.retrieve(forged.unwrap()).unwrap_err(), Errno::EBUSY);
+    }
+
+    #[test]
+    fn one_record_under_two_tokens_leaves_the_device_free() {
+        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let data = bench.frozen();
+        let file = bench.retrieve(data).unwrap();
+        assert_eq!(bench.retrieve(data).unwrap_err(), Errno::EBUSY);
+        // The one that failed is finished first, and takes the record along.
+        bench.finish(data, Retrieved::Failed(Errno::EBUSY));
+        bench.finish(data, Retrieved::File(file.as_fd().into()));
+        assert_eq!(bench.device().opened, 0);
     }
 
     #[test]

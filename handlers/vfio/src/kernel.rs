@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The hands of the handler in the kernel: devices are found again by segment and BDF, and opened anew.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr::NonNull};
 
 use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile, Retrieved};
 
@@ -21,47 +21,50 @@ register_handler!(
 #[derive(Clone, Copy, Debug)]
 pub struct KernelBackend;
 
-/// A device that cannot be unbound from vfio-pci, and is kept nowhere else.
+/// A device that cannot be unbound from vfio-pci and is kept nowhere else; given back when dropped, and
+/// running as before.
 ///
 /// # Invariants
 ///
-/// `luo_vfio_pin` or `luo_vfio_find` answered with it, and nobody has unpinned it.
+/// `luo_vfio_pin` or `luo_vfio_find` answered with it, and nobody has unpinned it. If `was_master` is
+/// some, `luo_vfio_quiesce` said so and nobody has resumed it.
 #[derive(Debug)]
-pub struct Pin {
-    device: *mut c_void,
-    /// Whether it was a bus master before it was quiesced.
-    was_master: bool,
+pub struct Held {
+    device: NonNull<c_void>,
+    was_master: Option<bool>,
 }
 
-// SAFETY: the device is no thread's, and its functions have locks of their own.
-unsafe impl Send for Pin {}
+// SAFETY: the device is no thread's: whatever is done to it is done under the locks of VFIO.
+unsafe impl Send for Held {}
 
-/// A device behind the jump, pinned; let go if nobody opens it.
-#[derive(Debug)]
-pub struct Found(Pin);
-
-impl Drop for Found {
-    fn drop(&mut self) {
-        // SAFETY: by the invariant it is pinned.
-        unsafe { shim::luo_vfio_unpin(self.0.device) };
+impl Held {
+    fn resume(&mut self) {
+        if let Some(was_master) = self.was_master.take() {
+            // SAFETY: by the invariant it is pinned and quiet.
+            unsafe { shim::luo_vfio_resume(self.device.as_ptr(), was_master) };
+        }
     }
 }
 
-/// The device of a file, and the file's flags.
-///
-/// # Safety
-///
-/// The file is that of a device.
-unsafe fn device(file: FileRef<'_>) -> (*mut c_void, u32) {
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.resume();
+        // SAFETY: by the invariant it is pinned.
+        unsafe { shim::luo_vfio_unpin(self.device.as_ptr()) };
+    }
+}
+
+/// The device of a file, which holds it, and the file's flags.
+fn device_of(file: FileRef<'_>) -> Result<(NonNull<c_void>, u32), Errno> {
     let mut flags = 0;
-    // SAFETY: the file is open and, as the caller says, that of a device.
+    // SAFETY: the file is open, and `flags` is ours.
     let device = unsafe { shim::luo_vfio_device(file.as_ptr(), &mut flags) };
-    (device, flags)
+    Ok((NonNull::new(device).ok_or(Errno::ENODEV)?, flags))
 }
 
 impl VfioBackend for KernelBackend {
-    type Pin = Pin;
-    type Found = Found;
+    type Pin = Option<Held>;
+    type Found = Held;
 
     fn kept(&self) -> Kept {
         Kept::Anew
@@ -89,26 +92,23 @@ impl VfioBackend for KernelBackend {
         None
     }
 
-    fn pin(&self, file: FileRef<'_>, _: Host<'_>) -> Result<(u64, Pin), Errno> {
-        // SAFETY: the policy pins files of devices alone.
-        let (device, _) = unsafe { device(file) };
+    fn pin(&self, file: FileRef<'_>, _: Host<'_>) -> Result<(u64, Option<Held>), Errno> {
+        let (device, _) = device_of(file)?;
         // SAFETY: the file holds the device.
-        Errno::check(unsafe { shim::luo_vfio_pin(device) })?;
-        let was_master = false;
-        Ok((0, Pin { device, was_master }))
+        Errno::check(unsafe { shim::luo_vfio_pin(device.as_ptr()) })?;
+        let was_master = None;
+        Ok((0, Some(Held { device, was_master })))
     }
 
-    fn unpin(&self, _: FileRef<'_>, _: u64, pin: &mut Pin, _: Host<'_>) {
-        // SAFETY: by the invariant it is pinned; the policy does not use the pin again.
-        unsafe { shim::luo_vfio_unpin(pin.device) };
+    fn unpin(&self, _: FileRef<'_>, _: u64, pin: &mut Option<Held>, _: Host<'_>) {
+        *pin = None;
     }
 
     fn describe(&self, file: FileRef<'_>) -> Result<Description, Errno> {
         let Kind::Device(opened) = self.kind(file) else {
             return Err(Errno::ENODEV);
         };
-        // SAFETY: the file is that of a device.
-        let (device, flags) = unsafe { device(file) };
+        let (device, flags) = device_of(file)?;
         // SAFETY: the file holds the device, which is open.
         let description = unsafe { describe(device, true) }?;
         Ok(Description {
@@ -118,55 +118,63 @@ impl VfioBackend for KernelBackend {
         })
     }
 
-    fn quiesce(&self, _: FileRef<'_>, pin: &mut Pin) -> Result<(), Errno> {
-        // SAFETY: by the invariant it is pinned.
-        Errno::check(unsafe { shim::luo_vfio_quiesce(pin.device, &mut pin.was_master) })
+    fn quiesce(&self, _: FileRef<'_>, pin: &mut Option<Held>) -> Result<(), Errno> {
+        let held = pin.as_mut().ok_or(Errno::ENODEV)?;
+        let mut was_master = false;
+        // SAFETY: by the invariant it is pinned, and `was_master` is ours.
+        let quiet = unsafe { shim::luo_vfio_quiesce(held.device.as_ptr(), &mut was_master) };
+        Errno::check(quiet)?;
+        held.was_master = Some(was_master);
+        Ok(())
     }
 
-    fn resume(&self, _: FileRef<'_>, pin: &mut Pin) {
-        if core::mem::take(&mut pin.was_master) {
-            // SAFETY: by the invariant it is pinned.
-            unsafe { shim::luo_vfio_resume(pin.device) };
+    fn resume(&self, _: FileRef<'_>, pin: &mut Option<Held>) {
+        if let Some(held) = pin {
+            held.resume();
         }
     }
 
-    fn find(&self, record: &Record, host: Host<'_>) -> Result<Found, Errno> {
+    fn find(&self, record: &Record, host: Host<'_>) -> Result<Held, Errno> {
         let address = record.description.address;
         let Address { segment, bus, .. } = address;
         // SAFETY: any three numbers may be asked for.
         let device = unsafe { shim::luo_vfio_find(segment, bus, address.devfn()) };
-        let (errno, why) = match Errno::from_pointer(device) {
-            Ok(device) => {
-                return Ok(Found(Pin {
-                    device,
-                    was_master: false,
-                }))
+        let (errno, why) = match Errno::from_pointer(device).map(NonNull::new) {
+            Ok(Some(device)) => {
+                let was_master = None;
+                return Ok(Held { device, was_master });
             }
-            Err(Errno::ENOENT) => (Errno::ENODEV, "there is no such device"),
             Err(Errno::ENODEV) => (Errno::ENODEV, "it is not bound to vfio-pci"),
-            Err(errno) => (errno, "it is kept already"),
+            Err(Errno::EOPNOTSUPP) => (Errno::ENODEV, "it is a virtual function, or has no IOMMU"),
+            Err(Errno::EBUSY) => (Errno::EBUSY, "it is kept already"),
+            Err(Errno::EAGAIN) => (Errno::EBUSY, "it is being bound or unbound"),
+            Ok(None) | Err(Errno::ENOENT) => (Errno::ENODEV, "there is no such device"),
+            Err(errno) => (errno, "it cannot be held"),
         };
         Err(host.refuse(errno, format_args!("{address}: {why}")))
     }
 
-    fn describe_found(&self, found: &Found) -> Result<Description, Errno> {
+    fn describe_found(&self, found: &Held) -> Result<Description, Errno> {
         // SAFETY: by the invariant it is pinned.
-        unsafe { describe(found.0.device, false) }
+        unsafe { describe(found.device, false) }
     }
 
-    fn open(&self, found: Found, record: &Record) -> Result<OwnedFile, Errno> {
+    fn open(&self, found: Held, record: &Record) -> Result<OwnedFile, Errno> {
         let flags = status::to_flags(record.description.status);
         // SAFETY: by the invariant it is pinned; nobody else has what is returned.
-        let file = unsafe { OwnedFile::from_err_ptr(shim::luo_vfio_open(found.0.device, flags)) }?;
+        let file = unsafe { shim::luo_vfio_open(found.device.as_ptr(), flags) };
+        // SAFETY: as above.
+        let file = unsafe { OwnedFile::from_err_ptr(file) }?;
         // The file has taken the registration over, and `finish` ends the rest.
         core::mem::forget(found);
         Ok(file)
     }
 
-    fn finish(&self, _: &Record, retrieved: Retrieved<'_>, _: Host<'_>) {
-        if let Some(file) = retrieved.file() {
-            // SAFETY: the file is one that `open` made, and holds its device.
-            unsafe { shim::luo_vfio_let_go(device(file).0) };
+    fn finish(&self, _: Option<&Record>, retrieved: Retrieved<'_>, _: Host<'_>) {
+        let device = retrieved.file().map(device_of);
+        if let Some(Ok((device, _))) = device {
+            // SAFETY: the file holds its device.
+            unsafe { shim::luo_vfio_let_go(device.as_ptr()) };
         }
     }
 }
@@ -174,10 +182,11 @@ impl VfioBackend for KernelBackend {
 /// # Safety
 ///
 /// Somebody holds the device, and `is_open` says whether it is open.
-unsafe fn describe(device: *mut c_void, is_open: bool) -> Result<Description, Errno> {
+unsafe fn describe(device: NonNull<c_void>, is_open: bool) -> Result<Description, Errno> {
     let mut found = shim::Description::default();
+    let (device, size) = (device.as_ptr(), size_of_val(&found));
     // SAFETY: the caller says so, and `found` is ours.
-    Errno::check(unsafe { shim::luo_vfio_describe(device, is_open, &mut found) })?;
+    Errno::check(unsafe { shim::luo_vfio_describe(device, is_open, &mut found, size) })?;
     let regions = found.region.iter().take(found.regions as usize);
     let irqs = found.irq.iter().take(found.irqs as usize);
     Ok(Description {
@@ -272,9 +281,10 @@ mod shim {
             device: *mut c_void,
             is_open: bool,
             found: *mut Description,
+            size: usize,
         ) -> i32;
         pub(super) fn luo_vfio_quiesce(device: *mut c_void, was_master: *mut bool) -> i32;
-        pub(super) fn luo_vfio_resume(device: *mut c_void);
+        pub(super) fn luo_vfio_resume(device: *mut c_void, was_master: bool);
         pub(super) fn luo_vfio_find(segment: u32, bus: u8, devfn: u8) -> *mut c_void;
         pub(super) fn luo_vfio_open(device: *mut c_void, flags: u32) -> *mut c_void;
     }

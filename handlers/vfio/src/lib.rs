@@ -47,26 +47,34 @@
 //!
 //! - **DMA mappings and I/O page tables.** They belong to the IOMMU, the iommufd or the container,
 //!   and those do not cross: the new kernel sets the IOMMU up from nothing. A device that went on with
-//!   its DMA would meet translations that are gone, and that is why bus mastering is off from freeze
-//!   on and *running DMA* does not cross either.
+//!   its DMA would meet translations that are gone. So bus mastering is switched off at freeze, and
+//!   *running DMA* does not cross either. Whoever owns the device must leave it alone from then on;
+//!   whatever they do, the PCI core switches bus mastering off again when it shuts the device down.
 //! - **The device's own state.** vfio-pci resets a device when its file is first bound. What its
 //!   registers held is lost unless it cannot be reset.
 //! - **Interrupts**, their eventfds among them: they are set up again after the jump, as after an open.
 //! - Mappings of BARs, power state, `VFIO_DEVICE_FEATURE` state, and the link to a KVM.
 //! - Virtual functions: they exist only once the driver of their physical function has made them.
-//!   Mediated devices and drivers of their own beside vfio-pci.
+//!   Mediated devices, drivers of their own beside vfio-pci, and devices without an IOMMU.
 //!
-//! What mainline's pending series keep: *vfio/pci: base live update support* (V. Sharma, D. Matlack)
-//! keeps the same as this handler, for files of the character device alone, and later parts of it
-//! leave the device unreset and its bus mastering on; *PCI: base live update support* keeps bus
-//! numbers and the bindings of preserved devices; *iommu: live update state preservation* (S.
-//! Ghuman and others) keeps the I/O page tables of an iommufd. Once these are in, DMA can go on.
+//! What mainline's pending series keep: *vfio/pci: Base support to preserve a VFIO device file across
+//! Live Update* (D. Matlack, V. Sharma) keeps what this handler keeps, for files of the character device
+//! alone; *PCI: liveupdate* (D. Matlack) keeps bus numbers, and bus mastering during the kexec, of devices
+//! that are preserved; *iommu: live update state preservation* (S. Khawaja) keeps the I/O page tables of
+//! an iommufd. Only all of them together let DMA go on.
+//!
+//! # Asking for a device
+//!
+//! A set is not finished before every device in it was asked for: otherwise one that nobody remembers
+//! would be given up in silence. Whoever retrieves a session therefore has to ask for each. Mainline
+//! closes a session by finishing it: one that is closed without its devices having been asked for
+//! cannot be finished any more, and what it holds is lost until the next boot.
 //!
 //! # Trust
 //!
-//! A record cannot make the new kernel touch a device: nothing in it is ever written to one. All it can
-//! do is to name an address. The device there is opened only if it looks as recorded and an
-//! administrator has given it to vfio-pci; whoever retrieves it then has what opening
+//! Nothing in a record is ever written to a device. All that a record can do is to name an address: the
+//! new kernel then wakes what is there and reads what it is. It is opened only if it looks as recorded
+//! and an administrator has given it to vfio-pci; whoever retrieves it then has what opening
 //! `/dev/vfio/devices/vfioN` gives, and no IOMMU mapping. Two records that name one device get one
 //! file.
 

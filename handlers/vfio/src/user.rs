@@ -7,7 +7,7 @@ use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile,
 
 use crate::{
     backend::{Kind, VfioBackend},
-    description::{Compared, Description, List, Region, HEADER_LENGTH, IRQS_MAX, REGIONS_MAX},
+    description::{Compared, Description, List, Region, HEADER_LENGTH, REGIONS_MAX},
     handler::VfioHandler,
     ioctls::{System, VfioFiles},
     record::{Kept, Record},
@@ -31,7 +31,9 @@ impl<F: VfioFiles> UserBackend<F> {
             return Err(Errno::ENODEV);
         };
         let info = self.0.device_info(file)?;
-        let regions = self.regions(file, info.regions)?;
+        let regions: List<Region, REGIONS_MAX> = collect(info.regions, |index| {
+            if_any(self.0.region_info(file, index))
+        })?;
         let config = regions.get(CONFIG_REGION).ok_or(Errno::EOPNOTSUPP)?;
         let mut header = [0; HEADER_LENGTH];
         self.0.read(file, config.offset, &mut header)?;
@@ -42,32 +44,26 @@ impl<F: VfioFiles> UserBackend<F> {
             flags: info.flags,
             header,
             regions,
-            irqs: collect(info.irqs, IRQS_MAX, |index| self.0.irq_info(file, index))?,
-        })
-    }
-
-    fn regions(
-        &self,
-        file: BorrowedFd<'_>,
-        count: u32,
-    ) -> Result<List<Region, REGIONS_MAX>, Errno> {
-        collect(count, REGIONS_MAX, |index| {
-            match self.0.region_info(file, index) {
-                // A region that this kind of device does not have, VGA's for one.
-                Err(Errno::EINVAL) => Ok(Region::default()),
-                other => other,
-            }
+            irqs: collect(info.irqs, |index| if_any(self.0.irq_info(file, index)))?,
         })
     }
 }
 
-/// `count` answers; `EOPNOTSUPP` if that is more than `most`.
+/// What this kind of device does not have is nothing: a region of VGA for one, or on older kernels the
+/// interrupt index of a PCIe error.
+fn if_any<T: Default>(answer: Result<T, Errno>) -> Result<T, Errno> {
+    match answer {
+        Err(Errno::EINVAL) => Ok(T::default()),
+        other => other,
+    }
+}
+
+/// `count` answers; `EOPNOTSUPP` if that is more than there is room for.
 fn collect<T: Copy + Default, const N: usize>(
     count: u32,
-    most: usize,
     mut ask: impl FnMut(u32) -> Result<T, Errno>,
 ) -> Result<List<T, N>, Errno> {
-    if count as usize > most {
+    if count as usize > N {
         return Err(Errno::EOPNOTSUPP);
     }
     let all = (0..count).map(&mut ask).collect::<Result<Vec<_>, _>>()?;
@@ -118,11 +114,11 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
         let file = OwnedFd::from(host.take_file(record.file)?);
         match self.0.kind(file.as_fd()) {
             Kind::Device(_) => Ok(file),
-            kind => {
+            _ => {
                 let address = record.description.address;
                 Err(host.refuse(
                     Errno::ENODEV,
-                    format_args!("{address}: the file is {kind:?} now, not its device"),
+                    format_args!("{address}: what crossed is not the file of a device any more"),
                 ))
             }
         }
@@ -136,8 +132,8 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
         Ok(found.into())
     }
 
-    fn finish(&self, record: &Record, retrieved: Retrieved<'_>, host: Host<'_>) {
-        if retrieved.file().is_none() {
+    fn finish(&self, record: Option<&Record>, retrieved: Retrieved<'_>, host: Host<'_>) {
+        if let (None, Some(record)) = (retrieved.file(), record) {
             host.release_file(record.file);
         }
     }
@@ -207,9 +203,9 @@ mod tests {
 
     #[test]
     fn more_regions_than_a_record_has_room_for_are_refused() {
-        let many = collect::<Region, REGIONS_MAX>(17, REGIONS_MAX, |_| Ok(Region::default()));
-        assert_eq!(many, Err(Errno::EOPNOTSUPP));
-        assert!(collect::<Region, REGIONS_MAX>(16, REGIONS_MAX, |_| Ok(Region::default())).is_ok());
+        let regions = |count| collect::<Region, REGIONS_MAX>(count, |_| Ok(Region::default()));
+        assert_eq!(regions(17), Err(Errno::EOPNOTSUPP));
+        assert!(regions(16).is_ok());
     }
 
     #[test]
