@@ -36,16 +36,18 @@ const LINKER_SCRIPT: &str = "include/asm-generic/vmlinux.lds.h";
 const LINKER_SCRIPT_LINE: &str = "\tBOUNDED_SECTION_BY(luo_handlers, _luo_handlers)\t\t\t\\";
 /// Where our line goes before: among the tables of pointers in the kernel's data.
 const LINKER_SCRIPT_NEXT: &str = "\tBOUNDED_SECTION_BY(__dyndbg_classes,";
-/// A tree without one of these cannot hold the handlers.
-const NEEDED: [(&str, &str); 5] = [
-    (KCONFIG, "it is no kernel source tree"),
-    (MAKEFILE, "it is no kernel source tree"),
-    (LINKER_SCRIPT, "it is no kernel source tree"),
+/// A tree in which one of these files is missing, or does not have the word, cannot hold the handlers.
+const NEEDED: [(&str, &str, &str); 5] = [
+    (KCONFIG, "endmenu", "it is no kernel source tree"),
+    (MAKEFILE, "", "it is no kernel source tree"),
+    (LINKER_SCRIPT, "", "it is no kernel source tree"),
     (
         "include/linux/liveupdate.h",
-        "its kernel is older than the Live Update Orchestrator; take 6.19 or later, tried with 7.3",
+        "retrieve_status",
+        "its kernel is older than the interface of the Live Update Orchestrator that kmod/ is written for; take 7.3 or \
+         later",
     ),
-    ("rust/kernel/lib.rs", "its kernel has no Rust support"),
+    ("rust/kernel/lib.rs", "", "its kernel has no Rust support"),
 ];
 
 /// What `luo integrate` may be told.
@@ -160,13 +162,17 @@ pub fn remove(kernel: &Path) -> Result<bool> {
 }
 
 fn check_tree(kernel: &Path) -> Result<()> {
-    for (file, reason) in NEEDED {
-        if !kernel.join(file).is_file() {
-            bail!(
-                "{} cannot take the handlers: {reason} ({file} is missing)",
-                kernel.display()
-            );
-        }
+    for (file, word, reason) in NEEDED {
+        let text = fs::read_to_string(kernel.join(file));
+        let lack = match text {
+            Ok(text) if text.contains(word) => continue,
+            Ok(_) => format!("{file} does not say {word}"),
+            Err(error) => format!("{file}: {error}"),
+        };
+        bail!(
+            "{} cannot take the handlers: {reason} ({lack})",
+            kernel.display()
+        );
     }
     Ok(())
 }
@@ -405,8 +411,8 @@ mod tests {
             write(checkout.join(path).join("src/lib.rs"), "// root\n");
             write(checkout.join(path).join("src/record.rs"), "// record\n");
         }
-        for (file, _) in NEEDED {
-            write(kernel.join(file), "");
+        for (file, word, _) in NEEDED {
+            write(kernel.join(file), word);
         }
         write(kernel.join(KCONFIG), KCONFIG_TEXT);
         write(kernel.join(MAKEFILE), MAKEFILE_TEXT);
@@ -485,14 +491,15 @@ mod tests {
     #[test]
     fn an_unsuitable_tree_is_refused_with_the_reason() {
         let (_directory, checkout, kernel) = trees();
-        fs::remove_file(kernel.join("include/linux/liveupdate.h")).unwrap();
-        let error = put(&checkout, &kernel, &Selection::All).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("older than the Live Update Orchestrator"),
-            "{error}"
-        );
+        let header = kernel.join("include/linux/liveupdate.h");
+        let refused = || {
+            let error = put(&checkout, &kernel, &Selection::All).unwrap_err();
+            assert!(error.to_string().contains("take 7.3"), "{error}");
+        };
+        write(header.clone(), "struct liveupdate_file_ops;");
+        refused();
+        fs::remove_file(header).unwrap();
+        refused();
         assert_eq!(read(kernel.join(KCONFIG)), KCONFIG_TEXT);
     }
 }
