@@ -6,15 +6,14 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::Table;
 use rustix::fs::statfs;
 use serde::Serialize;
 
 use crate::bench::machine::{self, KexecOptions};
-use crate::bench::options::{Outputs, Workloads};
+use crate::bench::options::{wrong_usage, Outputs, Workloads};
 use crate::bench::run::{self, ArriveOptions};
 use crate::bench::{self, Transport};
 use crate::inspect;
@@ -50,7 +49,7 @@ enum Cmd {
         #[arg(long)]
         json: bool,
     },
-    /// Take large memfds through live updates and report how long each phase takes
+    /// Take large memfds, or devices and port files, through live updates and report how long each phase takes
     Bench(BenchOptions),
     /// Show what a handover holds: entries, handlers, sizes, bad entries
     Inspect {
@@ -229,6 +228,7 @@ impl BenchOptions {
             print!("{}", machine::unit()?);
             return Ok(ExitCode::SUCCESS);
         }
+        self.workloads.check_peer(self.kexec.compare);
         if self.transport == [Transport::Kexec] {
             let plan = self.workloads.plan(self.transport, "/".into());
             return machine::begin(plan, &self.kexec, &self.outputs);
@@ -250,13 +250,6 @@ impl BenchOptions {
     }
 }
 
-/// Ends the program as clap does.
-fn wrong_usage(message: &str) -> ! {
-    Cli::command()
-        .error(ErrorKind::ArgumentConflict, message)
-        .exit()
-}
-
 fn default_image_directory() -> PathBuf {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
     let memory = Path::new("/dev/shm");
@@ -269,6 +262,7 @@ fn default_image_directory() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -32,7 +32,7 @@
 //!
 //! Measuring it:
 //!
-//! - [`workload`]: large memfds, made and compared
+//! - [`workload`]: large memfds, made and compared; `vfio` and `port`: devices and port files, opened and compared
 //! - [`mod@bench`]: whole updates in processes of their own, and the reports
 //!
 //! Real kernels:
@@ -58,9 +58,11 @@ pub mod liveupdate;
 pub mod orchestrator;
 pub mod outgoing;
 pub mod plugin;
+mod port;
 mod reason;
 pub mod registry;
 pub mod session;
 mod sys;
 pub mod transport;
+mod vfio;
 pub mod workload;

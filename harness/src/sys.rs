@@ -76,20 +76,23 @@ pub(crate) fn adopt_inherited(fd: RawFd) -> Option<OwnedFd> {
 
 /// Whether two descriptors stand for the same open file. Where the kernel does not tell, they might.
 pub(crate) fn is_same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    /// Of `include/uapi/linux/fcntl.h`, since 6.10.
+    const F_DUPFD_QUERY: libc::c_int = 1024 + 3;
+    let (one, other) = (one.as_raw_fd(), other.as_raw_fd());
+    // SAFETY: compares two open descriptors of this process and changes nothing.
+    match unsafe { libc::fcntl(one, F_DUPFD_QUERY, other) } {
+        // An older kernel has a system call for it, if it was built with that and no container forbids it.
+        -1 => compare(one, other) <= 0,
+        same => same == 1,
+    }
+}
+
+/// How `kcmp(2)` orders two open files: 0 if they are one, negative if it cannot tell.
+fn compare(one: RawFd, other: RawFd) -> libc::c_long {
     const KCMP_FILE: libc::c_int = 0;
     let me = std::process::id();
     // SAFETY: kcmp compares two open descriptors of this process and changes nothing.
-    let order = unsafe {
-        libc::syscall(
-            libc::SYS_kcmp,
-            me,
-            me,
-            KCMP_FILE,
-            one.as_raw_fd(),
-            other.as_raw_fd(),
-        )
-    };
-    order <= 0
+    unsafe { libc::syscall(libc::SYS_kcmp, me, me, KCMP_FILE, one, other) }
 }
 
 /// Replaces this process by `command`.

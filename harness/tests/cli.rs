@@ -167,6 +167,57 @@ fn pages_that_the_machine_cannot_give_are_said_and_skipped() {
 }
 
 #[test]
+fn devices_and_ports_that_the_machine_does_not_have_are_said_and_skipped() {
+    // No machine has so many devices to bind.
+    let files = ["--files", "1000", "--runs", "1", "--json", "-"];
+    let output = luo(&["bench", "--handler", "ioport,vfio,memfd", "--size", "4k"])
+        .args(["--fill", "dense"])
+        .args(files)
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let report = json(&output.stdout);
+    let results = report["results"].as_array().unwrap();
+    for row in results {
+        let is_memfd = row["handler"] == "memfd-v1";
+        assert!(is_memfd || row["handler"] == "ioport-v1", "{row}");
+        assert_eq!(row["verified"], true, "{row}");
+        assert_eq!(row["size_bytes"], if is_memfd { 4096 } else { 0 });
+        for field in ["pages", "fill"] {
+            assert_eq!(row[field].is_null(), !is_memfd, "{row}");
+        }
+    }
+    let skipped = report["skipped"].as_array().unwrap();
+    // One case a transport, whatever sizes and fills there are of memfds.
+    assert_eq!(results.len() + skipped.len(), 6);
+    let reason = |handler: &str, transport: &str| {
+        let mut cases = skipped.iter();
+        let case = cases.find(|case| case["handler"] == handler && case["transport"] == transport);
+        case.map(|case| case["reason"].as_str().unwrap())
+    };
+    assert!(reason("vfio", "exec")
+        .unwrap()
+        .contains("needed: 1000; to bind one"));
+    assert!(reason("vfio", "image")
+        .unwrap()
+        .contains("an image holds contents"));
+    if !Path::new("/dev/port").exists() {
+        assert!(reason("ioport", "image")
+            .unwrap()
+            .contains("CONFIG_DEVPORT"));
+    }
+
+    let alone = ["bench", "--handler", "vfio", "--files", "1000"];
+    let message = failure(&alone, 1);
+    assert!(message.contains("needed: 1000; to bind one"), "{message}");
+    assert!(
+        message.contains("nothing of what was asked for"),
+        "{message}"
+    );
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
     for (arguments, advice) in [
         (&["bench", "--size", "many"][..], "64M, 4G or 1.5GiB"),
@@ -185,6 +236,18 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
             "it is measured alone",
         ),
         (&["bench", "--yes"], "--transport kexec"),
+        (&["bench", "--handler", "tape"], "memfd, vfio, ioport"),
+        (
+            &[
+                "lab",
+                "bench",
+                "--handler",
+                "memfd,vfio",
+                "--compare",
+                "mainline-c",
+            ],
+            "--handler memfd",
+        ),
         (&["bench", "--continue", "--yes"], "--continue"),
         (&["fly"], "Usage"),
     ] {

@@ -44,10 +44,8 @@ fn compare(ours: &Row, theirs: &Row) -> String {
         )
     });
     format!(
-        "{} {} {}, ours against {}: {}; memory taken by prepare {} against {}",
-        ByteSize(ours.size_bytes),
-        ours.pages,
-        ours.fill,
+        "{}, ours against {}: {}; memory taken by prepare {} against {}",
+        ours.name(),
         theirs.implementation,
         phases.join("; "),
         ByteSize(ours.extra_memory_bytes),

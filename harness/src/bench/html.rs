@@ -50,7 +50,7 @@ pub fn write(report: &Report) -> Result<String> {
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\">\
          <title>luo bench</title><style>{STYLE}</style></head><body>\
-         <h1>Large memfds across a live update</h1>\
+         <h1>Files across a live update</h1>\
          <p class=\"where\">{} · {} cpus · Linux {} · luo {}</p>",
         escape(&environment.cpu),
         environment.cpus,
@@ -83,32 +83,35 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
+/// Memfds alone are plotted: other files have no size to plot against.
 fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
+    let memfds = report.results.iter().filter(|row| row.kind().is_some());
+    let rows: Vec<&Row> = memfds.collect();
     vec![
         (
             "Phases against size",
             "What each phase of the update costs as the memfd grows. Points are medians, bars reach from \
              the least to the greatest run; both axes are logarithmic.",
-            phases_against_size(report),
+            phases_against_size(&rows),
         ),
         (
             "Dense against sparse",
             "The whole update for the same size, by what is filled: cost should follow the data, not the \
              size.",
-            fills_against_each_other(report),
+            fills_against_each_other(&rows),
         ),
         (
             "Ways against each other",
             "The blackout, in which nobody serves, and the whole update.",
-            ways_against_each_other(report),
+            ways_against_each_other(&rows),
         ),
     ]
 }
 
 /// Values of a field in the order they first appear.
-fn distinct<T: PartialEq>(report: &Report, field: impl Fn(&Row) -> T) -> Vec<T> {
+fn distinct<T: PartialEq>(rows: &[&Row], field: impl Fn(&Row) -> T) -> Vec<T> {
     let mut values = Vec::new();
-    for row in &report.results {
+    for row in rows {
         let value = field(row);
         if !values.contains(&value) {
             values.push(value);
@@ -119,12 +122,12 @@ fn distinct<T: PartialEq>(report: &Report, field: impl Fn(&Row) -> T) -> Vec<T> 
 
 /// Time against size over the rows that `choose` picks.
 fn series(
-    report: &Report,
+    rows: &[&Row],
     name: String,
     choose: impl Fn(&Row) -> bool,
     time: impl Fn(&Row) -> Spread,
 ) -> Series {
-    let rows = report.results.iter().filter(|row| choose(row));
+    let rows = rows.iter().filter(|row| choose(row));
     Series {
         name,
         points: rows.map(|row| (row.size_bytes, time(row))).collect(),
@@ -139,12 +142,12 @@ fn with_points(series: Vec<Series>) -> Vec<Series> {
 }
 
 /// The fill and page kind that plots with one line a phase or a transport show: the first measured.
-fn first_kind(report: &Report) -> Option<(Fill, Pages)> {
-    report.results.first().map(|row| (row.fill, row.pages))
+fn first_kind(rows: &[&Row]) -> Option<(Fill, Pages)> {
+    rows.first()?.kind()
 }
 
-fn phases_against_size(report: &Report) -> Vec<Plot> {
-    let Some((fill, pages)) = first_kind(report) else {
+fn phases_against_size(rows: &[&Row]) -> Vec<Plot> {
+    let Some((fill, pages)) = first_kind(rows) else {
         return Vec::new();
     };
     let plot = |way: String| Plot {
@@ -152,22 +155,22 @@ fn phases_against_size(report: &Report) -> Vec<Plot> {
         series: with_points(
             (0..6)
                 .filter_map(|phase| {
-                    let name = report.results.first()?.phases.in_order()[phase].0;
+                    let name = rows.first()?.phases.in_order()[phase].0;
                     Some(series(
-                        report,
+                        rows,
                         name.to_owned(),
-                        |row| row.way() == way && (row.fill, row.pages) == (fill, pages),
+                        |row| row.way() == way && row.kind() == Some((fill, pages)),
                         |row| row.phases.in_order()[phase].1,
                     ))
                 })
                 .collect(),
         ),
     };
-    distinct(report, Row::way).into_iter().map(plot).collect()
+    distinct(rows, Row::way).into_iter().map(plot).collect()
 }
 
-fn fills_against_each_other(report: &Report) -> Vec<Plot> {
-    let kinds = distinct(report, |row| (row.fill, row.pages));
+fn fills_against_each_other(rows: &[&Row]) -> Vec<Plot> {
+    let kinds = distinct(rows, |row| row.kind());
     if kinds.len() < 2 {
         return Vec::new();
     }
@@ -175,22 +178,23 @@ fn fills_against_each_other(report: &Report) -> Vec<Plot> {
         title: format!("{way}, whole update"),
         series: kinds
             .iter()
+            .flatten()
             .map(|&(fill, pages)| {
                 series(
-                    report,
+                    rows,
                     format!("{fill}, {pages}"),
-                    |row| row.way() == way && (row.fill, row.pages) == (fill, pages),
+                    |row| row.way() == way && row.kind() == Some((fill, pages)),
                     |row| row.phases.total_ns,
                 )
             })
             .collect(),
     };
-    distinct(report, Row::way).into_iter().map(plot).collect()
+    distinct(rows, Row::way).into_iter().map(plot).collect()
 }
 
-fn ways_against_each_other(report: &Report) -> Vec<Plot> {
-    let ways = distinct(report, Row::way);
-    let (Some((fill, pages)), 2..) = (first_kind(report), ways.len()) else {
+fn ways_against_each_other(rows: &[&Row]) -> Vec<Plot> {
+    let ways = distinct(rows, Row::way);
+    let (Some((fill, pages)), 2..) = (first_kind(rows), ways.len()) else {
         return Vec::new();
     };
     let plot = |title: &str, time: fn(&Row) -> Spread| Plot {
@@ -199,9 +203,9 @@ fn ways_against_each_other(report: &Report) -> Vec<Plot> {
             .iter()
             .map(|way| {
                 series(
-                    report,
+                    rows,
                     way.clone(),
-                    |row| row.way() == *way && (row.fill, row.pages) == (fill, pages),
+                    |row| row.way() == *way && row.kind() == Some((fill, pages)),
                     time,
                 )
             })
@@ -292,20 +296,12 @@ fn draw(plot: &Plot) -> Result<String, Box<dyn std::error::Error + '_>> {
 
 fn table(report: &Report) -> Result<String> {
     let mut table = String::from(
-        "<table><thead><tr><th>memfd</th><th>transport</th><th>prepare</th><th>freeze</th>\
+        "<table><thead><tr><th>files</th><th>transport</th><th>prepare</th><th>freeze</th>\
          <th>handover</th><th>blackout</th><th>retrieve</th><th>finish</th><th>total</th><th>GiB/s</th>\
          <th>metadata</th><th>memory taken</th><th>verified</th></tr></thead><tbody>",
     );
     for row in &report.results {
-        write!(
-            table,
-            "<tr><td>{} {} {} ×{}</td><td>{}</td>",
-            ByteSize(row.size_bytes),
-            row.pages,
-            row.fill,
-            row.files,
-            row.way()
-        )?;
+        write!(table, "<tr><td>{}</td><td>{}</td>", row.name(), row.way())?;
         let phases = row.phases.in_order().map(|(_, spread)| spread);
         for spread in phases.into_iter().chain([row.phases.total_ns]) {
             write!(
@@ -322,8 +318,8 @@ fn table(report: &Report) -> Result<String> {
         };
         write!(
             table,
-            "<td>{:.1}</td><td>{}</td><td>{}</td>{verified}</tr>",
-            row.gib_per_second(),
+            "<td>{}</td><td>{}</td><td>{}</td>{verified}</tr>",
+            row.of_data(|| format!("{:.1}", row.gib_per_second())),
             ByteSize(row.metadata_bytes),
             ByteSize(row.extra_memory_bytes)
         )?;

@@ -30,9 +30,10 @@ use super::memory::free_bytes;
 use super::report::{Implementation, Row};
 use super::run::{allow_many_files, timed, Outcome};
 use super::series::{Series, Step, OURS_OFF};
+use super::subject::Subject;
 use crate::kexec;
 use crate::liveupdate::{Device, Session};
-use crate::workload::{Pages, Workload};
+use crate::workload::Pages;
 
 const STATE_SESSION: &str = "luo-bench-state";
 const STATE_TOKEN: u64 = 0;
@@ -201,13 +202,13 @@ impl<L: Serialize + DeserializeOwned> Journey<L> {
             bail!("{reason}");
         }
         allow_many_files()?;
-        let workloads = step.case.workloads();
-        allow_huge_pages(&workloads)?;
+        allow_huge_pages(&step.case.subject)?;
         let device = Device::open()?;
         let state = KeptState::new(&device, self)?;
-        let files = workloads
+        let samples = step.case.samples();
+        let files = samples
             .iter()
-            .map(|workload| workload.make(|_| ()))
+            .map(|sample| sample.make(|_| ()))
             .collect::<Result<Vec<_>, _>>()?;
         let session = device.create_session(SESSION)?;
         let before = Before::look()?;
@@ -216,7 +217,7 @@ impl<L: Serialize + DeserializeOwned> Journey<L> {
             ..Outcome::default()
         };
         timed(&mut outcome.phases.prepare_ns, || {
-            preserve(&session, &workloads, &files)
+            preserve(&session, &files)
         })?;
         before.compare(step, &mut outcome)?;
         state.jump(self, Some(outcome))
@@ -308,20 +309,20 @@ fn parse_state<J: DeserializeOwned>(state: &File) -> Result<J> {
     serde_json::from_slice(&text).context("it is garbled, or another version of luo wrote it")
 }
 
-fn allow_huge_pages(workloads: &[Workload]) -> Result<()> {
+fn allow_huge_pages(subject: &Subject) -> Result<()> {
     const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    if workloads
-        .iter()
-        .any(|workload| workload.pages == Pages::Thp)
+    if let Subject::Memfd {
+        pages: Pages::Thp, ..
+    } = subject
     {
         fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}"))?;
     }
     Ok(())
 }
 
-fn preserve(session: &Session, workloads: &[Workload], files: &[File]) -> Result<()> {
-    for (workload, file) in workloads.iter().zip(files) {
-        session.preserve(workload.seed, file.as_fd())?;
+fn preserve(session: &Session, files: &[File]) -> Result<()> {
+    for (token, file) in (1..).zip(files) {
+        session.preserve(token, file.as_fd())?;
     }
     Ok(())
 }
@@ -365,11 +366,14 @@ impl Before {
 
 /// Mainline's handler does not tell; it keeps a record of every folio, those of holes it has filled among them.
 fn mainline_metadata(step: &Step) -> u64 {
-    let folio = match step.case.pages {
+    let Subject::Memfd { size, pages, .. } = step.case.subject else {
+        return 0;
+    };
+    let folio = match pages {
         Pages::Base => rustix::param::page_size() as u64,
         Pages::Thp | Pages::Hugetlb => 2 << 20,
     };
-    step.case.size.div_ceil(folio) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
+    size.div_ceil(folio) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
 }
 
 /// The new side of a live update. What fails there makes it one that went wrong, and the series goes on.
@@ -392,18 +396,15 @@ fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) 
 fn take_back(device: &Device, step: &Step, outcome: &mut Outcome) -> Result<()> {
     allow_many_files()?;
     let session = device.retrieve_session(SESSION)?;
-    let workloads = step.case.workloads();
+    let samples = step.case.samples();
     let files = timed(&mut outcome.phases.retrieve_ns, || {
-        let tokens = workloads.iter().map(|workload| workload.seed);
-        tokens
+        (1..=samples.len() as u64)
             .map(|token| session.retrieve(token))
             .collect::<Result<Vec<_>, _>>()
     })?;
     timed(&mut outcome.phases.finish_ns, || session.finish())?;
-    for (workload, file) in workloads.iter().zip(&files) {
-        workload
-            .verify(file.as_fd(), |_| ())
-            .with_context(|| format!("memfd {}", workload.seed))?;
+    for (sample, file) in samples.iter().zip(&files) {
+        sample.verify(file.as_fd(), |_| ())?;
     }
     Ok(())
 }

@@ -49,7 +49,7 @@ pub struct KexecOptions {
     append: Option<String>,
     /// Measure another handler as well, in turn with ours
     #[arg(long, value_enum, value_name = "HANDLER", help_heading = HEADING)]
-    compare: Option<Peer>,
+    pub(crate) compare: Option<Peer>,
     /// With --compare, where a note waits on a disk for kernels in which our handler is switched off
     #[arg(long, value_name = "FILE", default_value = NOTE, help_heading = HEADING)]
     note: PathBuf,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! `luo bench`: takes large memfds through whole live updates, in processes of their own, and reports.
+//! `luo bench`: takes files through whole live updates, in processes of their own, and reports.
 //!
 //! - this module: what to measure, and the rounds of it
+//! - [`subject`]: what it is measured with, large memfds or others
 //! - [`run`]: one live update, on both sides of the jump
 //! - [`report`]: what comes out, for programs and for people; `html`: the same as pictures; `comparison`: ours against a peer
 //! - [`environment`]: where it was measured; [`options`]: what may be asked for
@@ -24,6 +25,7 @@ pub mod options;
 pub mod report;
 pub mod run;
 pub mod series;
+pub mod subject;
 
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -31,14 +33,14 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{bail, Context, Result};
-use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-use crate::workload::{meminfo, Fill, Pages, Workload};
+use crate::workload::{Fill, Pages};
 use environment::Environment;
 use report::{Implementation, Report, Row};
 use run::{Message, Outcome};
+use subject::{Handler, Sample, Subject};
 
 pub use html::write as write_html;
 
@@ -69,13 +71,15 @@ impl std::fmt::Display for Transport {
 pub struct Plan {
     /// The ways over the jump.
     pub transports: Vec<Transport>,
+    /// Types of files. Sizes, page kinds and fills are of memfds only.
+    pub handlers: Vec<Handler>,
     /// Sizes of one memfd, in bytes.
     pub sizes: Vec<u64>,
     /// Page kinds.
     pub pages: Vec<Pages>,
     /// What is filled.
     pub fills: Vec<Fill>,
-    /// How many memfds of that size cross together.
+    /// How many files of one kind cross together.
     pub files: u32,
     /// How often each combination is measured.
     pub runs: u32,
@@ -88,52 +92,28 @@ pub struct Plan {
 pub struct Case {
     /// The way over the jump.
     pub transport: Transport,
-    /// The size of each memfd, in bytes.
-    pub size: u64,
-    /// Its page kind.
-    pub pages: Pages,
-    /// What is filled.
-    pub fill: Fill,
+    /// What crosses.
+    #[serde(flatten)]
+    pub subject: Subject,
     /// How many there are.
     pub files: u32,
 }
 
 impl Case {
-    /// The memfds of this case; the seed of each is its token.
-    pub fn workloads(&self) -> Vec<Workload> {
-        let workload = |seed| Workload {
-            size: self.size,
-            pages: self.pages,
-            fill: self.fill,
-            seed,
-        };
-        (1..=u64::from(self.files)).map(workload).collect()
+    /// The files of this case, in the order of their tokens, which begin at 1.
+    fn samples(&self) -> Vec<Sample> {
+        let numbers = 1..=u64::from(self.files);
+        numbers.map(|number| self.subject.sample(number)).collect()
     }
 
-    /// Bytes of data in all memfds together.
+    /// Bytes of data in all files together.
     pub fn data_bytes(&self) -> u64 {
-        self.workloads().iter().map(Workload::data_bytes).sum()
+        self.samples().iter().map(Sample::data_bytes).sum()
     }
 
     /// Why this machine cannot do it here and now.
     fn obstacle(&self) -> Option<String> {
-        // An image and what is made from it are there beside the memfds themselves.
-        let copies = match self.transport {
-            Transport::Exec | Transport::Kexec => 1,
-            Transport::Image => 3,
-        };
-        if self.transport == Transport::Kexec && self.pages == Pages::Hugetlb {
-            return Some("the kernel keeps no memfds of hugetlb pages".to_owned());
-        }
-        let needed = self.data_bytes().saturating_mul(copies);
-        let available = meminfo("MemAvailable:")?;
-        (needed > available).then(|| {
-            format!(
-                "it needs {} of memory, {} are available",
-                ByteSize(needed),
-                ByteSize(available)
-            )
-        })
+        subject::obstacle(self)
     }
 }
 
@@ -141,40 +121,69 @@ impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {
             transport,
-            pages,
-            fill,
+            subject,
             files,
-            ..
         } = self;
-        let size = ByteSize(self.size);
-        write!(f, "{transport} {size} {pages} {fill}")?;
-        match files {
-            1 => Ok(()),
-            _ => write!(f, " x{files}"),
-        }
+        write!(f, "{transport} {subject}{}", times(*files))
+    }
+}
+
+/// How often there is what was named before, unless once.
+fn times(files: u32) -> String {
+    match files {
+        1 => String::new(),
+        _ => format!(" x{files}"),
     }
 }
 
 impl Plan {
-    /// Every combination, the cheapest first.
+    /// Every combination; of memfds the cheapest first.
     pub(crate) fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
-        for &size in &self.sizes {
-            for &pages in &self.pages {
-                for &fill in &self.fills {
-                    for &transport in &self.transports {
-                        cases.push(Case {
-                            transport,
-                            size,
-                            pages,
-                            fill,
-                            files: self.files,
-                        });
-                    }
-                }
-            }
+        for subject in self.subjects() {
+            cases.extend(self.transports.iter().map(|&transport| Case {
+                transport,
+                subject,
+                files: self.files,
+            }));
         }
         cases
+    }
+
+    fn subjects(&self) -> Vec<Subject> {
+        let subjects = self.handlers.iter().flat_map(|handler| match handler {
+            Handler::Memfd => self.memfds(),
+            Handler::Vfio => vec![Subject::Vfio],
+            Handler::Ioport => vec![Subject::Ioport],
+        });
+        subjects.collect()
+    }
+
+    /// How many cases there are of each transport, without listing them.
+    fn subject_count(&self) -> usize {
+        let lists = [self.sizes.len(), self.pages.len(), self.fills.len()];
+        let memfds = lists
+            .iter()
+            .fold(1, |product: usize, length| product.saturating_mul(*length));
+        let counts = self.handlers.iter().map(|handler| match handler {
+            Handler::Memfd => memfds,
+            Handler::Vfio | Handler::Ioport => 1,
+        });
+        counts.fold(0, usize::saturating_add)
+    }
+
+    fn memfds(&self) -> Vec<Subject> {
+        let mut memfds = Vec::new();
+        for &size in &self.sizes {
+            for &pages in &self.pages {
+                memfds.extend(
+                    self.fills
+                        .iter()
+                        .map(|&fill| Subject::Memfd { size, pages, fill }),
+                );
+            }
+        }
+        memfds
     }
 }
 
@@ -319,6 +328,43 @@ impl Progress {
     fn end(&self, round: u32, case: &Case, outcome: &Outcome) {
         if self.plain {
             eprintln!("run {round}/{}: {case}: {}", self.runs, outcome.summary());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_memfds_are_combined_with_what_they_are_made_of() {
+        let plan = Plan {
+            transports: vec![Transport::Exec, Transport::Image],
+            handlers: vec![Handler::Ioport, Handler::Memfd, Handler::Vfio],
+            sizes: vec![1 << 20, 2 << 20],
+            pages: vec![Pages::Base],
+            fills: vec![Fill::Dense, Fill::Shuffled],
+            files: 2,
+            runs: 1,
+            image_directory: "/".into(),
+        };
+        let cases = plan.cases();
+        assert_eq!(cases.len(), 2 * (1 + 4 + 1));
+        assert_eq!(cases.len(), 2 * plan.subject_count());
+        let names = [0, 2, 11].map(|index| cases[index].to_string());
+        assert_eq!(
+            names,
+            [
+                "exec ioport x2",
+                "exec 1.0 MiB 4k dense x2",
+                "image vfio x2"
+            ]
+        );
+        for case in cases {
+            let row = Row::new(&case, Implementation::Ours, &[]);
+            assert_eq!(case.to_string(), format!("{} {}", row.way(), row.name()));
+            let text = serde_json::to_string(&case).unwrap();
+            assert_eq!(serde_json::from_str::<Case>(&text).unwrap(), case);
         }
     }
 }

@@ -8,16 +8,19 @@ use std::str::FromStr;
 
 use anyhow::{ensure, Context, Result};
 use bytesize::ByteSize;
+use clap::error::ErrorKind;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::report::Report;
+use super::series::Peer;
+use super::subject::Handler;
 use super::{write_html, Plan, Transport};
 use crate::workload::{Fill, Pages};
 
 /// The largest memfd that is measured, in bytes: deciding which of its pages to fill takes seconds.
 pub(crate) const SIZE_MAX: u64 = 16 << 40;
-/// The most memfds that cross together.
+/// The most files that cross together.
 pub(crate) const FILES_MAX: u32 = 100_000;
 /// The most often that a combination is measured.
 pub(crate) const RUNS_MAX: u32 = 10_000;
@@ -25,6 +28,9 @@ pub(crate) const RUNS_MAX: u32 = 10_000;
 /// Every combination of the lists is measured.
 #[derive(Args, Clone, Debug)]
 pub struct Workloads {
+    /// Types of files; sizes, page kinds and fills are of memfds
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "memfd")]
+    pub handler: Vec<Handler>,
     /// Sizes of one memfd, such as 64M, 4G, 1.5GiB
     #[arg(long, value_delimiter = ',', default_value = "64M,256M,1G", value_parser = parse_size)]
     pub size: Vec<u64>,
@@ -39,7 +45,7 @@ pub struct Workloads {
         value_parser = Fill::from_str
     )]
     pub fill: Vec<Fill>,
-    /// How many memfds of that size cross together
+    /// How many files of one kind cross together
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(FILES_MAX)))]
     pub files: u32,
     /// How often each combination is measured
@@ -48,10 +54,18 @@ pub struct Workloads {
 }
 
 impl Workloads {
+    /// Ends the program unless a peer has a handler for what is measured with ours.
+    pub(crate) fn check_peer(&self, compare: Option<Peer>) {
+        if compare.is_some() && !Peer::keeps(&self.handler) {
+            wrong_usage("the kernel's own handler keeps memfds alone, so --compare goes with --handler memfd");
+        }
+    }
+
     /// What to measure.
     pub fn plan(self, transports: Vec<Transport>, image_directory: PathBuf) -> Plan {
         Plan {
             transports,
+            handlers: self.handler,
             sizes: self.size,
             pages: self.pages,
             fills: self.fill,
@@ -60,6 +74,11 @@ impl Workloads {
             image_directory,
         }
     }
+}
+
+/// Ends the program as clap does.
+pub(crate) fn wrong_usage(message: &str) -> ! {
+    clap::Error::raw(ErrorKind::ArgumentConflict, format!("{message}\n")).exit()
 }
 
 /// Where the figures go.
@@ -139,7 +158,11 @@ impl Outputs {
         }
         for row in report.results.iter().filter(|row| !row.verified) {
             let mismatch = row.mismatch.as_deref().unwrap_or("nothing was measured");
-            eprintln!("luo: not verified: {} {}: {mismatch}", row.way(), row.fill);
+            eprintln!(
+                "luo: not verified: {} {}: {mismatch}",
+                row.way(),
+                row.name()
+            );
         }
         Ok(())
     }

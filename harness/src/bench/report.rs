@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::environment::Environment;
 use super::run::{Outcome, Phases};
-use super::{Case, Transport};
+use super::subject::Subject;
+use super::{times, Case, Transport};
 use crate::workload::{Fill, Pages};
 
 /// Version of the JSON.
@@ -34,11 +35,13 @@ pub enum Implementation {
 }
 
 impl Implementation {
-    /// The compatible of its handler of memfds.
-    const fn handler(self) -> &'static str {
-        match self {
-            Self::Ours => "memfd-v1",
-            Self::MainlineC => "memfd-v2",
+    /// The compatible of its handler of such files.
+    const fn compatible(self, subject: &Subject) -> &'static str {
+        match (subject, self) {
+            (Subject::Memfd { .. }, Self::Ours) => "memfd-v1",
+            (Subject::Memfd { .. }, Self::MainlineC) => "memfd-v2",
+            (Subject::Vfio, _) => "vfio-v1",
+            (Subject::Ioport, _) => "ioport-v1",
         }
     }
 }
@@ -95,13 +98,13 @@ pub struct Row {
     pub implementation: Implementation,
     /// The handler's compatible.
     pub handler: String,
-    /// The size of one memfd, in bytes.
+    /// The size of one memfd, in bytes; 0 of what is none.
     pub size_bytes: u64,
-    /// Its page kind.
-    pub pages: Pages,
-    /// What was filled.
-    pub fill: Fill,
-    /// How many memfds crossed together.
+    /// Its page kind; none of what is no memfd.
+    pub pages: Option<Pages>,
+    /// What was filled; likewise.
+    pub fill: Option<Fill>,
+    /// How many files crossed together.
     pub files: u32,
     /// How often it was measured.
     pub runs: u32,
@@ -116,7 +119,8 @@ pub struct Row {
     /// One thread copying as many bytes of memory to a fresh file beside the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_write_ns: Option<Spread>,
-    /// Whether every byte, size, seal, position and hole was as before, in every run.
+    /// Whether every byte, size, seal, position and hole was as before, in every run; of devices where they are and what,
+    /// of port files position, access mode and flags.
     pub verified: bool,
     /// What was not, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,13 +199,17 @@ impl Row {
             .filter_map(|o| o.reference_write_ns)
             .collect();
         let mismatch = outcomes.iter().find_map(|outcome| outcome.mismatch.clone());
+        let (pages, fill) = match case.subject {
+            Subject::Memfd { pages, fill, .. } => (Some(pages), Some(fill)),
+            Subject::Vfio | Subject::Ioport => (None, None),
+        };
         Self {
             transport: case.transport,
             implementation,
-            handler: implementation.handler().to_owned(),
-            size_bytes: case.size,
-            pages: case.pages,
-            fill: case.fill,
+            handler: implementation.compatible(&case.subject).to_owned(),
+            size_bytes: case.subject.size(),
+            pages,
+            fill,
             files: case.files,
             runs: outcomes.len() as u32,
             phases: PhaseSpreads::of(outcomes),
@@ -212,6 +220,26 @@ impl Row {
             verified: mismatch.is_none() && !outcomes.is_empty(),
             mismatch,
         }
+    }
+
+    /// What crossed, as people read it: of what is no memfd, the compatible without its version.
+    pub fn name(&self) -> String {
+        let name = match self.kind() {
+            Some((fill, pages)) => {
+                let size = self.size_bytes;
+                Subject::Memfd { size, pages, fill }.to_string()
+            }
+            None => {
+                let name = self.handler.split('-').next();
+                name.unwrap_or_default().to_owned()
+            }
+        };
+        name + &times(self.files)
+    }
+
+    /// What is filled and with which pages, of memfds.
+    pub(super) fn kind(&self) -> Option<(Fill, Pages)> {
+        self.fill.zip(self.pages)
     }
 
     /// The transport, and the implementation unless it is ours.
@@ -229,6 +257,14 @@ impl Row {
     /// GiB of data a second, through the whole update.
     pub fn gib_per_second(&self) -> f64 {
         self.gib() / (self.phases.total_ns.median as f64 / 1e9)
+    }
+
+    /// A figure that only files with data have.
+    pub(super) fn of_data(&self, figure: impl Fn() -> String) -> String {
+        match self.data_bytes {
+            0 => "–".to_owned(),
+            _ => figure(),
+        }
     }
 
     /// Writing the image against copying memory to a fresh file in the same place, by one thread: 1 is as
@@ -253,7 +289,7 @@ impl Report {
             .load_preset(UTF8_FULL_CONDENSED)
             .set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header([
-            "memfd",
+            "files",
             "transport",
             "prepare",
             "freeze",
@@ -307,6 +343,7 @@ impl Report {
                 environment.image_file_system, ratios.median, ratios.min, ratios.max
             ));
         }
+        remarks.extend(self.results.iter().filter_map(per_file));
         if self
             .results
             .iter()
@@ -322,24 +359,21 @@ impl Report {
 }
 
 fn cells(row: &Row) -> Vec<Cell> {
-    let mut name = format!("{} {}\n{}", ByteSize(row.size_bytes), row.pages, row.fill);
-    if row.files > 1 {
-        name.push_str(&format!(" x{}", row.files));
-    }
-    let mut cells = vec![Cell::new(name), Cell::new(row.way().replace(' ', "\n"))];
+    let mut cells = vec![
+        Cell::new(row.name()),
+        Cell::new(row.way().replace(' ', "\n")),
+    ];
     let phases = row.phases.in_order().map(|(_, spread)| spread);
     for spread in phases.into_iter().chain([row.phases.total_ns]) {
         cells.push(Cell::new(spread_text(&spread)));
     }
-    let gib = row.gib();
-    let a_gib = |value: f64| if gib > 0.0 { value / gib } else { 0.0 };
+    let a_gib = |value: f64| value / row.gib();
+    let milliseconds = row.phases.total_ns.median as f64 / 1e6;
+    let metadata = || ByteSize(a_gib(row.metadata_bytes as f64) as u64).to_string();
     cells.extend([
-        Cell::new(format!("{:.1}", row.gib_per_second())),
-        Cell::new(format!(
-            "{:.2}",
-            a_gib(row.phases.total_ns.median as f64 / 1e6)
-        )),
-        Cell::new(ByteSize(a_gib(row.metadata_bytes as f64) as u64)),
+        Cell::new(row.of_data(|| format!("{:.1}", row.gib_per_second()))),
+        Cell::new(row.of_data(|| format!("{:.2}", a_gib(milliseconds)))),
+        Cell::new(row.of_data(metadata)),
         Cell::new(ByteSize(row.extra_memory_bytes)),
         match row.verified {
             true => Cell::new("yes").fg(Color::Green),
@@ -347,6 +381,28 @@ fn cells(row: &Row) -> Vec<Cell> {
         },
     ]);
     cells
+}
+
+/// What each phase costs a file, of files that have no data to compare them by.
+fn per_file(row: &Row) -> Option<String> {
+    let files = u64::from(row.files);
+    let phases = row.phases.in_order();
+    // The handover and the blackout are the transport's, whatever crosses.
+    let of_handlers = phases
+        .iter()
+        .filter(|(name, spread)| spread.median > 0 && !["handover", "blackout"].contains(name));
+    let phases: Vec<String> = of_handlers
+        .map(|(name, spread)| format!("{name} {}", duration(spread.median / files)))
+        .collect();
+    row.kind().is_none().then(|| {
+        format!(
+            "{} {}, each file: {}; {} of metadata.",
+            row.way(),
+            row.name(),
+            phases.join(", "),
+            ByteSize(row.metadata_bytes / files)
+        )
+    })
 }
 
 fn spread_text(spread: &Spread) -> String {
@@ -397,9 +453,7 @@ mod tests {
     fn one_wrong_run_is_enough_to_be_not_verified() {
         let case = Case {
             transport: Transport::Exec,
-            size: 1,
-            pages: Pages::Base,
-            fill: Fill::Dense,
+            subject: Subject::Ioport,
             files: 1,
         };
         let right = Outcome::default();

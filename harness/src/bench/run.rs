@@ -27,7 +27,7 @@ use crate::orchestrator::{Arrival, Orchestrator};
 use crate::registry::Registry;
 use crate::sys;
 use crate::transport::{exec, image};
-use crate::workload::{allocated_bytes, MakeError, Workload};
+use crate::workload::{allocated_bytes, MakeError};
 
 /// The hidden command of the old side.
 pub const DEPART_COMMAND: &str = "bench-depart";
@@ -156,14 +156,14 @@ pub(super) fn bytes_of(case: &Case) -> u64 {
     case.data_bytes() * times
 }
 
-/// The old side: makes the memfds, prepares, freezes and jumps. Returns only without a jump.
+/// The old side: makes the files, prepares, freezes and jumps. Returns only without a jump.
 ///
 /// # Errors
 ///
 /// Whatever keeps it from jumping.
 pub fn depart(case: &Case, directory: &Path) -> Result<()> {
     let limit = allow_many_files()?;
-    // Each memfd is open three times: the workload's own, the orchestrator's, the handler's.
+    // Each file is open three times: the workload's own, the orchestrator's, the handler's.
     let wanted = u64::from(case.files) * 3 + 64;
     if wanted > limit {
         say(&Message::Skipped(format!(
@@ -172,8 +172,8 @@ pub fn depart(case: &Case, directory: &Path) -> Result<()> {
         return Ok(());
     }
     let mut files = Vec::new();
-    for workload in case.workloads() {
-        match workload.make(say_bytes) {
+    for sample in case.samples() {
+        match sample.make(say_bytes) {
             Ok(file) => files.push(file),
             Err(MakeError::Unavailable(reason)) => {
                 say(&Message::Skipped(reason));
@@ -327,9 +327,9 @@ pub fn arrive(options: &ArriveOptions) -> Result<()> {
     let outcome = &mut crossing.outcome;
     outcome.phases.handover_ns = options.handover_ns;
     outcome.phases.blackout_ns = blackout_ns;
-    let workloads = crossing.case.workloads();
+    let samples = crossing.case.samples();
     let files = timed(&mut outcome.phases.retrieve_ns, || {
-        (1..=workloads.len() as u64)
+        (1..=samples.len() as u64)
             .map(|token| orchestrator.retrieve(Token(token)))
             .collect::<Result<Vec<_>, _>>()
     })?;
@@ -338,11 +338,11 @@ pub fn arrive(options: &ArriveOptions) -> Result<()> {
         orchestrator.finish().map(|found| complaints = found)
     })?;
     outcome.mismatch = complaints.first().map(ToString::to_string);
-    for (workload, file) in workloads.iter().zip(&files) {
-        if let Err(mismatch) = Workload::verify(workload, file.as_fd(), say_bytes) {
+    for (sample, file) in samples.iter().zip(&files) {
+        if let Err(mismatch) = sample.verify(file.as_fd(), say_bytes) {
             outcome
                 .mismatch
-                .get_or_insert_with(|| format!("memfd {}: {mismatch}", workload.seed));
+                .get_or_insert_with(|| format!("{mismatch:#}"));
         }
     }
     say(&Message::Done(Box::new(crossing.outcome)));

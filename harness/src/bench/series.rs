@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::options::{FILES_MAX, RUNS_MAX, SIZE_MAX};
 use super::report::{Implementation, Row};
 use super::run::Outcome;
+use super::subject::Handler;
 use super::{Case, Plan};
 
 /// The most live updates of a series: each leaves its figures in what crosses.
@@ -21,6 +22,13 @@ pub(crate) const OURS_OFF: &str = "luo_handlers.disable=memfd";
 pub enum Peer {
     /// The handler in C that the kernel brings along
     MainlineC,
+}
+
+impl Peer {
+    /// Whether the kernel's own handlers keep such files too.
+    pub(crate) fn keeps(handlers: &[Handler]) -> bool {
+        handlers.iter().all(|handler| *handler == Handler::Memfd)
+    }
 }
 
 /// A series of live updates.
@@ -54,14 +62,12 @@ impl Series {
                 && plan.sizes.iter().all(|size| (1..=SIZE_MAX).contains(size)),
             "the series has sizes, files or runs that cannot be asked for"
         );
-        let lists = [
-            plan.transports.len(),
-            plan.sizes.len(),
-            plan.pages.len(),
-            plan.fills.len(),
-        ];
+        ensure!(
+            !self.compare || Peer::keeps(&plan.handlers),
+            "the kernel's own handler keeps memfds alone"
+        );
         let rounds = plan.runs as usize * self.implementations().len();
-        let updates = lists
+        let updates = [plan.transports.len(), plan.subject_count()]
             .iter()
             .fold(rounds, |product, length| product.saturating_mul(*length));
         ensure!(
@@ -145,6 +151,7 @@ pub(crate) mod tests {
         Series {
             plan: Plan {
                 transports: vec![Transport::Kexec],
+                handlers: vec![Handler::Memfd],
                 sizes: vec![1 << 20, 2 << 20],
                 pages: vec![Pages::Base],
                 fills: vec![Fill::Dense],
@@ -164,7 +171,10 @@ pub(crate) mod tests {
             .map(|step| step.parameter().is_none())
             .collect();
         assert_eq!(ours, [true, false, true, false, false, true, false, true]);
-        let sizes: Vec<u64> = steps.iter().map(|step| step.case.size >> 20).collect();
+        let sizes: Vec<u64> = steps
+            .iter()
+            .map(|step| step.case.subject.size() >> 20)
+            .collect();
         assert_eq!(sizes, [1, 1, 2, 2, 1, 1, 2, 2]);
     }
 
@@ -191,6 +201,8 @@ pub(crate) mod tests {
             |plan: &mut Plan| plan.runs = u32::MAX,
             |plan: &mut Plan| plan.files = 0,
             |plan: &mut Plan| plan.sizes.push(u64::MAX),
+            |plan: &mut Plan| plan.handlers.clear(),
+            |plan: &mut Plan| plan.handlers = vec![Handler::Vfio; UPDATES_MAX],
             |plan: &mut Plan| plan.sizes.clear(),
             |plan: &mut Plan| plan.fills = vec![Fill::Dense; UPDATES_MAX],
         ] {
@@ -198,5 +210,10 @@ pub(crate) mod tests {
             change(&mut series.plan);
             assert!(series.check().is_err());
         }
+        let mut devices = series(false);
+        devices.plan.handlers.push(Handler::Vfio);
+        assert!(devices.check().is_ok());
+        devices.compare = true;
+        assert!(devices.check().is_err(), "mainline keeps no devices");
     }
 }

@@ -13,6 +13,7 @@ use clap::Args;
 use super::accel;
 use super::cache::Cache;
 use super::job::{Event, Job};
+use super::qemu::Machine;
 use super::runner::{failure, guest};
 use super::{Built, GuestOptions};
 use crate::bench::comparison::comparison;
@@ -20,6 +21,7 @@ use crate::bench::environment::Environment;
 use crate::bench::options::{Outputs, Workloads};
 use crate::bench::report::{Report, SCHEMA};
 use crate::bench::series::{Peer, Series, Step};
+use crate::bench::subject::Subject;
 use crate::bench::Transport;
 
 /// What `luo lab bench` may be told.
@@ -39,6 +41,7 @@ pub struct LabBenchOptions {
 
 /// Measures, and publishes the figures.
 pub(super) fn run(options: LabBenchOptions) -> Result<ExitCode> {
+    options.workloads.check_peer(options.compare);
     options.outputs.check()?;
     let cache = Cache::open()?;
     let built = super::build(&cache, &options.guest.build)?;
@@ -78,6 +81,7 @@ fn measure(
         .timeout
         .map(Duration::from_secs)
         .or(Some(timeout(&steps)));
+    guest.machine = machine(&steps);
     eprintln!("lab: {} live updates in one guest", steps.len());
     let run = guest.run()?;
 
@@ -113,12 +117,21 @@ fn measure(
     })
 }
 
+/// The one that has what is measured.
+fn machine(steps: &[Step]) -> Machine {
+    let devices = steps.iter().any(|step| step.case.subject == Subject::Vfio);
+    match devices {
+        true => Machine::Vfio,
+        false => Machine::Plain,
+    }
+}
+
 /// A generous bound, emulated, on a busy machine.
 fn timeout(steps: &[Step]) -> Duration {
     const JUMP_SECONDS: u64 = 60;
     const GIB_SECONDS: u64 = 120;
     let seconds = |step: &Step| {
-        let size = step.case.size * u64::from(step.case.files);
+        let size = step.case.subject.size() * u64::from(step.case.files);
         2 * JUMP_SECONDS + GIB_SECONDS * size.div_ceil(1 << 30)
     };
     Duration::from_secs(steps.iter().map(seconds).sum())

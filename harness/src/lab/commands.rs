@@ -23,18 +23,32 @@ const RUNS: u32 = 2;
 
 /// `luo bench` makes its own jumps, from files; before, it refuses what it should, and survives a jump that is refused.
 pub(super) fn begin_bench(command_line: &str) -> Result<()> {
-    provide_initrd()?;
-    let next = next_stage(command_line, 2, "", "");
-    let options = format!(
-        "bench --transport kexec --kernel {KERNEL_IN_GUEST} --initrd {INITRD} --size 16M --fill dense --runs {RUNS} \
-         --compare mainline-c --json {REPORT} --note {NOTE}"
-    );
-    let mut bench = program(LUO, &options.split(' ').collect::<Vec<_>>());
-    bench.args(["--command-line", &next]);
+    let workloads =
+        format!("--size 16M --fill dense --runs {RUNS} --compare mainline-c --note {NOTE}");
+    let mut bench = kexec_bench(command_line, &workloads)?;
     expect_failure(&mut bench, "--yes says that it may")?;
-
     bench.arg("--yes");
     refuse_jump(&mut bench)?;
+    jump(&mut bench)
+}
+
+/// It also takes files that are no memfds along.
+pub(super) fn begin_device_bench(command_line: &str) -> Result<()> {
+    let mut bench = kexec_bench(command_line, "--handler vfio,ioport --files 4 --runs 1")?;
+    jump(bench.arg("--yes"))
+}
+
+fn kexec_bench(command_line: &str, workloads: &str) -> Result<Command> {
+    provide_initrd()?;
+    let options = format!(
+        "bench --transport kexec --kernel {KERNEL_IN_GUEST} --initrd {INITRD} --json {REPORT} {workloads}"
+    );
+    let mut bench = program(LUO, &options.split(' ').collect::<Vec<_>>());
+    bench.args(["--command-line", &next_stage(command_line, 2, "", "")]);
+    Ok(bench)
+}
+
+fn jump(bench: &mut Command) -> Result<()> {
     let status = bench.status().context("starting luo bench")?;
     bail!("luo bench ended with {status} and did not jump");
 }
@@ -69,30 +83,22 @@ fn expect_failure(command: &mut Command, reason: &str) -> Result<()> {
     Ok(())
 }
 
-/// In each of the next kernels, as a systemd unit would; in the last one there is a report.
 pub(super) fn continue_bench(_kept: &mut Kept) -> Result<()> {
+    resume_bench(RUNS)
+}
+
+pub(super) fn continue_device_bench(_kept: &mut Kept) -> Result<()> {
+    resume_bench(1)
+}
+
+/// In each of the next kernels, as a systemd unit would; in the last one there is a report.
+fn resume_bench(runs: u32) -> Result<()> {
     provide_initrd()?;
     let resume = || program(LUO, &["bench", "--continue"]);
     let status = resume().status().context("starting luo bench")?;
     ensure!(status.success(), "luo bench --continue ended with {status}");
 
-    let report = fs::read(REPORT).with_context(|| format!("reading {REPORT}"))?;
-    let report: Report = serde_json::from_slice(&report).context("the report is garbled")?;
-    ensure!(
-        report.results.len() == 2,
-        "the report has {} rows",
-        report.results.len()
-    );
-    for row in &report.results {
-        let name = row.way();
-        ensure!(
-            row.runs == RUNS && row.phases.blackout_ns.min > 0,
-            "{name} was measured {} times, its blackout is {:?}",
-            row.runs,
-            row.phases.blackout_ns
-        );
-        ensure!(row.verified, "{name}: {:?}", row.mismatch);
-    }
+    check_report(2, runs)?;
 
     let again = resume().output().context("starting luo bench")?;
     let said = String::from_utf8_lossy(&again.stdout);
@@ -102,6 +108,40 @@ pub(super) fn continue_bench(_kept: &mut Kept) -> Result<()> {
         again.status
     );
     Ok(())
+}
+
+/// All of it was measured, and all of it was right.
+fn check_report(rows: usize, runs: u32) -> Result<()> {
+    let report = fs::read(REPORT).with_context(|| format!("reading {REPORT}"))?;
+    let report: Report = serde_json::from_slice(&report).context("the report is garbled")?;
+    ensure!(
+        report.results.len() == rows,
+        "the report has {} rows; skipped: {:?}",
+        report.results.len(),
+        report.skipped
+    );
+    for row in &report.results {
+        let name = format!("{} {}", row.way(), row.name());
+        ensure!(
+            row.runs == runs && row.phases.blackout_ns.min > 0,
+            "{name} was measured {} times, its blackout is {:?}",
+            row.runs,
+            row.phases.blackout_ns
+        );
+        ensure!(row.verified, "{name}: {:?}", row.mismatch);
+    }
+    Ok(())
+}
+
+/// `luo bench` in one kernel, with files of every type. An image holds no devices.
+pub(super) fn bench_devices(_kept: &mut Kept) -> Result<()> {
+    let options = format!(
+        "bench --handler vfio,ioport,memfd --files 2 --size 1M --fill dense --runs {RUNS} --json {REPORT}"
+    );
+    let status = program(LUO, &options.split(' ').collect::<Vec<_>>()).status();
+    let status = status.context("starting luo bench")?;
+    ensure!(status.success(), "luo bench ended with {status}");
+    check_report(5, RUNS)
 }
 
 /// Holds sessions with a file that has no name any more; what holds them outlives the shell.

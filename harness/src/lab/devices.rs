@@ -13,9 +13,10 @@ use vfio_ioctls::VfioContainer;
 
 use super::cases::Case;
 use super::checks::{expect_errno, expect_lost, expect_refused_jump, Kept};
-use super::vfio::{open_cdev, Client, Description};
+use super::vfio::{Client, Description};
 use super::{pci, ports};
 use crate::liveupdate::{Device, Session};
+use crate::vfio::open_cdev;
 
 // Where the machine has what the cases use. Each has its own, for some spoil it. All are an `edu`, but the second.
 const BY_CDEV: &str = "0000:00:10.0";
@@ -159,11 +160,11 @@ fn send_all_kinds(session: &Session) -> Result<()> {
         Client::by_group(BY_GROUP, &container)?,
     ];
     preserve(session, &devices)?;
-    ports::REGISTER.preserve(session, PORT_FILE)
+    ports::preserve(session, PORT_FILE, &ports::REGISTER)
 }
 
 fn take_all_kinds(session: &Session) -> Result<()> {
-    ports::expect_register(ports::REGISTER.retrieve(session, PORT_FILE)?)?;
+    ports::expect_register(ports::retrieve(session, PORT_FILE, &ports::REGISTER)?)?;
     take(session).map(|_| ())
 }
 

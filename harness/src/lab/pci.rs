@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The guest's PCI devices, through sysfs: where a device is, and how one goes missing or makes room for another.
+//! The guest's PCI devices, through sysfs: how one goes missing or makes room for another.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -7,14 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 
+use crate::vfio::directory;
+
 const BUS: &str = "/sys/bus/pci";
 /// In a bridge's configuration: the numbers of the first and the last bus behind it.
 const BUS_NUMBERS: u64 = 0x19;
-
-/// A device's directory, by its address: segment, bus, device and function.
-pub(super) fn directory(address: &str) -> PathBuf {
-    Path::new(BUS).join("devices").join(address)
-}
 
 /// The device file of the group that the IOMMU puts a device into.
 pub(super) fn group_file(address: &str) -> Result<PathBuf> {

@@ -8,23 +8,17 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 
 use anyhow::{anyhow, ensure, Context, Result};
-use rustix::fs::{fcntl_getfl, Mode, OFlags};
+use luo_handler_ioport::record::PORTS as END;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 
 use super::checks::expect_errno;
 use crate::liveupdate::Session;
+use crate::port::PortFile;
 
 /// The scratch register of the console's UART: it keeps any byte, which means nothing.
 const SCRATCH: u64 = 0x3ff;
-/// Where the last port ends.
-const END: u64 = 0x10000;
-
-/// A file of `/dev/port`, described.
-pub(super) struct PortFile {
-    position: u64,
-    flags: OFlags,
-}
 
 const fn port_file(position: u64, flags: OFlags) -> PortFile {
     PortFile { position, flags }
@@ -46,46 +40,31 @@ const FILES: [(u64, PortFile); 4] = [
     ),
 ];
 
-impl PortFile {
-    fn open(&self) -> Result<File> {
-        let file = rustix::fs::open("/dev/port", self.flags | OFlags::CLOEXEC, Mode::empty());
-        Ok(File::from(file.context("opening /dev/port")?))
-    }
+/// It gets its position only after it was prepared.
+pub(super) fn preserve(session: &Session, token: u64, port: &PortFile) -> Result<()> {
+    let mut file = port.open().context("opening /dev/port")?;
+    session.preserve(token, file.as_fd())?;
+    file.seek(SeekFrom::Start(port.position))?;
+    Ok(())
+}
 
-    /// It gets its position only after it was prepared.
-    pub(super) fn preserve(&self, session: &Session, token: u64) -> Result<()> {
-        let mut file = self.open()?;
-        session.preserve(token, file.as_fd())?;
-        file.seek(SeekFrom::Start(self.position))?;
-        Ok(())
-    }
-
-    /// Retrieves it and compares it with one that is opened anew.
-    pub(super) fn retrieve(&self, session: &Session, token: u64) -> Result<File> {
-        let mut file = File::from(session.retrieve(token)?);
-        let (found, expected) = (fcntl_getfl(&file)?, fcntl_getfl(self.open()?)?);
-        ensure!(
-            found == expected,
-            "token {token}: the flags are {found:?} instead of {expected:?}"
-        );
-        let (found, expected) = (file.stream_position()?, self.position);
-        ensure!(
-            found == expected,
-            "token {token}: the position is {found:#x} instead of {expected:#x}"
-        );
-        Ok(file)
-    }
+/// Retrieves it and compares it with one that is opened anew.
+pub(super) fn retrieve(session: &Session, token: u64, port: &PortFile) -> Result<File> {
+    let file = File::from(session.retrieve(token)?);
+    let verified = port.verify(file.as_fd());
+    verified.with_context(|| format!("token {token}"))?;
+    Ok(file)
 }
 
 pub(super) fn send(session: &Session) -> Result<()> {
     FILES
         .iter()
-        .try_for_each(|(token, file)| file.preserve(session, *token))
+        .try_for_each(|(token, port)| preserve(session, *token, port))
 }
 
 pub(super) fn take(session: &Session) -> Result<()> {
-    for (token, file) in &FILES {
-        file.retrieve(session, *token)?;
+    for (token, port) in &FILES {
+        retrieve(session, *token, port)?;
     }
     Ok(session.finish()?)
 }
@@ -107,17 +86,17 @@ const UNPRIVILEGED: u64 = 1;
 const PRIVILEGED: u64 = 2;
 
 pub(super) fn send_two(session: &Session) -> Result<()> {
-    REGISTER.preserve(session, UNPRIVILEGED)?;
-    REGISTER.preserve(session, PRIVILEGED)
+    preserve(session, UNPRIVILEGED, &REGISTER)?;
+    preserve(session, PRIVILEGED, &REGISTER)
 }
 
 pub(super) fn take_unprivileged(session: &Session) -> Result<()> {
-    let retrieve = || {
+    let refuse = || {
         drop_capability(CapabilitySet::SYS_RAWIO)?;
         anyhow::Ok(session.retrieve(UNPRIVILEGED))
     };
     // Capabilities are a thread's own, and so the right stays with the others.
-    let refused = thread::scope(|scope| scope.spawn(retrieve).join());
+    let refused = thread::scope(|scope| scope.spawn(refuse).join());
     let refused = refused.map_err(|_| anyhow!("the thread without the right panicked"))??;
     expect_errno(refused, Errno::PERM, "retrieving without the right")?;
     expect_errno(
@@ -125,7 +104,7 @@ pub(super) fn take_unprivileged(session: &Session) -> Result<()> {
         Errno::PERM,
         "retrieving it again",
     )?;
-    REGISTER.retrieve(session, PRIVILEGED)?;
+    retrieve(session, PRIVILEGED, &REGISTER)?;
     Ok(session.finish()?)
 }
 

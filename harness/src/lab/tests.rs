@@ -237,6 +237,14 @@ pub(super) static TESTS: &[Test] = &[
         seconds: 90,
     },
     Test {
+        name: "bench_devices",
+        about: "luo bench hands devices, port files and memfds to another process",
+        machine: Machine::Vfio,
+        stages: &[check(commands::bench_devices, 0, 0)],
+        says: &[],
+        seconds: 90,
+    },
+    Test {
         name: "bench_kexec",
         about: "luo bench jumps from kernel to kernel by itself and reports in the last one",
         machine: Machine::Plain,
@@ -246,6 +254,17 @@ pub(super) static TESTS: &[Test] = &[
         ],
         says: &[],
         seconds: 400,
+    },
+    Test {
+        name: "bench_kexec_devices",
+        about: "luo bench takes devices and port files from kernel to kernel",
+        machine: Machine::Vfio,
+        stages: &[
+            stage(Action::Jump(commands::begin_device_bench), 0, 0),
+            check(commands::continue_device_bench, 0, 4),
+        ],
+        says: &[],
+        seconds: 200,
     },
     Test {
         name: "session_shell",

@@ -8,16 +8,15 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use iommufd_ioctls::IommuFd;
 use serde::{Deserialize, Serialize};
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_IRQS,
     VFIO_PCI_NUM_REGIONS,
 };
-use vfio_ioctls::{VfioContainer, VfioDevice, VfioIommufd};
+use vfio_ioctls::{VfioContainer, VfioDevice};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
-use super::pci;
+use crate::vfio::{bind, directory, open_cdev};
 
 /// In the configuration: vendor and device, revision and class, subsystem.
 const IDENTITY: [u64; 3] = [0x00, 0x08, 0x2c];
@@ -51,12 +50,12 @@ pub(super) struct Description {
 impl Client {
     /// Opens a device by its own file.
     pub(super) fn by_cdev(address: &str) -> Result<Self> {
-        Self::bind(open_cdev(address)?)
+        bind(open_cdev(address)?).map(Self)
     }
 
     /// Opens a device by the file of its group.
     pub(super) fn by_group(address: &str, container: &Arc<VfioContainer>) -> Result<Self> {
-        let device = VfioDevice::new(&pci::directory(address), container.clone(), false);
+        let device = VfioDevice::new(&directory(address), container.clone(), false);
         device
             .map(Self)
             .with_context(|| format!("opening {address} by its group"))
@@ -64,16 +63,7 @@ impl Client {
 
     /// Goes on with a device that crossed the jump.
     pub(super) fn retrieved(descriptor: OwnedFd) -> Result<Self> {
-        Self::bind(File::from(descriptor))
-    }
-
-    /// A cdev answers once it is bound to an iommufd.
-    fn bind(cdev: File) -> Result<Self> {
-        let iommufd = IommuFd::new().context("opening /dev/iommu")?;
-        let iommufd = VfioIommufd::new(Arc::new(iommufd), None, None)
-            .context("making an I/O address space")?;
-        let device = VfioDevice::new_from_fd(cdev, Arc::new(iommufd), true);
-        device.map(Self).context("binding a device to an iommufd")
+        bind(File::from(descriptor)).map(Self)
     }
 
     pub(super) fn describe(&self) -> Description {
@@ -193,12 +183,6 @@ impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         sys::descriptor(&self.0)
     }
-}
-
-/// Opens a device's own file, bound to nothing.
-pub(super) fn open_cdev(address: &str) -> Result<File> {
-    let cdev = VfioDevice::open_cdev(&pci::directory(address));
-    cdev.with_context(|| format!("opening the device file of {address}"))
 }
 
 /// What the crate of the ioctls has only in numbers.
