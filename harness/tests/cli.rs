@@ -196,14 +196,14 @@ fn devices_and_ports_that_the_machine_does_not_have_are_said_and_skipped() {
         let case = cases.find(|case| case["handler"] == handler && case["transport"] == transport);
         case.map(|case| case["reason"].as_str().unwrap())
     };
-    assert!(reason("vfio", "exec")
+    assert!(reason("vfio-v1", "exec")
         .unwrap()
         .contains("needed: 1000; to bind one"));
-    assert!(reason("vfio", "image")
+    assert!(reason("vfio-v1", "image")
         .unwrap()
         .contains("an image holds contents"));
     if !Path::new("/dev/port").exists() {
-        assert!(reason("ioport", "image")
+        assert!(reason("ioport-v1", "image")
             .unwrap()
             .contains("CONFIG_DEVPORT"));
     }

@@ -30,9 +30,10 @@ pub enum Handler {
 
 /// The files of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "handler", rename_all = "lowercase")]
+#[serde(tag = "handler")]
 pub enum Subject {
     /// Memfds.
+    #[serde(rename = "memfd-v1")]
     Memfd {
         /// Of each, in bytes.
         size: u64,
@@ -42,8 +43,10 @@ pub enum Subject {
         fill: Fill,
     },
     /// Devices.
+    #[serde(rename = "vfio-v1")]
     Vfio,
     /// Files of `/dev/port`.
+    #[serde(rename = "ioport-v1")]
     Ioport,
 }
 
