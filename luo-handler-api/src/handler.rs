@@ -9,7 +9,8 @@ use crate::{Compatible, Errno, FileRef, Host, OwnedFile, RawFile, NO_FILE};
 /// `struct liveupdate_file_ops` of mainline's `include/linux/liveupdate.h`. The handler value itself
 /// is the context of every call; what belongs to one file lives in [`Private`](Self::Private).
 ///
-/// The host calls in the order of the methods below, and never two at once for the same file.
+/// The host calls in the order of the methods below, and never two at once for the same file. Where an
+/// error number does not say enough, [`Host::refuse`] says why.
 pub trait FileHandler: Sync + 'static {
     /// Names the serialized format; unique among all handlers of a host.
     const COMPATIBLE: Compatible;
