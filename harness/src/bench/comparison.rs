@@ -55,7 +55,10 @@ fn compare(ours: &Row, theirs: &Row) -> String {
 
 /// How many times as fast: by the medians, and between the runs that are worst and best for us.
 fn ratio(ours: Spread, theirs: Spread) -> String {
-    let times = |theirs: u64, ours: u64| theirs as f64 / ours.max(1) as f64;
+    if ours.min == 0 || theirs.min == 0 {
+        return "not measured in every run".to_owned();
+    }
+    let times = |theirs: u64, ours: u64| theirs as f64 / ours as f64;
     format!(
         "{:.2} times as fast ({:.2}–{:.2})",
         times(theirs.median, ours.median),
