@@ -53,9 +53,8 @@
 //!
 //! The file is opened anew, with the rights of whoever retrieves it: without `CAP_SYS_RAWIO` that is
 //! `EPERM`. The kernel opens it by its device number; a process has to go by the name, and closes again
-//! what is not the device. The worst a forged `u64` can do
-//! is to name another port, another access mode or another flag, all of which whoever may open the
-//! device can choose anyway.
+//! what is not the device. The worst a forged `u64` can do is to name another port, another access mode or
+//! another flag, all of which whoever may open the device can choose anyway.
 
 mod backend;
 pub mod handler;
