@@ -19,8 +19,8 @@
 //! ```
 //!
 //! In the guest, `guest` is the init process: it runs one stage of one test and jumps to the next. `checks`, `cases`,
-//! `devices` and `ports` are our own tests, `vfio` their client of devices and `pci` what can become of one, `commands`
-//! those of `luo` as one uses it; `kmemleak` asks a kernel that checks itself what it lost.
+//! `devices`, `ports` and `forged` are our own tests, `vfio` their client of devices and `pci` what can become of one,
+//! `commands` those of `luo` as one uses it; `kmemleak` asks a kernel that checks itself what it lost.
 
 mod accel;
 mod apt;
@@ -31,6 +31,7 @@ mod checks;
 mod commands;
 mod config;
 mod devices;
+mod forged;
 mod guest;
 mod host;
 mod initramfs;

@@ -8,6 +8,7 @@ use super::checks::{self, Kept};
 use super::commands;
 use super::counters::Share;
 use super::devices;
+use super::forged;
 use super::qemu::Machine;
 
 /// One test.
@@ -235,6 +236,22 @@ pub(super) static TESTS: &[Test] = &[
         ],
         says: &["vfio: it is switched off by luo_handlers.disable"],
         seconds: 90,
+    },
+    Test {
+        name: "forged_records",
+        about: "what a hostile previous kernel left fails alone, with a reason",
+        machine: Machine::Vfio,
+        stages: &[
+            check(forged::preserve_all, 15, 0),
+            check(forged::refuse_forged, 0, 3),
+        ],
+        says: &[
+            "ioport: 0x81",
+            "vfio: dead:00:15.0: there is no such device",
+            "vfio: 0000:00:00.0: it is not bound to vfio-pci",
+            "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x12cb, is 0x1234",
+        ],
+        seconds: 120,
     },
     Test {
         name: "bench_devices",
