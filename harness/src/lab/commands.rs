@@ -16,7 +16,7 @@ use crate::liveupdate::Device;
 
 const LUO: &str = "/bin/luo";
 const INITRD: &str = "/boot/initrd";
-const REPORT: &str = "/root/report.json";
+const REPORT: &str = "/tmp/report.json";
 /// On the host: it has to outlast a kernel.
 const NOTE: &str = "/results/note.json";
 const RUNS: u32 = 2;
