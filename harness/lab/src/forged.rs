@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{ensure, Context, Result};
 use luo_handler_api::crc32c;
 use luo_handler_api::Token;
-use luo_handler_vfio::record::{Kept as Whereabouts, RecordBytes};
+use luo_handler_vfio::record::{Crossing, RecordBytes};
 use rustix::io::Errno;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -81,7 +81,7 @@ static FORGED: &[Forged] = &[
     // More regions than there is room for; a file in a host that keeps none; a status of another version
     forged(0x32, At("0000:00:13.0"), Record(|record| record.regions = U32::MAX_VALUE), Errno::INVAL),
     forged(0x33, At("0000:00:14.0"), Record(|record| {
-        record.kept = Whereabouts::File as u8;
+        record.crossing = Crossing::OpenFile as u8;
         record.file = U64::MAX_VALUE;
     }), Errno::OPNOTSUPP),
     forged(0x34, At("0000:02:00.0"), Record(|record| record.status = U32::MAX_VALUE), Errno::OPNOTSUPP),
