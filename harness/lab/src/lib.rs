@@ -42,6 +42,8 @@ mod kmemleak;
 mod pci;
 mod ports;
 mod qemu;
+mod quiet;
+mod reserved;
 mod runner;
 mod selftests;
 mod source;

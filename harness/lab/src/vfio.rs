@@ -10,25 +10,28 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_IRQS,
-    VFIO_PCI_NUM_REGIONS,
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
+    VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
 };
 use vfio_ioctls::{VfioContainer, VfioDevice};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
+use crate::pci::BUS_MASTER;
 use luo_bench::vfio::{bind, directory, open_cdev};
 
 /// In the configuration: vendor and device, revision and class, subsystem.
 const IDENTITY: [u64; 3] = [0x00, 0x08, 0x2c];
 const COMMAND: u64 = 0x04;
-const BUS_MASTER: u16 = 1 << 2;
+const MEMORY: u16 = 1 << 1;
 
 /// Registers of QEMU's `edu` device: one that always reads the same, one that answers with what was written to it,
-/// inverted, and two that raise and lower its interrupt.
+/// inverted, two that raise and lower its interrupt, and two that compute a factorial and interrupt at its end.
 const IDENTIFICATION: u64 = 0x00;
 const LIVENESS: u64 = 0x04;
 const RAISE: u64 = 0x60;
 const ACKNOWLEDGE: u64 = 0x64;
+const FACTORIAL: u64 = 0x08;
+const INTERRUPT_AT_END: u64 = 0x20;
 const EDU: u32 = 0x0100_00ed;
 const QUESTION: u32 = 0x1234_5678;
 
@@ -143,6 +146,47 @@ impl Client {
         self.0.disable_msi().context("disabling interrupts")
     }
 
+    /// Enables the interrupt that has a pin. It masks itself when it arrives.
+    pub(super) fn enable_intx(&self) -> Result<EventFd> {
+        let event = EventFd::new(EFD_NONBLOCK).context("making an eventfd")?;
+        self.0
+            .enable_irq(VFIO_PCI_INTX_IRQ_INDEX, vec![&event])
+            .context("enabling INTx")?;
+        Ok(event)
+    }
+
+    pub(super) fn unmask_intx(&self) -> Result<()> {
+        self.0
+            .unmask_irq(VFIO_PCI_INTX_IRQ_INDEX)
+            .context("unmasking INTx")
+    }
+
+    /// Has an `edu` compute for some seconds, and interrupt then.
+    pub(super) fn interrupt_later(&self) {
+        self.set_register(INTERRUPT_AT_END, 0x80);
+        self.set_register(FACTORIAL, u32::MAX);
+    }
+
+    /// Writes the command register as a driver would that goes on.
+    pub(super) fn insist_on_bus_mastering(&self) {
+        let command = (MEMORY | BUS_MASTER).to_le_bytes();
+        self.0
+            .region_write(VFIO_PCI_CONFIG_REGION_INDEX, &command, COMMAND);
+    }
+
+    /// Puts the device into low power; its wake event arrives at what is returned.
+    pub(super) fn enter_low_power(&self) -> Result<EventFd> {
+        let event = EventFd::new(EFD_NONBLOCK).context("making an eventfd")?;
+        sys::enter_low_power(&self.0, &event).context("entering low power")?;
+        Ok(event)
+    }
+
+    /// The first page of an `edu`'s registers.
+    pub(super) fn map_registers(&self) -> Result<Registers> {
+        let offset = self.0.get_region_offset(VFIO_PCI_BAR0_REGION_INDEX);
+        Registers::map(self.as_fd(), offset).context("mapping a BAR")
+    }
+
     /// Has an `edu` raise its interrupt, and refuses one that does not arrive within a second.
     pub(super) fn expect_interrupt(&self, event: &EventFd) -> Result<()> {
         self.set_register(RAISE, 1);
@@ -185,13 +229,94 @@ impl AsFd for Client {
     }
 }
 
-/// What the crate of the ioctls has only in numbers.
+/// What the crate of the ioctls has only in numbers, or does not have.
 mod sys {
-    use super::{BorrowedFd, VfioDevice};
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsRawFd, RawFd};
+    use std::ptr::NonNull;
+
+    use rustix::io::Result;
+    use rustix::ioctl::{ioctl, opcode, Opcode, Setter};
+    use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
+    use vfio_bindings::bindings::vfio::{
+        VFIO_BASE, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP, VFIO_DEVICE_FEATURE_SET,
+        VFIO_TYPE,
+    };
+
+    use super::{BorrowedFd, EventFd, VfioDevice, IDENTIFICATION, LIVENESS};
 
     pub(super) fn descriptor(device: &VfioDevice) -> BorrowedFd<'_> {
         // SAFETY: the device has its descriptor open for as long as it is borrowed.
         unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) }
     }
+
+    const DEVICE_FEATURE: Opcode = opcode::none(VFIO_TYPE, (VFIO_BASE + 17) as u8);
+
+    /// `struct vfio_device_feature`, followed by `struct vfio_device_low_power_entry_with_wakeup`.
+    #[repr(C)]
+    struct LowPower {
+        argsz: u32,
+        flags: u32,
+        wakeup_eventfd: RawFd,
+        reserved: u32,
+    }
+
+    pub(super) fn enter_low_power(device: &VfioDevice, event: &EventFd) -> Result<()> {
+        let entry = LowPower {
+            argsz: size_of::<LowPower>() as u32,
+            flags: VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP,
+            wakeup_eventfd: event.as_raw_fd(),
+            reserved: 0,
+        };
+        // SAFETY: this feature takes this struct, and `argsz` is its size.
+        unsafe {
+            let entry = Setter::<DEVICE_FEATURE, LowPower>::new(entry);
+            ioctl(descriptor(device), entry)
+        }
+    }
+
+    const LENGTH: usize = 4096;
+
+    /// Registers of an `edu` that are mapped.
+    ///
+    /// # Invariants
+    ///
+    /// `LENGTH` bytes from the pointer on are mapped, and aligned to a page.
+    pub(crate) struct Registers(NonNull<u32>);
+
+    // SAFETY: registers of a device belong to no thread; they are accessed by volatile reads and writes.
+    unsafe impl Send for Registers {}
+
+    impl Registers {
+        pub(super) fn map(device: BorrowedFd<'_>, offset: u64) -> Result<Self> {
+            let access = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: with a null pointer the kernel chooses a place that nobody uses.
+            let start = unsafe {
+                let anywhere = std::ptr::null_mut();
+                mmap(anywhere, LENGTH, access, MapFlags::SHARED, device, offset)?
+            };
+            Ok(Self(
+                NonNull::new(start.cast()).expect("a mapping is not at 0"),
+            ))
+        }
+
+        /// Whether it still is an `edu`, after a write to another register.
+        pub(crate) fn answer(&mut self) -> bool {
+            let at = |register: u64| self.0.as_ptr().wrapping_byte_add(register as usize);
+            // SAFETY: by the invariant both registers lie in the mapping, at multiples of four.
+            let found = unsafe {
+                at(LIVENESS).write_volatile(1);
+                at(IDENTIFICATION).read_volatile()
+            };
+            found == super::EDU
+        }
+    }
+
+    impl Drop for Registers {
+        fn drop(&mut self) {
+            // SAFETY: by the invariant it is mapped, and nobody else has the pointer.
+            let _ = unsafe { munmap(self.0.as_ptr().cast(), LENGTH) };
+        }
+    }
 }
+
+pub(super) use sys::Registers;
