@@ -165,6 +165,7 @@ struct luo_vfio_owner {
 
 u8 luo_vfio_kind(struct file *file);
 void *luo_vfio_device(struct file *file, u32 *flags);
+u64 luo_vfio_address(void *device);
 int luo_vfio_pin(void *device);
 void luo_vfio_unpin(void *device);
 int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found);

@@ -101,6 +101,14 @@ static u64 address_of(struct pci_dev *pdev)
 	return (u64)pci_domain_nr(pdev->bus) << 16 | pci_dev_id(pdev);
 }
 
+/* An inline. */
+u64 luo_vfio_address(void *device)
+{
+	struct vfio_pci_core_device *vdev = device;
+
+	return address_of(vdev->pdev);
+}
+
 /*
  * The devices that cross, for the next kernel: it reserves them before any process
  * runs. It does not know them otherwise until somebody asks for one of them, since
@@ -350,14 +358,13 @@ int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *f
  * two, whoever unbinds it until its files are closed, ours among them.
  */
 #define PATIENCE (10 * HZ)
-#define POLL (HZ / 50 + 1)
 
 /* Whether to look again; -EINTR if the task was killed. */
 static int wait_until(unsigned long end)
 {
 	if (time_after(jiffies, end))
 		return -EAGAIN;
-	schedule_timeout_killable(POLL);
+	schedule_timeout_killable(1);
 	return fatal_signal_pending(current) ? -EINTR : 0;
 }
 

@@ -4,7 +4,7 @@
 use luo_handler_api::{Errno, FileRef, Host, OwnedFile, Retrieved};
 
 use crate::{
-    description::{Compared, Description, Opened},
+    description::{Address, Compared, Description, Opened},
     record::{Crossing, DeviceRecord},
 };
 
@@ -77,6 +77,13 @@ pub trait VfioBackend: Sync + 'static {
 
     /// What `file` is. Cheap, without side effects.
     fn kind(&self, file: FileRef<'_>) -> Kind;
+
+    /// Where the device of `file` is. Cheap, without side effects.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    fn address(&self, file: FileRef<'_>) -> Result<Address, Errno>;
 
     /// Under which identity a second offer of the same device is refused; `None` if `pin` does that.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64>;

@@ -178,7 +178,12 @@ impl Address {
         }
     }
 
-    /// As one number, for an identity.
+    /// The reverse of [`to_u64`](Self::to_u64).
+    pub const fn from_u64(number: u64) -> Self {
+        Self::new((number >> 16) as u32, (number >> 8) as u8, number as u8)
+    }
+
+    /// As one number.
     pub const fn to_u64(self) -> u64 {
         (self.segment as u64) << 16 | (self.bus as u64) << 8 | self.devfn() as u64
     }
@@ -488,6 +493,7 @@ mod tests {
             let address = Address::new(segment, bus, devfn);
             prop_assert_eq!(address.to_string().parse(), Ok(address));
             prop_assert_eq!(address.devfn(), devfn);
+            prop_assert_eq!(Address::from_u64(address.to_u64()), address);
         }
 
         #[test]

@@ -7,7 +7,7 @@ use luo_handler_api::{Errno, FileRef, Host, OwnedFile, Retrieved};
 
 use crate::{
     backend::{Kind, VfioBackend},
-    description::{Compared, Description, Opened},
+    description::{Address, Compared, Description, Opened},
     imagined::edu,
     record::{Crossing, DeviceRecord},
 };
@@ -72,6 +72,10 @@ impl VfioBackend for FakeBackend {
 
     fn kind(&self, _: FileRef<'_>) -> Kind {
         self.device.lock().unwrap().kind
+    }
+
+    fn address(&self, _: FileRef<'_>) -> Result<Address, Errno> {
+        Ok(self.device.lock().unwrap().description.address)
     }
 
     fn file_id(&self, _: FileRef<'_>) -> Option<u64> {

@@ -9,7 +9,7 @@ use luo_handler_api::{
 
 use crate::{
     backend::{Kind, VfioBackend},
-    description::{Address, Description},
+    description::Address,
     record::DeviceRecord,
 };
 
@@ -33,26 +33,24 @@ pub struct Private<P> {
 }
 
 impl<B: VfioBackend> VfioHandler<B> {
-    fn describe(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Description, Errno> {
-        self.0.describe(file).map_err(|errno| {
+    /// Has the host preserve a record of the device as it is now.
+    fn preserve_record(
+        &self,
+        file: FileRef<'_>,
+        address: Address,
+        handle: u64,
+        host: Host<'_>,
+    ) -> Result<u64, Errno> {
+        let description = self.0.describe(file).map_err(|errno| {
             let why = match errno {
                 Errno::EOPNOTSUPP => "has more regions or interrupts than a record has room for",
                 Errno::EBUSY => LOW_POWER,
                 _ => "does not answer",
             };
-            host.refuse(errno, format_args!("the device {why}"))
-        })
-    }
-
-    /// Has the host preserve a record of the device as it is now.
-    fn preserve_record(
-        &self,
-        file: FileRef<'_>,
-        handle: u64,
-        host: Host<'_>,
-    ) -> Result<u64, Errno> {
+            host.refuse(errno, format_args!("{address} {why}"))
+        })?;
         let record = DeviceRecord {
-            description: self.describe(file, host)?,
+            description,
             crossing: self.0.crossing(),
             file: handle,
         };
@@ -96,7 +94,12 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         if let Some((errno, reason)) = self.0.kind(file).objection() {
             return Err(host.refuse(errno, format_args!("{reason}")));
         }
-        let address = self.describe(file, host)?.address;
+        let address = self.0.address(file).map_err(|errno| {
+            host.refuse(
+                errno,
+                format_args!("the device has no address on a PCI bus"),
+            )
+        })?;
         let (handle, mut pin) = self.0.pin(file, host).map_err(|errno| {
             let why = match errno {
                 Errno::EBUSY => "is preserved already",
@@ -106,7 +109,7 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
             };
             host.refuse(errno, format_args!("{address} {why}"))
         })?;
-        let record = self.preserve_record(file, handle, host);
+        let record = self.preserve_record(file, address, handle, host);
         let record = record.inspect_err(|_| self.0.unpin(file, handle, &mut pin, host))?;
         Ok(Prepared {
             data: record,
@@ -128,10 +131,10 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
     fn freeze(&self, prepared: Preserved<'_, Self::Private>) -> Result<u64, Errno> {
         let (file, host) = (prepared.file, prepared.host);
         let private = prepared.private;
-        let record = self.preserve_record(file, private.file, host)?;
+        let address = private.address;
+        let record = self.preserve_record(file, address, private.file, host)?;
         self.0.quiesce(file, &mut private.pin).map_err(|errno| {
             host.release_bytes(record);
-            let address = private.address;
             let why = match errno {
                 Errno::EINVAL => "has interrupts enabled: disable them first",
                 Errno::EBUSY => LOW_POWER,
@@ -191,7 +194,7 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
 mod tests {
     use super::*;
     use crate::{
-        description::{Compared, Opened},
+        description::{Compared, Description, Opened},
         fake::{FakeBackend, FakeDevice},
         imagined::edu,
         record::Crossing,

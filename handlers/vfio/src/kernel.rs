@@ -103,6 +103,14 @@ impl VfioBackend for KernelBackend {
         }
     }
 
+    fn address(&self, file: FileRef<'_>) -> Result<Address, Errno> {
+        let (device, _) = device_of(file)?;
+        // SAFETY: the file is open during this call, and holds its device.
+        Ok(Address::from_u64(unsafe {
+            shim::luo_vfio_address(device.as_ptr())
+        }))
+    }
+
     fn file_id(&self, _: FileRef<'_>) -> Option<u64> {
         None
     }
@@ -340,6 +348,7 @@ mod shim {
     extern "C" {
         pub(super) fn luo_vfio_kind(file: *mut c_void) -> u8;
         pub(super) fn luo_vfio_device(file: *mut c_void, flags: *mut u32) -> *mut c_void;
+        pub(super) fn luo_vfio_address(device: *mut c_void) -> u64;
         pub(super) fn luo_vfio_pin(device: *mut c_void) -> i32;
         pub(super) fn luo_vfio_unpin(device: *mut c_void);
         pub(super) fn luo_vfio_describe(

@@ -7,7 +7,9 @@ use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile,
 
 use crate::{
     backend::{Kind, VfioBackend},
-    description::{Compared, Description, List, Region, CONFIG_REGION, HEADER_LENGTH, REGIONS_MAX},
+    description::{
+        Address, Compared, Description, List, Region, CONFIG_REGION, HEADER_LENGTH, REGIONS_MAX,
+    },
     handler::VfioHandler,
     ioctls::{System, VfioFiles},
     record::{Crossing, DeviceRecord},
@@ -83,9 +85,13 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
         self.0.kind(file.as_fd())
     }
 
+    fn address(&self, file: FileRef<'_>) -> Result<Address, Errno> {
+        self.0.address(file.as_fd())
+    }
+
     /// The device: all files from groups share one inode.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
-        Some(self.0.address(file.as_fd()).ok()?.to_u64())
+        Some(self.address(file).ok()?.to_u64())
     }
 
     fn pin(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, ()), Errno> {

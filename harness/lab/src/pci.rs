@@ -62,6 +62,13 @@ pub(super) fn runtime_status(address: &str) -> Result<String> {
     Ok(status.trim().to_owned())
 }
 
+/// Wakes a device that sleeps, as something outside of it might, and lets it sleep again.
+pub(super) fn wake(address: &str) -> Result<()> {
+    let control = directory(address).join("power/control");
+    tell(&control, "on")?;
+    tell(&control, "auto")
+}
+
 /// The file that a device is opened by.
 pub(super) fn device_file(address: &str) -> Result<PathBuf> {
     let devices = directory(address).join("vfio-dev");

@@ -197,7 +197,7 @@ fn fall_asleep(device: &Client) -> Result<EventFd> {
 
 /// Wakes the device as something outside would; its owner hears of it.
 fn wake(event: &EventFd) -> Result<()> {
-    pci::command(ASLEEP)?;
+    pci::wake(ASLEEP)?;
     event.read().context("the wake event is lost")?;
     Ok(())
 }

@@ -208,7 +208,7 @@ pub(super) fn retrieve_while_reset(_kept: &mut Kept) -> Result<()> {
     let session = Device::open()?.retrieve_session(RESET)?;
     let (begun, begins) = mpsc::channel();
     let resetting = thread::spawn(move || -> Result<()> {
-        for _ in 0..5 {
+        for _ in 0..3 {
             begun.send(()).ok();
             pci::reset(RESETTABLE)?;
         }
