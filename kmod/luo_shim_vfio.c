@@ -594,7 +594,7 @@ static int __init reserve_address(u64 address)
 	if (!reservation)
 		return -ENOMEM;
 	if (!reservation->vdev)
-		pr_notice("%04x:%02x:%02x.%x is preserved and not bound to vfio-pci: bind it before it is retrieved, or it is lost\n",
+		pr_notice("%04x:%02x:%02x.%x must be bound to vfio-pci before it is retrieved\n",
 			  segment, bus, PCI_SLOT(devfn), PCI_FUNC(devfn));
 	return 0;
 }

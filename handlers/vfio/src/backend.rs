@@ -85,7 +85,8 @@ pub trait VfioBackend: Sync + 'static {
     /// Those of the system.
     fn address(&self, file: FileRef<'_>) -> Result<Address, Errno>;
 
-    /// Under which identity a second offer of the same device is refused; `None` if `pin` does that.
+    /// Under which identity a second offer of the same device is refused; `None` if `pin` does
+    /// that.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64>;
 
     /// Holds the device of `file`; yields the handle of the file where the host holds it, else 0.
@@ -102,17 +103,17 @@ pub trait VfioBackend: Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for more regions or interrupt indexes than a record has room for; `EBUSY` if it is in
-    /// low power, from which only its owner wakes it; those of the system.
+    /// `EOPNOTSUPP` for more regions or interrupt indexes than a record has room for; `EBUSY` if it
+    /// is in low power, from which only its owner wakes it; those of the system.
     fn describe(&self, file: FileRef<'_>) -> Result<Description, Errno>;
 
-    /// Stops the device, and whoever uses it, until [`resume`](Self::resume) or the jump, where it has to
-    /// stand still for that. It may not be described meanwhile.
+    /// Stops the device, and whoever uses it, until [`resume`](Self::resume) or the jump, where it
+    /// has to stand still for that. It may not be described meanwhile.
     ///
     /// # Errors
     ///
-    /// `EINVAL` while interrupts are enabled, `EBUSY` if it is in low power, `EAGAIN` while it is reset,
-    /// bound or unbound; those of the system.
+    /// `EINVAL` while interrupts are enabled, `EBUSY` if it is in low power, `EAGAIN` while it is
+    /// reset, bound or unbound; those of the system.
     fn quiesce(&self, file: FileRef<'_>, pin: &mut Self::Pin) -> Result<(), Errno>;
 
     /// Lets it and its users go on as if nothing had been.
@@ -122,8 +123,8 @@ pub trait VfioBackend: Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `ENODEV` if there is no device that could be it, `EBUSY` if it is held already or in use, `ENOENT`
-    /// if the host has no such file. Gives the reason.
+    /// `ENODEV` if there is no device that could be it, `EBUSY` if it is held already or in use,
+    /// `ENOENT` if the host has no such file. Gives the reason.
     fn find(&self, record: &DeviceRecord, host: Host<'_>) -> Result<Self::Found, Errno>;
 
     /// The device that was found, as far as it is known before it is opened.
@@ -140,7 +141,7 @@ pub trait VfioBackend: Sync + 'static {
     /// Those of the system.
     fn open(&self, found: Self::Found, record: &DeviceRecord) -> Result<OwnedFile, Errno>;
 
-    /// Releases what the file holds as one that crossed; if nobody retrieved it, all of it. There is no
-    /// record if it cannot be read, any more or at all.
+    /// Releases what the file holds as one that crossed; if nobody retrieved it, all of it. There
+    /// is no record if it cannot be read, any more or at all.
     fn finish(&self, record: Option<&DeviceRecord>, retrieved: Retrieved<'_>, host: Host<'_>);
 }

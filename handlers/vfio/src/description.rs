@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What is known of a device: where it is, what it is, how it was opened, and how two of these differ.
+//! What is known of a device: where it is, what it is, how it was opened, and how two of these
+//! differ.
 
 use core::{fmt, ops::Deref, str::FromStr};
 
@@ -30,8 +31,8 @@ pub(crate) const CONFIG_REGION: usize = 7;
 /// A PCI segment and a BDF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// Segment, which Linux calls domain; one of a host bridge that is not firmware's has more than 16
-    /// bits.
+    /// Segment, which Linux calls domain; one of a host bridge that is not firmware's has more than
+    /// 16 bits.
     pub segment: u32,
     /// Bus.
     pub bus: u8,
@@ -105,7 +106,8 @@ pub struct Description {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compared {
     /// What makes a device the same one: ids, class, revision, the kind of its header, sizes of its
-    /// BARs and its configuration space. All that a kernel knows of a device that nobody has opened.
+    /// BARs and its configuration space. All that a kernel knows of a device that nobody has
+    /// opened.
     Identity,
     /// All that does not change by itself.
     Everything,

@@ -87,9 +87,9 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
 
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for a file of VFIO that is not a PCI device's or cannot be preserved, `EINVAL` for a
-    /// device that is not bound to an iommufd, `EBUSY` if another file of the device is preserved already
-    /// or the device is in low power.
+    /// `EOPNOTSUPP` for a file of VFIO that is not a PCI device's or cannot be preserved, `EINVAL`
+    /// for a device that is not bound to an iommufd, `EBUSY` if another file of the device is
+    /// preserved already or the device is in low power.
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno> {
         if let Some((errno, reason)) = self.0.kind(file).objection() {
             return Err(host.refuse(errno, format_args!("{reason}")));
@@ -126,8 +126,8 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
     ///
     /// # Errors
     ///
-    /// Where it has to stand still: `EINVAL` while interrupts are enabled, `EBUSY` in low power, `EAGAIN`
-    /// while it is reset, bound or unbound.
+    /// Where it has to stand still: `EINVAL` while interrupts are enabled, `EBUSY` in low power,
+    /// `EAGAIN` while it is reset, bound or unbound.
     fn freeze(&self, prepared: Preserved<'_, Self::Private>) -> Result<u64, Errno> {
         let (file, host) = (prepared.file, prepared.host);
         let private = prepared.private;
@@ -160,8 +160,8 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
 
     /// # Errors
     ///
-    /// As [`DeviceRecord`] lists them; `EOPNOTSUPP` for a record of a host of another kind; `ENODEV` if the
-    /// device is missing, is another one, or has changed.
+    /// As [`DeviceRecord`] lists them; `EOPNOTSUPP` for a record of a host of another kind;
+    /// `ENODEV` if the device is missing, is another one, or has changed.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let record = self.read_record(data, host)?;
         let found = self.0.find(&record, host)?;

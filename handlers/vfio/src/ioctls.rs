@@ -2,8 +2,8 @@
 //! The seam between this crate and the system: what a process can ask of a file of VFIO.
 //!
 //! [`System`] asks the kernel. Whoever has no device, for a test, or has one elsewhere, implements
-//! [`VfioFiles`] and gives it to [`UserBackend`](crate::UserBackend); all that is built on the answers
-//! stays the same.
+//! [`VfioFiles`] and gives it to [`UserBackend`](crate::UserBackend); all that is built on the
+//! answers stays the same.
 
 use std::{
     fs, io,

@@ -33,8 +33,9 @@ pub struct Pinned {
     quiet: Option<shim::Quiet>,
 }
 
-// SAFETY: the device belongs to no thread: whatever is done to it is done under the locks of VFIO. What
-// quiesce locks is unlocked by the thread that froze, for mainline unfreezes in the call that froze.
+// SAFETY: the device belongs to no thread: whatever is done to it is done under the locks of VFIO.
+// What quiesce locks is unlocked by the thread that froze, for mainline unfreezes in the call that
+// froze.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
@@ -175,8 +176,8 @@ impl VfioBackend for KernelBackend {
             }
             Err(Errno::ENODEV) => (
                 Errno::ENODEV,
-                "it is not bound to vfio-pci; a failed retrieve is not repeated, so its session's \
-                 part of it is lost: bind devices before they are retrieved",
+                "it is not bound to vfio-pci; bind devices before they are retrieved, for a \
+                 failed retrieve is final",
             ),
             Err(Errno::EOPNOTSUPP) => (Errno::ENODEV, "it is a virtual function, or has no IOMMU"),
             Err(Errno::EEXIST) => (Errno::EBUSY, "it is preserved or retrieved already"),

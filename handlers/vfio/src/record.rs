@@ -2,7 +2,7 @@
 //! The bytes that cross, and the checks they pass before they are used.
 //!
 //! ```text
-//! data ──► RecordBytes     560 bytes: address, ids and the rest of the header, regions, interrupts
+//! data ──► RecordBytes     560 bytes: address, the header with the ids, regions, interrupts
 //!            file ───────► the open file       (hosted)
 //! ```
 //!
@@ -318,7 +318,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_read_as_what_they_are_not(mut bytes in proptest::collection::vec(any::<u8>(), 560), tame: bool) {
+        fn bytes_that_can_be_read_are_written_as_they_were(
+            mut bytes in proptest::collection::vec(any::<u8>(), 560),
+            tame: bool,
+        ) {
             bytes[..8].copy_from_slice(&MAGIC);
             if tame {
                 bytes[22] = 1 + bytes[22] % 2;

@@ -48,8 +48,8 @@ impl<F: VfioFiles> UserBackend<F> {
     }
 }
 
-/// The default for what a kind of device does not have: a region of VGA for one, or on older kernels
-/// the interrupt index of a PCIe error.
+/// The default for what a kind of device does not have: a region of VGA for one, or on older
+/// kernels the interrupt index of a PCIe error.
 fn if_any<T: Default>(answer: Result<T, Errno>) -> Result<T, Errno> {
     match answer {
         Err(Errno::EINVAL) => Ok(T::default()),

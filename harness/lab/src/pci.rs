@@ -97,8 +97,8 @@ pub(super) fn unbind(address: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes what is behind each of two bridges appear where what is behind the other was: their buses swap numbers. What
-/// was removed before comes back as well.
+/// Makes what is behind each of two bridges appear where what is behind the other was: their buses
+/// swap numbers. What was removed before comes back as well.
 pub(super) fn swap(bridges: [&str; 2], behind: [&str; 2]) -> Result<()> {
     // With the devices removed, nobody talks to the wrong one.
     behind.into_iter().try_for_each(remove)?;

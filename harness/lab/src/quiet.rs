@@ -94,6 +94,7 @@ pub(super) fn never_rest(kept: &mut Kept) -> Result<()> {
     let [restless, resettable, refusing] = [RESTLESS, RESETTABLE, REFUSING].map(Client::by_cdev);
     let (restless, refusing) = (restless?, refusing?);
     preserve(&session, &[&restless, &resettable?, &refusing])?;
+    refusing.start_bus_mastering()?;
     let event = refusing.enable_interrupts()?;
     let registers = restless.map_registers()?;
     do_not_rest(restless, registers, pci::configuration(RESTLESS)?);

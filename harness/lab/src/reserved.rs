@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Devices after the jump: nobody takes them from whoever retrieves them, what passes is waited for, and one that
-//! nobody asks for is released.
+//! Devices after the jump: nobody takes them from whoever retrieves them, what passes is waited
+//! for, and one that nobody asks for is released.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use luo_bench::memory::free_bytes;
@@ -139,7 +139,8 @@ pub(super) fn give_up(_kept: &mut Kept) -> Result<()> {
 }
 
 const RESERVED: &str = "reserved";
-/// One that is retrieved as it should be; one whose owner closes it in time; one whose owner does not.
+/// One that is retrieved as it should be; one whose owner closes it in time; one whose owner does
+/// not.
 const OURS: &str = "0000:00:10.0";
 const CLOSED_IN_TIME: &str = "0000:00:12.0";
 const NOT_CLOSED: &str = "0000:00:13.0";
@@ -158,7 +159,8 @@ fn take_away(address: &str, path: fn(&str) -> Result<std::path::PathBuf>) -> Res
     open(&path(address)?).with_context(|| format!("opening {address}, which was bound again"))
 }
 
-/// Before and after it was retrieved nobody else can open a device; where somebody has, retrieve names them.
+/// Before and after it was retrieved nobody else can open a device; where somebody has, retrieve
+/// names them.
 pub(super) fn hold_reserved(_kept: &mut Kept) -> Result<()> {
     for address in [OURS, CLOSED_IN_TIME, NOT_CLOSED, BY_GROUP] {
         expect_reserved(address)?;
@@ -194,7 +196,7 @@ pub(super) fn hold_reserved(_kept: &mut Kept) -> Result<()> {
 }
 
 const RESET: &str = "reset";
-/// One behind a port: resetting it takes its lock for more than a tenth of a second.
+/// One behind a port can be reset, which takes its lock.
 const RESETTABLE: &str = "0000:01:00.0";
 
 pub(super) fn preserve_to_reset(kept: &mut Kept) -> Result<()> {
@@ -208,7 +210,8 @@ pub(super) fn retrieve_while_reset(_kept: &mut Kept) -> Result<()> {
     let session = Device::open()?.retrieve_session(RESET)?;
     let (begun, begins) = mpsc::channel();
     let resetting = thread::spawn(move || -> Result<()> {
-        for _ in 0..3 {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(1) {
             begun.send(()).ok();
             pci::reset(RESETTABLE)?;
         }

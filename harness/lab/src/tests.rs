@@ -205,11 +205,11 @@ pub(super) static TESTS: &[Test] = &[
         machine: Machine::Vfio,
         stages: &[
             stage(Action::Depart(devices::DEVICES), 20, 0),
-            stage(Action::Arrive(devices::DEVICES), 0, 14),
+            stage(Action::Arrive(devices::DEVICES), 0, 12),
         ],
         says: &[
             "vfio: 0000:00:13.0: there is no such device",
-            "vfio: 0000:00:14.0: it is not bound to vfio-pci; a failed retrieve is not repeated",
+            "vfio: 0000:00:14.0: it is not bound to vfio-pci; bind devices before they are retrieved",
             "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x1234, is 0x1b36",
         ],
         seconds: 120,

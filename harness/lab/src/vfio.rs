@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The lab's client of VFIO devices: opened through the cdev, through a group or by a live update, and asked what they are.
+//! The lab's client of VFIO devices: opened through the cdev, through a group or by a live update,
+//! and asked what they are.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,8 +25,9 @@ const IDENTITY: [u64; 3] = [0x00, 0x08, 0x2c];
 const COMMAND: u64 = 0x04;
 const MEMORY: u16 = 1 << 1;
 
-/// Registers of QEMU's `edu` device: one that always reads the same, one that answers with what was written to it,
-/// inverted, two that raise and lower its interrupt, and two that compute a factorial and interrupt at its end.
+/// Registers of QEMU's `edu` device: one that always reads the same, one that answers with what was
+/// written to it, inverted, two that raise and lower its interrupt, and two that compute a
+/// factorial and interrupt at its end.
 const IDENTIFICATION: u64 = 0x00;
 const LIVENESS: u64 = 0x04;
 const RAISE: u64 = 0x60;
@@ -283,7 +285,8 @@ mod sys {
     /// `LENGTH` bytes from the pointer on are mapped, and aligned to a page.
     pub(crate) struct Registers(NonNull<u32>);
 
-    // SAFETY: registers of a device belong to no thread; they are accessed by volatile reads and writes.
+    // SAFETY: registers of a device belong to no thread; they are accessed by volatile reads and
+    // writes.
     unsafe impl Send for Registers {}
 
     impl Registers {
