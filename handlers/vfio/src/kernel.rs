@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The backend in the kernel: devices are found again by segment and BDF, and opened again.
 
+#![allow(unsafe_code)]
+
 use core::{ffi::c_void, ptr::NonNull};
 
 use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile, Retrieved};
@@ -185,6 +187,7 @@ impl VfioBackend for KernelBackend {
                 Errno::EBUSY,
                 "its reset, or a change of its driver, did not end in time",
             ),
+            Err(Errno::EINTR) => (Errno::EINTR, "whoever waited for it was killed"),
             Ok(None) | Err(Errno::ENOENT) => (Errno::ENODEV, "there is no such device"),
             Err(errno) => (errno, "it cannot be held"),
         };

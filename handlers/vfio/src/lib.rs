@@ -51,7 +51,8 @@
 //! (`ENOTTY`), for it would wait with the device's lock, and the kernel's shutdown of devices takes
 //! that lock as well. For the same reason a device is refused (`EAGAIN`) that is being reset, bound
 //! or unbound when it is frozen; and nobody should unbind one, or change its number of virtual
-//! functions, in between.
+//! functions, in between. Accesses to BARs of I/O ports still reach the device: VFIO has no lock
+//! for them.
 //!
 //! A device that its owner has put into low power (`VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY`) is
 //! refused by prepare and by freeze (`EBUSY`): to look at it would wake it, and take the wake event

@@ -47,6 +47,7 @@ mod reserved;
 mod runner;
 mod selftests;
 mod source;
+mod sys;
 mod tests;
 mod toolchain;
 mod vfio;

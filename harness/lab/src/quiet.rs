@@ -15,7 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::checks::{expect_errno, expect_refused_jump, Kept};
 use crate::pci;
-use crate::vfio::{Client, Registers};
+use crate::sys::Registers;
+use crate::vfio::{answers, Client};
 
 /// Who never rests; one that can be reset, behind a port; one that refuses the first jump.
 const RESTLESS: &str = "0000:00:10.0";
@@ -63,7 +64,7 @@ fn do_not_rest(device: Client, mut registers: Registers, configuration: File) {
     repeat(&BY_SYSFS, move || {
         pci::set_command(&configuration, command).is_ok()
     });
-    repeat(&BY_MAPPING, move || registers.answer());
+    repeat(&BY_MAPPING, move || answers(&mut registers));
     repeat(&BY_RESET, || {
         // Where a reset would wait for a frozen device, it is refused.
         let _ = pci::reset(RESETTABLE);

@@ -18,6 +18,7 @@ use vfio_ioctls::{VfioContainer, VfioDevice};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 use crate::pci::BUS_MASTER;
+use crate::sys::{self, Registers};
 use luo_bench::vfio::{bind, directory, open_cdev};
 
 /// In the configuration: vendor and device, revision and class, subsystem.
@@ -183,7 +184,7 @@ impl Client {
         Ok(event)
     }
 
-    /// The first page of an `edu`'s registers.
+    /// The first page of its registers.
     pub(super) fn map_registers(&self) -> Result<Registers> {
         let offset = self.0.get_region_offset(VFIO_PCI_BAR0_REGION_INDEX);
         Registers::map(self.as_fd(), offset).context("mapping a BAR")
@@ -225,101 +226,13 @@ impl Client {
     }
 }
 
+/// Whether mapped registers are still those of an `edu`, also while they are written to.
+pub(super) fn answers(registers: &mut Registers) -> bool {
+    registers.write_and_read(LIVENESS, QUESTION, IDENTIFICATION) == EDU
+}
+
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         sys::descriptor(&self.0)
     }
 }
-
-/// What the crate of the ioctls has only in numbers, or does not have.
-mod sys {
-    use std::os::fd::{AsRawFd, RawFd};
-    use std::ptr::NonNull;
-
-    use rustix::io::Result;
-    use rustix::ioctl::{ioctl, opcode, Opcode, Setter};
-    use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
-    use vfio_bindings::bindings::vfio::{
-        VFIO_BASE, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP, VFIO_DEVICE_FEATURE_SET,
-        VFIO_TYPE,
-    };
-
-    use super::{BorrowedFd, EventFd, VfioDevice, IDENTIFICATION, LIVENESS};
-
-    pub(super) fn descriptor(device: &VfioDevice) -> BorrowedFd<'_> {
-        // SAFETY: the device has its descriptor open for as long as it is borrowed.
-        unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) }
-    }
-
-    const DEVICE_FEATURE: Opcode = opcode::none(VFIO_TYPE, (VFIO_BASE + 17) as u8);
-
-    /// `struct vfio_device_feature`, followed by `struct vfio_device_low_power_entry_with_wakeup`.
-    #[repr(C)]
-    struct LowPower {
-        argsz: u32,
-        flags: u32,
-        wakeup_eventfd: RawFd,
-        reserved: u32,
-    }
-
-    pub(super) fn enter_low_power(device: &VfioDevice, event: &EventFd) -> Result<()> {
-        let entry = LowPower {
-            argsz: size_of::<LowPower>() as u32,
-            flags: VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP,
-            wakeup_eventfd: event.as_raw_fd(),
-            reserved: 0,
-        };
-        // SAFETY: this feature takes this struct, and `argsz` is its size.
-        unsafe {
-            let entry = Setter::<DEVICE_FEATURE, LowPower>::new(entry);
-            ioctl(descriptor(device), entry)
-        }
-    }
-
-    const LENGTH: usize = 4096;
-
-    /// Registers of an `edu` that are mapped.
-    ///
-    /// # Invariants
-    ///
-    /// `LENGTH` bytes from the pointer on are mapped, and aligned to a page.
-    pub(crate) struct Registers(NonNull<u32>);
-
-    // SAFETY: registers of a device belong to no thread; they are accessed by volatile reads and
-    // writes.
-    unsafe impl Send for Registers {}
-
-    impl Registers {
-        pub(super) fn map(device: BorrowedFd<'_>, offset: u64) -> Result<Self> {
-            let access = ProtFlags::READ | ProtFlags::WRITE;
-            // SAFETY: with a null pointer the kernel chooses a place that nobody uses.
-            let start = unsafe {
-                let anywhere = std::ptr::null_mut();
-                mmap(anywhere, LENGTH, access, MapFlags::SHARED, device, offset)?
-            };
-            Ok(Self(
-                NonNull::new(start.cast()).expect("a mapping is not at 0"),
-            ))
-        }
-
-        /// Whether it still is an `edu`, after a write to another register.
-        pub(crate) fn answer(&mut self) -> bool {
-            let at = |register: u64| self.0.as_ptr().wrapping_byte_add(register as usize);
-            // SAFETY: by the invariant both registers lie in the mapping, at multiples of four.
-            let found = unsafe {
-                at(LIVENESS).write_volatile(1);
-                at(IDENTIFICATION).read_volatile()
-            };
-            found == super::EDU
-        }
-    }
-
-    impl Drop for Registers {
-        fn drop(&mut self) {
-            // SAFETY: by the invariant it is mapped, and nobody else has the pointer.
-            let _ = unsafe { munmap(self.0.as_ptr().cast(), LENGTH) };
-        }
-    }
-}
-
-pub(super) use sys::Registers;
