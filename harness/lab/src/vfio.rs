@@ -16,7 +16,7 @@ use vfio_bindings::bindings::vfio::{
 use vfio_ioctls::{VfioContainer, VfioDevice};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
-use luo_bench::vfio::{bind, directory, open_cdev};
+use luo_bench::subject::vfio::{bind, directory, open_cdev};
 
 /// In the configuration: vendor and device, revision and class, subsystem.
 const IDENTITY: [u64; 3] = [0x00, 0x08, 0x2c];
