@@ -2,8 +2,8 @@
 //! A clock that runs on while one kernel ends and the next one begins.
 //!
 //! Each kernel counts its own time from zero. What goes on counting is the processor's time stamp
-//! counter, at a rate that each side can find out by comparing it with its own clock; and the machine's
-//! battery clock, in whole seconds: good enough to notice a counter that was set back.
+//! counter, at a rate that each side can find out by comparing it with its own clock; and the
+//! machine's battery clock, in whole seconds: good enough to notice a counter that was set back.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
@@ -65,7 +65,8 @@ impl Moment {
         Ok(ticks as f64 / nanoseconds as f64)
     }
 
-    /// Nanoseconds from this moment to a later one of the next kernel, at a rate in ticks a nanosecond.
+    /// Nanoseconds from this moment to a later one of the next kernel, at a rate in ticks a
+    /// nanosecond.
     ///
     /// # Errors
     ///
@@ -83,7 +84,8 @@ impl Moment {
     }
 }
 
-/// The battery clock. Without a driver for it, the kernel's wall clock, which was taken from it at boot.
+/// The battery clock. Without a driver for it, the kernel's wall clock, which was taken from it at
+/// boot.
 fn wall_clock() -> Result<Duration> {
     let battery = fs::read_to_string(BATTERY_CLOCK)
         .ok()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What the kernel module reports of its handlers in debugfs: how often each phase was called, and how
-//! it went.
+//! What the kernel module reports of its handlers in debugfs: how often each phase was called, and
+//! how it went.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -80,7 +80,8 @@ fn hypervisor() -> String {
     )
 }
 
-/// The name of the file system that a directory is on, or its magic number, or why that is not known.
+/// The name of the file system that a directory is on, or its magic number, or why that is not
+/// known.
 pub fn file_system(directory: &Path) -> String {
     let magic = match statfs(directory) {
         Ok(found) => found.f_type as u64,

@@ -2,8 +2,8 @@
 //! The two sides of a live update in ordinary processes: the old one up to the jump, the new one
 //! after it.
 //!
-//! Both are workers that [`measure`](crate::measure) starts. What the new side has to know of the old
-//! one crosses in a memfd of its own, under token 0, like the files that are measured.
+//! Both are workers that [`measure`](crate::measure) starts. What the new side has to know of the
+//! old one crosses in a memfd of its own, under token 0, like the files that are measured.
 
 use std::fs::File;
 use std::io::Write;
@@ -41,7 +41,8 @@ const STATE_MAX: u64 = 64 << 20;
 ///
 /// # Errors
 ///
-/// Whatever keeps it from doing so. What was changed by the jump is reported as a part of the outcome.
+/// Whatever keeps it from doing so. What was changed by the jump is reported as a part of the
+/// outcome.
 pub fn work(task: &str) -> Result<()> {
     match serde_json::from_str(task).context("this is not a task of a bench")? {
         Task::Depart {

@@ -99,15 +99,15 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
     vec![
         (
             "Downtime against size",
-            "How long the workload does not run as the memfd grows, by what is filled: freeze, handover, \
-             blackout and retrieve together. Points are medians, bars reach from the least to the \
-             greatest run; both axes are logarithmic.",
+            "How long the workload does not run as the memfd grows, by what is filled: \
+             freeze, handover, blackout and retrieve together. Points are medians, bars reach from \
+             the least to the greatest run; both axes are logarithmic.",
             downtime_against_size(&rows),
         ),
         (
             "Phases against size",
-            "What each phase of the update costs as the memfd grows. Prepare and finish happen while the \
-             workload runs.",
+            "What each phase of the update costs as the memfd grows. Prepare and finish \
+             happen while the workload runs.",
             phases_against_size(&rows),
         ),
         (

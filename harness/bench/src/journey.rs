@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A series of live updates over real kexecs: prepare before the jump, retrieve and compare after it.
+//! A series of live updates over real kexecs: prepare before the jump, retrieve and compare after
+//! it.
 //!
 //! ```text
 //! kernel 1          kernel 2             kernel 3          kernel 4
 //! make, prepare  →  retrieve, compare →  make, prepare  →  retrieve, compare → ...
 //! ```
 //!
-//! So each update but the first begins in a fresh kernel. What the next kernel has to know, the series
-//! and what came of it so far, crosses in a memfd of its own; the moment of the jump is written to it
-//! last. Only a fresh kernel in which our handler is switched off cannot take over a memfd that ours has
-//! preserved: it finds a note on the disk instead, which its command line names. How a kernel is loaded,
-//! and what is done with the figures, is up to whoever makes the journey.
+//! So each update but the first begins in a fresh kernel. What the next kernel has to know, the
+//! series and what came of it so far, crosses in a memfd of its own; the moment of the jump is
+//! written to it last. Only a fresh kernel in which our handler is switched off cannot take over a
+//! memfd that ours has preserved: it finds a note on the disk instead, which its command line
+//! names. How a kernel is loaded, and what is done with the figures, is up to whoever makes the
+//! journey.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -43,8 +45,8 @@ use luo_liveupdate::{Device, Session};
 
 const STATE_SESSION: &str = "luo-bench-state";
 const STATE_TOKEN: Token = Token(0);
-/// The state is written before it is complete, and cannot grow once it is preserved: room for what is
-/// still to come, and a few bytes for each file.
+/// The state is written before it is complete, and cannot grow once it is preserved: room for what
+/// is still to come, and a few bytes for each file.
 const STATE_ROOM: usize = 4096;
 const FILE_ROOM: usize = 128;
 /// More than the longest series comes to; what is larger is not a state.
@@ -105,8 +107,8 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         }
     }
 
-    /// The one that came from the previous kernel, if one did; if that one measured, this is the new
-    /// side.
+    /// The one that came from the previous kernel, if one did; if that one measured, this is the
+    /// new side.
     ///
     /// # Errors
     ///
@@ -156,14 +158,14 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from jumping. Then nothing is loaded any more, the sessions are given up, and
-    /// all runs on.
+    /// Whatever keeps it from jumping. Then nothing is loaded any more, the sessions are given up,
+    /// and all runs on.
     pub fn go_on(&self, load: impl FnOnce(&E, &str) -> Result<()>) -> Result<()> {
         let Some(step) = self.step() else {
             return Ok(());
         };
-        // Loaded first: it takes memory, and between prepare and the jump there should be as little as
-        // possible.
+        // Loaded first: it takes memory, and between prepare and the jump there should be as
+        // little as possible.
         load(&self.extra, &self.next_command_line(&step))?;
         let Err(error) = if self.fresh {
             self.depart(&step)
@@ -374,8 +376,8 @@ impl Before {
     }
 }
 
-/// Mainline's handler does not report it; it writes a record of every folio, those of holes that it has
-/// filled among them.
+/// Mainline's handler does not report it; it writes a record of every folio, those of holes that
+/// it has filled among them.
 fn mainline_metadata(step: &Step) -> u64 {
     let Subject::Memfd { size, pages, .. } = step.case.subject else {
         return 0;
@@ -383,7 +385,8 @@ fn mainline_metadata(step: &Step) -> u64 {
     size.div_ceil(pages.size()) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
 }
 
-/// The new side of a live update. What fails there makes it one that went wrong, and the series goes on.
+/// The new side of a live update. What fails there makes it one that went wrong, and the series
+/// goes on.
 fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) -> Outcome {
     let Departure { mut update, jumped } = departure;
     let taken = take_back(device, step, &mut update);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Takes files through whole live updates, compares them after the jump, and reports what each phase
-//! cost.
+//! Takes files through whole live updates, compares them after the jump, and reports what each
+//! phase cost.
 //!
 //! ```no_run
 //! use luo_bench::{measure::measure, plan::Plan, stop::Stop, text, worker::Worker};
@@ -28,18 +28,20 @@
 //! How:
 //!
 //! - [`update`]: what all ways have in common: make, retrieve, finish, compare
-//! - [`measure`](mod@measure): rounds of updates in ordinary processes; [`hosted`]: both sides of one;
-//!   [`worker`] and `message`: how they are started and what they report; [`stop`]: ends it early
+//! - [`measure`](mod@measure): rounds of updates in ordinary processes; [`hosted`]: both sides of
+//!   one; [`worker`] and `message`: how they are started and what they report; [`stop`]: ends it
+//!   early
 //! - [`obstacle`], [`place`]: what this machine cannot do, and where images go
 //! - [`series`], [`journey`]: rounds of updates over real kexecs; [`machine`]: on a real machine
-//! - `clock`: goes on through the jump; [`memory`]: how much there is; [`counters`]: what the kernel
-//!   module reports; `limits`: of this process; `sys`: what needs `unsafe`
+//! - `clock`: goes on through the jump; [`memory`]: how much there is; [`counters`]: what the
+//!   kernel module reports; `limits`: of this process; `sys`: what needs `unsafe`
 //!
 //! What comes out:
 //!
 //! - [`report`]: figures, as JSON of [`spread`]s; [`environment`]: where they were taken
 //! - [`text`]: a table and a few sentences; [`html`]: a page with plots; [`outputs`]: the files
-//! - [`comparison`]: ours against a peer; [`regression`]: against an older report; `format`: numbers
+//! - [`comparison`]: ours against a peer; [`regression`]: against an older report; `format`:
+//!   numbers
 
 #![deny(unsafe_code)]
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The journey of a real machine through its kernels: what is loaded, and what has to be known before
-//! the first jump.
+//! The journey of a real machine through its kernels: what is loaded, and what has to be known
+//! before the first jump.
 //!
-//! Nothing is done before all that can be known is checked. A session lives as long as a process has it
-//! open, so the program that measures also jumps: an orderly shutdown would end it first.
+//! Nothing is done before all that can be known is checked. A session lives as long as a process
+//! has it open, so the program that measures also jumps: an orderly shutdown would end it first.
 
 use std::convert::Infallible;
 use std::fs;
@@ -208,8 +208,8 @@ fn announcement(series: &Series, baggage: &Baggage, command_line: &str) -> Strin
     );
     text += match continues_by_itself() {
         true => {
-            "The systemd unit luo-bench.service continues after each jump; its log and the report are \
-             in the journal."
+            "The systemd unit luo-bench.service continues after each jump; its log and the report \
+             are in the journal."
         }
         false => {
             "Beware: nothing continues by itself after a jump. To have systemd do it:\n  \
@@ -233,8 +233,8 @@ fn continues_by_itself() -> bool {
 pub struct Underway(Journey<Baggage>);
 
 impl Underway {
-    /// The journey that came from the previous kernel, if one did. If that one measured, this is the new
-    /// side.
+    /// The journey that came from the previous kernel, if one did. If that one measured, this is
+    /// the new side.
     ///
     /// # Errors
     ///

@@ -76,9 +76,9 @@ struct Measurement<'a> {
     skipped: Vec<Skipped>,
 }
 
-/// Measures everything in the plan, round by round, so that a busy moment of the machine does not fall
-/// on one case alone. A first round warms up; then the order of the cases alternates. What the machine
-/// cannot do is reported and skipped.
+/// Measures everything in the plan, round by round, so that a busy moment of the machine does not
+/// fall on one case alone. A first round warms up; then the order of the cases alternates. What
+/// the machine cannot do is reported and skipped.
 ///
 /// # Errors
 ///

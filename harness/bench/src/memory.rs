@@ -15,8 +15,8 @@ const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
 /// The value with which the kernel promises no more memory than there is.
 const OVERCOMMIT_NEVER: &str = "2";
 
-/// Bytes that nobody uses, once caches are dropped and each processor's counters are added up: pages
-/// that wait in a processor's own list are free as well.
+/// Bytes that nobody uses, once caches are dropped and each processor's counters are added up:
+/// pages that wait in a processor's own list are free as well.
 ///
 /// # Errors
 ///
@@ -157,8 +157,8 @@ mod tests {
     #[test]
     fn free_pages_are_those_of_zones_and_processors() {
         let zones = "Node 0, zone    DMA\n  per-node stats\n      nr_inactive_anon 0\n  \
-                     pages free     3840\n        boost    0\n  pagesets\n    cpu: 0\n              \
-                     count:    5\n              high:     8\n    cpu: 1\n              count:    7\n";
+                     pages free     3840\n        boost    0\n  pagesets\n    cpu: 0\n      \
+                     count:    5\n      high:     8\n    cpu: 1\n      count:    7\n";
         assert_eq!(free_pages(zones), 3852);
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Why this machine cannot measure a case here and now, as far as that is known before its files are
-//! made.
+//! Why this machine cannot measure a case here and now, as far as that is known before its files
+//! are made.
 
 use bytesize::ByteSize;
 
@@ -49,7 +49,8 @@ fn memfds_obstacle(case: &Case, pages: Pages, place: Option<&Place>) -> Option<S
         let (needed, place) = (image_bytes(case), place?);
         if place.room < needed {
             return Some(format!(
-                "the image needs {} of room, {} are left in {}; --image-dir names another directory",
+                "the image needs {} of room, {} are left in {}; --image-dir names another \
+                 directory",
                 ByteSize(needed),
                 ByteSize(place.room),
                 place.parent().display()

@@ -15,8 +15,8 @@ pub struct Outcome {
     pub data_bytes: u64,
     /// Bytes of metadata that crossed.
     pub metadata_bytes: u64,
-    /// Bytes of memory that the update took on the old side beyond what the files had: metadata, and
-    /// holes that were filled. Contents on their way do not count.
+    /// Bytes of memory that the update took on the old side beyond what the files had: metadata,
+    /// and holes that were filled. Contents on their way do not count.
     pub extra_memory_bytes: u64,
     /// Bytes that prepare had to move to other memory; 0 where that is not known.
     #[serde(default)]

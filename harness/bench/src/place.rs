@@ -23,8 +23,8 @@ pub struct Place {
 }
 
 impl Place {
-    /// A place inside `given`. Without that, the first of the usual places with room for `wanted` bytes,
-    /// or else the one with the most room.
+    /// A place inside `given`. Without that, the first of the usual places with room for `wanted`
+    /// bytes, or else the one with the most room.
     ///
     /// # Errors
     ///

@@ -40,8 +40,8 @@ pub struct Plan {
     pub files: u32,
     /// How often each combination is measured, up to [`RUNS_MAX`].
     pub runs: u32,
-    /// Where images are written; a directory inside it is made and removed. By default memory, or else
-    /// where there is room.
+    /// Where images are written; a directory inside it is made and removed. By default memory, or
+    /// else where there is room.
     pub image_directory: Option<PathBuf>,
 }
 

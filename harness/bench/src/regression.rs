@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A report against an older one, case by case: is the downtime longer than it was?
 //!
-//! A case got slower if its median grew by more than a threshold *and* a rank test finds it unlikely that
-//! both come from the same distribution: the one-sided test of Mann and Whitney, exact for few runs. With
-//! three runs on each side that takes every new run to be slower than every old one.
+//! A case got slower if its median grew by more than a threshold *and* a rank test finds it
+//! unlikely that both come from the same distribution: the one-sided test of Mann and Whitney,
+//! exact for few runs. With three runs on each side that takes every new run to be slower than
+//! every old one.
 
 use crate::format::duration;
 use crate::report::{Report, Row, SCHEMA};
@@ -184,12 +185,12 @@ fn probability_of_greater(less: &Spread, greater: &Spread) -> f64 {
     }
 }
 
-/// The share of all orders of `m + n` different samples whose statistic is at least this. With ties the
-/// half is rounded down, which makes a change less likely to be taken for real.
+/// The share of all orders of `m + n` different samples whose statistic is at least this. With
+/// ties the half is rounded down, which makes a change less likely to be taken for real.
 fn exact(m: usize, n: usize, twice_u: u64) -> f64 {
     let least = (twice_u / 2) as usize;
-    // Orders of `i` old and `j` new samples by their statistic: the last sample is an old one, or a new
-    // one that is greater than all `i` old ones. Of floating point, as there are many.
+    // Orders of `i` old and `j` new samples by their statistic: the last sample is an old one, or
+    // a new one that is greater than all `i` old ones. Of floating point, as there are many.
     let mut counts = vec![vec![vec![0.0_f64; m * n + 1]; n + 1]; m + 1];
     for i in 0..=m {
         for j in 0..=n {
@@ -229,7 +230,8 @@ fn approximate(less: &[u64], greater: &[u64], twice_u: u64) -> f64 {
     upper_tail(distance / variance.sqrt())
 }
 
-/// The share of the standard normal distribution above `z`: Abramowitz and Stegun, 26.2.17, to 1e-7.
+/// The share of the standard normal distribution above `z`: Abramowitz and Stegun, 26.2.17, to
+/// 1e-7.
 fn upper_tail(z: f64) -> f64 {
     if z < 0.0 {
         return 1.0 - upper_tail(-z);

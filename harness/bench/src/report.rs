@@ -71,7 +71,8 @@ pub struct Row {
     pub runs: u32,
     /// How long each phase took.
     pub phases: PerPhase<Spread>,
-    /// How long the workload did not run: freeze, handover, blackout and retrieve of each run together.
+    /// How long the workload did not run: freeze, handover, blackout and retrieve of each run
+    /// together.
     pub downtime_ns: Spread,
     /// Bytes of data that crossed, in all files.
     pub data_bytes: u64,
@@ -86,8 +87,8 @@ pub struct Row {
     /// One thread copying as many bytes of memory to a fresh file beside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_write_ns: Option<Spread>,
-    /// Whether every byte, size, seal, position and hole was as before, in every run; of devices where
-    /// they are and what, of port files position, access mode and flags.
+    /// Whether every byte, size, seal, position and hole was as before, in every run; of devices
+    /// where they are and what, of port files position, access mode and flags.
     pub verified: bool,
     /// What was not, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,7 +112,8 @@ impl Name {
         }
     }
 
-    /// What crossed, as people read it: of what is not a memfd, the compatible without vendor and version.
+    /// What crossed, as people read it: of what is not a memfd, the compatible without vendor and
+    /// version.
     pub fn files(&self) -> String {
         let name = match self.kind() {
             Some((fill, pages)) => {
@@ -208,8 +210,8 @@ impl Row {
         (self.data_bytes > 0).then(|| milliseconds / self.gib())
     }
 
-    /// Writing the image against copying memory to a fresh file in the same place, by one thread: 1 is
-    /// as fast. `None` where nothing was written.
+    /// Writing the image against copying memory to a fresh file in the same place, by one thread:
+    /// 1 is as fast. `None` where nothing was written.
     pub fn image_to_reference(&self) -> Option<f64> {
         let reference = self.reference_write_ns.as_ref()?.median as f64;
         let image = self.phases[Phase::Handover].median as f64;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What is measured over real kexecs, and in which order: round by round, our handler and a peer in turn.
+//! What is measured over real kexecs, and in which order: round by round, our handler and a peer
+//! in turn.
 //!
 //! A boot parameter decides which handler takes the files; all else about the kernels is the same.
 
@@ -70,7 +71,8 @@ impl Series {
         self.plan.cases()
     }
 
-    /// Whether some of its kernels cannot take over what our handler preserved, and find a note instead.
+    /// Whether some of its kernels cannot take over what our handler preserved, and find a note
+    /// instead.
     pub const fn needs_notes(&self) -> bool {
         self.compare
     }
@@ -82,8 +84,8 @@ impl Series {
         }
     }
 
-    /// All live updates in their order. In each round every case has its turn; the peers take turns at
-    /// it, and at going first.
+    /// All live updates in their order. In each round every case has its turn; the peers take
+    /// turns at it, and at going first.
     pub fn steps(&self) -> Vec<Step> {
         let mut peers = self.implementations().to_vec();
         let mut steps = Vec::new();
@@ -99,7 +101,8 @@ impl Series {
         steps
     }
 
-    /// A row for each case and implementation that was measured; `outcomes` are those of the first steps.
+    /// A row for each case and implementation that was measured; `outcomes` are those of the first
+    /// steps.
     pub fn rows(&self, outcomes: &[Outcome]) -> Vec<Row> {
         let steps = self.steps();
         let mut rows = Vec::new();

@@ -9,11 +9,13 @@ use crate::report::{Report, Row};
 use crate::spread::Spread;
 use crate::transport::Transport;
 
-const KEXEC_REMARK: &str = "kexec: the kernel freezes the files and jumps in one call, so freeze is a part \
-     of the blackout, which ends when the program that continues in the next kernel has opened \
-     /dev/liveupdate: in the lab that is its init process, elsewhere all that starts before it counts \
-     too. It is measured by the processor's time stamp counter, which a kexec leaves running, and \
-     checked against the battery clock. Memory taken is what prepare took from the kernel's free pages.";
+const KEXEC_REMARK: &str =
+    "kexec: the kernel freezes the files and jumps in one call, so freeze is a part of the \
+     blackout, which ends when the program that continues in the next kernel has opened \
+     /dev/liveupdate: in the lab that is its init process, elsewhere all that starts before it \
+     counts too. It is measured by the processor's time stamp counter, which a kexec leaves \
+     running, and checked against the battery clock. Memory taken is what prepare took from the \
+     kernel's free pages.";
 
 /// Images below this are dominated by what they cost at all.
 const COMPARED_IMAGE_BYTES: u64 = 32 << 20;
@@ -84,8 +86,8 @@ fn width_of(text: &str) -> usize {
     text.chars().count()
 }
 
-/// The table, as wide as fits into `width` characters. What does not fit is left out: it is in the JSON and
-/// on the HTML page.
+/// The table, as wide as fits into `width` characters. What does not fit is left out: it is in the
+/// JSON and on the HTML page.
 pub fn table(report: &Report, width: usize) -> String {
     let cells =
         |column: &Column| -> Vec<String> { report.results.iter().map(column.cell).collect() };
@@ -191,8 +193,8 @@ fn cost(report: &Report) -> Option<String> {
         ),
     };
     Some(format!(
-        "{runs}. Downtime is freeze, handover, blackout and retrieve together, the time in which the \
-         workload does not run: {range}. Prepare and finish happen while it runs."
+        "{runs}. Downtime is freeze, handover, blackout and retrieve together, the time in which \
+         the workload does not run: {range}. Prepare and finish happen while it runs."
     ))
 }
 
@@ -200,8 +202,8 @@ fn verification(report: &Report) -> Vec<String> {
     let wrong: Vec<&Row> = report.results.iter().filter(|row| !row.verified).collect();
     if wrong.is_empty() {
         return vec![
-            "Verified: after each jump, size, seals, position, holes and every byte of all files were \
-             compared and are as they were before."
+            "Verified: after each jump, size, seals, position, holes and every byte of all files \
+             were compared and are as they were before."
                 .to_owned(),
         ];
     }
@@ -220,8 +222,8 @@ fn image_speed(report: &Report) -> Option<String> {
     let ratios = Spread::of(ratios.map(|percent| percent.round() as u64));
     (ratios.max > 0).then(|| {
         format!(
-            "Images of {} and more were written to {} at {} % (least {} %, greatest {} %) of the speed \
-             at which one thread copies plain memory to a fresh file there.",
+            "Images of {} and more were written to {} at {} % (least {} %, greatest {} %) of the \
+             speed at which one thread copies plain memory to a fresh file there.",
             ByteSize(COMPARED_IMAGE_BYTES),
             report.environment.image_file_system,
             ratios.median,

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::Case;
 
-/// The program that makes the live updates, each in a process of its own. It passes the last argument
-/// that it gets to [`hosted::work`](crate::hosted::work), and has the handlers linked in.
+/// The program that makes the live updates, each in a process of its own. It passes the last
+/// argument that it gets to [`hosted::work`](crate::hosted::work), and has the handlers linked in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
     /// The program.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! `luo lab bench`: whole live updates over real kexecs, of our handler and of the kernel's own in turn.
+//! `luo lab bench`: whole live updates over real kexecs, of our handler and of the kernel's own in
+//! turn.
 //!
-//! All of them happen in one guest, one after another, each from a fresh kernel into a fresh kernel of the same image:
-//! see [`journey`](luo_bench::journey).
+//! All of them happen in one guest, one after another, each from a fresh kernel into a fresh
+//! kernel of the same image: see [`journey`](luo_bench::journey).
 
 use std::time::Duration;
 

@@ -46,7 +46,8 @@ pub struct BenchArguments {
     image_dir: Option<PathBuf>,
     #[command(flatten)]
     outputs: OutputArguments,
-    /// Compare the downtime with that of an older report, case by case; exit code 1 if a case got slower
+    /// Compare the downtime with that of an older report, case by case; exit code 1 if a case got
+    /// slower
     #[arg(long, value_name = "OLD.json")]
     against: Option<PathBuf>,
     /// With --against, how many percent slower a case may be; less is never reported as slower
@@ -85,7 +86,8 @@ struct KexecArguments {
     /// Measure another handler as well, in turn with ours
     #[arg(long, value_enum, value_name = "HANDLER", help_heading = HEADING)]
     compare: Option<PeerArgument>,
-    /// With --compare, where a note waits on a disk for kernels in which our handler is switched off
+    /// With --compare, where a note waits on a disk for kernels in which our handler is switched
+    /// off
     #[arg(long, value_name = "FILE", default_value = NOTE, help_heading = HEADING)]
     note: PathBuf,
     /// Jump without asking
@@ -136,8 +138,8 @@ pub fn run(arguments: BenchArguments) -> Result<ExitCode> {
     }
     if arguments.kexec.are_given() || transports.contains(&Transport::Kexec) {
         wrong_usage(
-            "a kexec ends all that runs, so it is measured alone, and what only it understands goes with \
-             --transport kexec",
+            "a kexec ends all that runs, so it is measured alone, and what only it understands \
+             goes with --transport kexec",
         );
     }
     let plan = arguments.workloads.plan(transports, arguments.image_dir);
@@ -215,8 +217,8 @@ pub fn print_comparison(report: &Report) {
     }
 }
 
-/// By the terminal, or else by `COLUMNS`. A serial console is a terminal that does not know how wide it
-/// is.
+/// By the terminal, or else by `COLUMNS`. A serial console is a terminal that does not know how
+/// wide it is.
 fn terminal_width() -> usize {
     let size = rustix::termios::tcgetwinsize(io::stdout());
     let columns = size.map_or(0, |size| usize::from(size.ws_col));

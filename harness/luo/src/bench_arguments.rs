@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What may be asked of a measurement on the command line, wherever it is made, and how that becomes plain
-//! data.
+//! What may be asked of a measurement on the command line, wherever it is made, and how that
+//! becomes plain data.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -84,7 +84,8 @@ pub struct WorkloadArguments {
     /// Page kinds: 4k (base pages), thp, hugetlb, or hugetlb:SIZE such as hugetlb:1G
     #[arg(long, value_delimiter = ',', default_value = "4k", value_parser = Pages::from_str)]
     pages: Vec<Pages>,
-    /// What is filled: dense, shuffled (all pages, in random order), sparse:P% (P percent of the pages)
+    /// What is filled: dense, shuffled (all pages, in random order), sparse:P% (P percent of the
+    /// pages)
     #[arg(
         long,
         value_delimiter = ',',
@@ -132,7 +133,8 @@ impl WorkloadArguments {
         let plan = self.plan(vec![Transport::Kexec], None);
         if compare.is_some() && !mainline_takes(&plan.file_types) {
             wrong_usage(
-                "the kernel's own handler takes memfds alone, so --compare goes with --handler memfd",
+                "the kernel's own handler takes memfds alone, so --compare goes with \
+                 --handler memfd",
             );
         }
         Series::new(plan, compare.is_some())
@@ -161,7 +163,8 @@ pub fn wrong_usage(message: &str) -> ! {
     clap::Error::raw(ErrorKind::ArgumentConflict, format!("{message}\n")).exit()
 }
 
-/// `64M` and the like: K, M, G, T are powers of 1024, as are KiB, MiB …; KB, MB … are powers of 1000.
+/// `64M` and the like: K, M, G, T are powers of 1024, as are KiB, MiB …; KB, MB … are powers of
+/// 1000.
 ///
 /// # Errors
 ///

@@ -45,7 +45,8 @@ enum Cmd {
         #[arg(long)]
         json: bool,
     },
-    /// Take large memfds, or devices and port files, through live updates and report how long each phase takes
+    /// Take large memfds, or devices and port files, through live updates and report how long each
+    /// phase takes
     Bench(BenchArguments),
     /// Show what a handover holds: entries, handlers, sizes, bad entries
     Inspect {

@@ -12,7 +12,7 @@
 //! # Map
 //!
 //! - [`cli`]: the command line
-//! - [`bench`]: measures; [`bench_arguments`]: what may be asked of a measurement
+//! - [`mod@bench`]: measures; [`bench_arguments`]: what may be asked of a measurement
 //! - [`lab`]: the kernel lab
 //! - [`inspect`]: what a handover holds
 //! - [`session`]: sessions of the running kernel

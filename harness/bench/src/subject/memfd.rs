@@ -104,7 +104,8 @@ pub enum Mismatch {
 /// Pages that are written or compared in one go.
 const BLOCK_BYTES: u64 = 1 << 20;
 
-/// The seals of every workload: those that memfds of both kinds can have and that still allow writing.
+/// The seals of every workload: those that memfds of both kinds can have and that still allow
+/// writing.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
 impl Workload {
@@ -170,8 +171,8 @@ impl Workload {
 
     fn no_memory(&self, written: u64, error: &io::Error) -> MakeError {
         MakeError::Unavailable(format!(
-            "it needs {}, and the machine gave {} ({error}); see vm.overcommit_memory, the limits of \
-             the memory cgroup, and vm.nr_hugepages",
+            "it needs {}, and the machine gave {} ({error}); see vm.overcommit_memory, the \
+             limits of the memory cgroup, and vm.nr_hugepages",
             ByteSize(self.data_bytes()),
             ByteSize(written)
         ))
@@ -185,7 +186,8 @@ impl Workload {
         let found = holes::data_ranges(file, self.size)?;
         if let Some(offset) = first_difference(&self.filled_ranges(), &found) {
             return Err(MakeError::Unavailable(format!(
-                "the kernel gave other pages than {}: data and holes differ from offset {offset} on",
+                "the kernel gave other pages than {}: data and holes differ from offset \
+                 {offset} on",
                 self.pages
             )));
         }
@@ -278,8 +280,8 @@ impl Workload {
         self.fill.count(self.page_count())
     }
 
-    /// The order in which a shuffled one is filled. A sparse one has its first pages, so that a larger
-    /// share holds all pages of a smaller one.
+    /// The order in which a shuffled one is filled. A sparse one has its first pages, so that a
+    /// larger share holds all pages of a smaller one.
     fn order(&self) -> Permutation {
         Permutation::new(self.page_count(), self.seed)
     }
@@ -338,8 +340,9 @@ impl Workload {
         }
     }
 
-    /// Compares all there is: size, seals, position, every byte, and where the holes are. `progress` is
-    /// told the bytes as they are compared, from any thread. The position of `file` stays.
+    /// Compares all there is: size, seals, position, every byte, and where the holes are.
+    /// `progress` is told the bytes as they are compared, from any thread. The position of `file`
+    /// stays.
     ///
     /// # Errors
     ///
@@ -615,7 +618,8 @@ mod tests {
             };
             let larger = filled(many);
             for range in filled(few) {
-                let holds = |other: &Range<u64>| other.start <= range.start && range.end <= other.end;
+                let holds =
+                    |other: &Range<u64>| other.start <= range.start && range.end <= other.end;
                 prop_assert!(larger.iter().any(holds));
             }
         }

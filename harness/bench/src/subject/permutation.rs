@@ -5,8 +5,8 @@ use super::pattern::mix;
 
 const ROUNDS: u64 = 4;
 
-/// A permutation of the numbers below `length`: a Feistel network over the least even number of bits
-/// that holds them, walked until it comes to one of them.
+/// A permutation of the numbers below `length`: a Feistel network over the least even number of
+/// bits that holds them, walked until it comes to one of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Permutation {
     length: u64,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The machine's VFIO devices: which there are, how one is opened by its own file, and what tells one
-//! from another.
+//! The machine's VFIO devices: which there are, how one is opened by its own file, and what tells
+//! one from another.
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,8 +17,8 @@ use vfio_ioctls::{VfioDevice, VfioIommufd};
 const DRIVER: &str = "/sys/bus/pci/drivers/vfio-pci";
 const DEVICES: &str = "/sys/bus/pci/devices";
 
-/// What sysfs reports of a device: the file, and where the configuration has the same, and its length in
-/// bytes.
+/// What sysfs reports of a device: the file, and where the configuration has the same, and its
+/// length in bytes.
 const IDS: [(&str, usize, usize); 6] = [
     ("vendor", 0x00, 2),
     ("device", 0x02, 2),
@@ -114,8 +114,8 @@ fn bound(file: BorrowedFd<'_>) -> Result<VfioDevice> {
     }
 }
 
-/// Refuses a file that stands for another device than the one at `address`, or that does not answer as
-/// sysfs does.
+/// Refuses a file that stands for another device than the one at `address`, or that does not
+/// answer as sysfs does.
 ///
 /// # Errors
 ///
@@ -145,8 +145,8 @@ fn address_of(file: BorrowedFd<'_>) -> Result<String> {
     name.with_context(|| format!("{} is not a device", device.display()))
 }
 
-/// The device's directory in sysfs as the kernel reports it, since 6.18; a device that a kexec brought
-/// here has no number of its own.
+/// The device's directory in sysfs as the kernel reports it, since 6.18; a device that a kexec
+/// brought here has no number of its own.
 fn reported_device(file: BorrowedFd<'_>) -> Option<PathBuf> {
     let info = format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd());
     let info = fs::read_to_string(info).ok()?;
