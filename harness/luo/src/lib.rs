@@ -14,6 +14,7 @@
 //! - [`cli`]: the command line
 //! - [`mod@bench`]: measures; [`bench_arguments`]: what may be asked of a measurement
 //! - [`lab`]: the kernel lab
+//! - `manual`: man pages and completions
 //! - [`inspect`]: prints what a handover holds; [`records`]: the records that it can read
 //! - [`session`]: sessions of the running kernel
 
@@ -22,6 +23,7 @@ pub mod bench_arguments;
 pub mod cli;
 pub mod inspect;
 pub mod lab;
+mod manual;
 pub mod records;
 pub mod session;
 mod sys;
