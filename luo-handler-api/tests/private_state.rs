@@ -237,7 +237,7 @@ fn prepare<P: State>(
 ) -> Result<PreparedFile, Errno> {
     start();
     DROP_PANICS.set(matches!(fault, Some((Call::Drop, _))));
-    handler::<P>(fault).prepare(Some(file), Host::new(&NoServices))
+    handler::<P>(fault).prepare(file, Host::new(&NoServices))
 }
 
 fn counts() -> (usize, usize, usize) {
@@ -247,7 +247,7 @@ fn counts() -> (usize, usize, usize) {
 /// Takes a file from prepare through freeze and unfreeze to cancel; yields the results of the three.
 fn whole_life<P: State>(fault: Option<(Call, Fault)>) -> [Result<(), Errno>; 3] {
     let file = File::open("/dev/null").unwrap();
-    let fd = Some(file.as_fd());
+    let fd = file.as_fd();
     let host = Host::new(&NoServices);
     let mut prepared = prepare::<P>(file.as_fd(), fault).unwrap();
     let results = [prepared.freeze(fd, host), prepared.unfreeze(fd, host)];
@@ -335,7 +335,7 @@ for_each_shape!(
 #[test]
 fn a_failed_freeze_leaves_the_data_as_prepare_said() {
     let file = File::open("/dev/null").unwrap();
-    let (fd, host) = (Some(file.as_fd()), Host::new(&NoServices));
+    let (fd, host) = (file.as_fd(), Host::new(&NoServices));
     let mut prepared = prepare::<Byte>(file.as_fd(), None).unwrap();
     prepared.freeze(fd, host).unwrap();
     assert_eq!(prepared.data(), 2);
