@@ -11,9 +11,9 @@ use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Through
 use luo_benches::{carry_over, memfd, raise_file_limit};
 use luo_handler_api::Token;
 use luo_handler_memfd as _; // links the handler in
-use luo_harness::error::Error;
-use luo_harness::orchestrator::Orchestrator;
-use luo_harness::registry::Registry;
+use luo_orchestrator::error::Error;
+use luo_orchestrator::orchestrator::Orchestrator;
+use luo_orchestrator::registry::Registry;
 
 const CONTENTS: &[u8] = &[0x5a; 4096];
 

@@ -22,10 +22,10 @@ use fastrand::Rng;
 use luo_benches::handlers::{Stock, STOCK, STOCK_OPS};
 use luo_benches::{arrival, raise_file_limit, FILES};
 use luo_handler_api::{FileHandler, Host, Token};
-use luo_harness::devicetree::{decode, encode, FileEntry, Tree};
-use luo_harness::orchestrator::{Arrival, Orchestrator};
-use luo_harness::outgoing::Outgoing;
-use luo_harness::registry::Registry;
+use luo_orchestrator::devicetree::{decode, encode, FileEntry, Tree};
+use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::outgoing::Outgoing;
+use luo_orchestrator::registry::Registry;
 
 /// Files with tokens from all over, which make the longest names and the poorest locality.
 fn tree(files: usize) -> Tree {

@@ -14,7 +14,7 @@ use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion};
 use luo_benches::handlers::{Counting, COUNTING, COUNTING_OPS};
 use luo_handler_api::hosted::Handler;
 use luo_handler_api::{Errno, FileHandler, FileRef, Host, Prepared, Preserved};
-use luo_harness::outgoing::Outgoing;
+use luo_orchestrator::outgoing::Outgoing;
 
 /// [`FileHandler`] as it would be if hosts called handlers by `dyn`.
 trait DynHandler {

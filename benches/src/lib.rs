@@ -31,10 +31,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use luo_handler_api::Errno;
-use luo_harness::error::Error;
-use luo_harness::incoming::{FileSource, Incoming};
-use luo_harness::orchestrator::{Arrival, Handover, Orchestrator};
-use luo_harness::outgoing::Outgoing;
+use luo_orchestrator::error::Error;
+use luo_orchestrator::incoming::{FileSource, Incoming};
+use luo_orchestrator::orchestrator::{Arrival, Handover, Orchestrator};
+use luo_orchestrator::outgoing::Outgoing;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
 /// Numbers of files that the devicetree is measured with.

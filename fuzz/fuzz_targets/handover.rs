@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use luo_handler_memfd as _;
-use luo_harness::incoming::{Incoming, NoFiles};
-use luo_harness::orchestrator::{Arrival, Orchestrator};
-use luo_harness::registry::Registry;
+use luo_orchestrator::incoming::{Incoming, NoFiles};
+use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::registry::Registry;
 
 fuzz_target!(|input: &[u8]| {
     let Some((length, rest)) = input.split_first_chunk() else {

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Two implementations that were measured in turn, against each other.
+
+use bytesize::ByteSize;
+
+use crate::report::{duration, Implementation, Report, Row, Spread};
+
+/// Ours against the peer's, a line for each case that both were measured with.
+pub fn comparison(report: &Report) -> Vec<String> {
+    let pairs = report.results.windows(2).filter_map(|pair| match pair {
+        [ours, theirs] if is_pair(ours, theirs) => Some((ours, theirs)),
+        _ => None,
+    });
+    pairs.map(|(ours, theirs)| compare(ours, theirs)).collect()
+}
+
+fn is_pair(ours: &Row, theirs: &Row) -> bool {
+    let case = |row: &Row| (row.size_bytes, row.pages, row.fill, row.files);
+    theirs.implementation == Implementation::MainlineC
+        && ours.implementation == Implementation::Ours
+        && case(ours) == case(theirs)
+}
+
+fn compare(ours: &Row, theirs: &Row) -> String {
+    let phases = [
+        ("prepare", ours.phases.prepare_ns, theirs.phases.prepare_ns),
+        (
+            "blackout",
+            ours.phases.blackout_ns,
+            theirs.phases.blackout_ns,
+        ),
+        (
+            "retrieve",
+            ours.phases.retrieve_ns,
+            theirs.phases.retrieve_ns,
+        ),
+    ];
+    let phases = phases.map(|(name, ours, theirs)| {
+        format!(
+            "{name} {} against {}, {}",
+            duration(ours.median),
+            duration(theirs.median),
+            ratio(ours, theirs)
+        )
+    });
+    format!(
+        "{}, ours against {}: {}; memory taken by prepare {} against {}",
+        ours.name(),
+        theirs.implementation,
+        phases.join("; "),
+        ByteSize(ours.extra_memory_bytes),
+        ByteSize(theirs.extra_memory_bytes),
+    )
+}
+
+/// How many times as fast: by the medians, and between the runs that are worst and best for us.
+fn ratio(ours: Spread, theirs: Spread) -> String {
+    if ours.min == 0 || theirs.min == 0 {
+        return "not measured in every run".to_owned();
+    }
+    let times = |theirs: u64, ours: u64| theirs as f64 / ours as f64;
+    format!(
+        "{:.2} times as fast ({:.2}–{:.2})",
+        times(theirs.median, ours.median),
+        times(theirs.min, ours.max),
+        times(theirs.max, ours.min)
+    )
+}

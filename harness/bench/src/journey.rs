@@ -1,0 +1,471 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! A series of live updates over real kexecs: prepare before the jump, retrieve and compare behind it.
+//!
+//! ```text
+//! kernel 1          kernel 2             kernel 3          kernel 4
+//! make, prepare  →  retrieve, compare →  make, prepare  →  retrieve, compare → ...
+//! ```
+//!
+//! So each update but the first begins in a fresh kernel. What the next kernel has to know, the series and what came of it
+//! so far, crosses in a memfd of its own; the moment of the jump is written to it last. Only a fresh kernel in which
+//! our handler is switched off cannot take a memfd over that ours has kept: it finds a note on the disk instead, which
+//! its command line names. How a kernel is loaded, and what is done with the figures, is up to whoever makes the journey.
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use anyhow::{bail, ensure, Context, Result};
+use luo_handler_api::Token;
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Moment;
+use crate::counters::{self, kept_bytes, Counters};
+use crate::memory::free_bytes;
+use crate::report::{Implementation, Row};
+use crate::run::{allow_many_files, timed, Outcome};
+use crate::series::{Series, Step, OURS_OFF};
+use crate::subject::Subject;
+use crate::workload::Pages;
+use luo_liveupdate::kexec;
+use luo_liveupdate::{Device, Session};
+
+const STATE_SESSION: &str = "luo-bench-state";
+const STATE_TOKEN: Token = Token(0);
+/// The state is written before it is complete, and cannot grow once it is preserved: room for what is still to come.
+const STATE_ROOM: usize = 4096;
+/// More than the longest series comes to; what is larger is no state.
+const STATE_MAX: u64 = 64 << 20;
+const SESSION: &str = "luo-bench";
+const GARBLED: &str = "what the previous kernel left cannot be continued";
+/// The kernel parameter that names the note; its prefix makes the kernel leave it to us.
+const NOTE_PARAMETER: &str = "luo.bench_note=";
+/// What mainline's handler keeps of each folio, `struct memfd_luo_folio_ser`.
+const MAINLINE_FOLIO_BYTES: u64 = 16;
+
+/// A journey through kernels. `L` is what its traveller takes along for themselves.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Journey<L> {
+    series: Series,
+    /// That of the next kernels, but for what belongs to a single one.
+    command_line: String,
+    /// Where a note goes, if one is needed.
+    note: PathBuf,
+    /// Of the first steps of the series.
+    outcomes: Vec<Outcome>,
+    pub luggage: L,
+    /// Whether this kernel has measured nothing yet.
+    #[serde(skip)]
+    fresh: bool,
+}
+
+/// What crosses beside the files.
+#[derive(Serialize, Deserialize)]
+struct State<J> {
+    journey: J,
+    /// None if nothing but the state crosses.
+    departure: Option<Departure>,
+}
+
+/// The old side of a measured live update.
+#[derive(Serialize, Deserialize)]
+struct Departure {
+    outcome: Outcome,
+    /// When it ended.
+    jumped: Moment,
+}
+
+impl<L: Serialize + DeserializeOwned> Journey<L> {
+    /// One that begins in this kernel. The next ones boot with `command_line`.
+    pub fn new(series: Series, command_line: &str, note: PathBuf, luggage: L) -> Self {
+        let of_one_kernel = |word: &&str| *word == OURS_OFF || word.starts_with(NOTE_PARAMETER);
+        let words = command_line.split_whitespace();
+        let words: Vec<&str> = words.filter(|word| !of_one_kernel(word)).collect();
+        Self {
+            series,
+            command_line: words.join(" "),
+            note,
+            outcomes: Vec::new(),
+            luggage,
+            fresh: true,
+        }
+    }
+
+    /// The one that came from the previous kernel, if one did; if that one measured, this is the new side.
+    pub fn arrived() -> Result<Option<Self>> {
+        let device = Device::open()?;
+        let arrived = Moment::now()?;
+        let state = match state_session(&device)? {
+            Some(session) => Some(read_state(&session)?),
+            None => read_note()?,
+        };
+        let Some(State::<Self> {
+            mut journey,
+            departure,
+        }) = state
+        else {
+            return Ok(None);
+        };
+        journey.series.check()?;
+        journey.fresh = departure.is_none();
+        if let Some(departure) = departure {
+            let step = journey.step().context("all was measured before")?;
+            let outcome = arrive(&device, &step, departure, &arrived);
+            journey.outcomes.push(outcome);
+        }
+        Ok(Some(journey))
+    }
+
+    /// What is to be measured next.
+    fn step(&self) -> Option<Step> {
+        self.series.steps().into_iter().nth(self.outcomes.len())
+    }
+
+    /// What was measured last, if this kernel is the new side of it.
+    pub fn news(&self) -> Option<(Step, &Outcome)> {
+        let index = self.outcomes.len().checked_sub(1)?;
+        let step = self.series.steps().into_iter().nth(index)?;
+        (!self.fresh).then(|| (step, &self.outcomes[index]))
+    }
+
+    /// The figures so far.
+    pub fn rows(&self) -> Vec<Row> {
+        self.series.rows(&self.outcomes)
+    }
+
+    /// Jumps on; at its end, returns.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from jumping. Then nothing is loaded any more, the sessions are given up, and all runs on.
+    pub fn go_on(&self, load: impl FnOnce(&L, &str) -> Result<()>) -> Result<()> {
+        let Some(step) = self.step() else {
+            return Ok(());
+        };
+        // Loaded first: it takes memory, and between prepare and the jump there should be as little as possible.
+        load(&self.luggage, &self.next_command_line(&step))?;
+        let Err(error) = if self.fresh {
+            self.depart(&step)
+        } else if self.needs_note(&step) {
+            self.jump_with_note()
+        } else {
+            self.jump_with_state()
+        };
+        Err(match kexec::unload() {
+            Ok(()) => error,
+            Err(still_loaded) => error.context(still_loaded),
+        })
+    }
+
+    fn next_command_line(&self, step: &Step) -> String {
+        let mut more = step.parameter().unwrap_or_default().to_owned();
+        if self.needs_note(step) {
+            more += &format!(" {NOTE_PARAMETER}{}", self.note.display());
+        }
+        kexec::with_parameters(&self.command_line, &more)
+    }
+
+    /// Whether the next kernel is a fresh one that cannot take over what our handler keeps.
+    fn needs_note(&self, step: &Step) -> bool {
+        !self.fresh && step.parameter().is_some()
+    }
+
+    /// To a fresh kernel, with nothing.
+    fn jump_with_note(&self) -> Result<Infallible> {
+        let state = State {
+            journey: self,
+            departure: None,
+        };
+        fs::write(&self.note, serde_json::to_vec(&state)?)
+            .with_context(|| format!("writing {}", self.note.display()))?;
+        rustix::fs::sync();
+        let refused = kexec::jump();
+        // Without the jump nobody reads it.
+        let _ = fs::remove_file(&self.note);
+        Err(refused.into())
+    }
+
+    /// To a fresh kernel, with the state alone.
+    fn jump_with_state(&self) -> Result<Infallible> {
+        let state = KeptState::new(&Device::open()?, self)?;
+        state.jump(self, None)
+    }
+
+    /// The old side of a live update.
+    fn depart(&self, step: &Step) -> Result<Infallible> {
+        if let Some(reason) = counters::obstacle() {
+            bail!("{reason}");
+        }
+        allow_many_files()?;
+        allow_huge_pages(&step.case.subject)?;
+        let device = Device::open()?;
+        let state = KeptState::new(&device, self)?;
+        let samples = step.case.samples();
+        let files = samples
+            .iter()
+            .map(|sample| sample.make(|_| ()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let session = device.create_session(SESSION)?;
+        let before = Before::look()?;
+        let mut outcome = Outcome {
+            data_bytes: step.case.data_bytes(),
+            ..Outcome::default()
+        };
+        timed(&mut outcome.phases.prepare_ns, || {
+            preserve(&session, &files)
+        })?;
+        before.compare(step, &mut outcome)?;
+        state.jump(self, Some(outcome))
+    }
+}
+
+/// The state's session on the old side. Dropping it gives the state up.
+struct KeptState {
+    file: File,
+    _session: Session,
+}
+
+impl KeptState {
+    fn new<L: Serialize>(device: &Device, journey: &Journey<L>) -> Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create(STATE_SESSION, flags)?);
+        let room = serde_json::to_vec(journey)?.len() + STATE_ROOM;
+        file.write_all_at(&vec![b' '; room], 0)?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+        let session = device.create_session(STATE_SESSION)?;
+        session.preserve(STATE_TOKEN, file.as_fd())?;
+        Ok(Self {
+            file,
+            _session: session,
+        })
+    }
+
+    /// Returns only if the jump was refused.
+    fn jump<L: Serialize>(
+        &self,
+        journey: &Journey<L>,
+        outcome: Option<Outcome>,
+    ) -> Result<Infallible> {
+        // A jump is no orderly shutdown: what is not on the disk by now never gets there.
+        rustix::fs::sync();
+        let jumped = Moment::now()?;
+        let departure = outcome.map(|outcome| Departure { outcome, jumped });
+        self.write(&State { journey, departure })?;
+        Err(kexec::jump().into())
+    }
+
+    fn write<L: Serialize>(&self, state: &State<&Journey<L>>) -> Result<()> {
+        let text = serde_json::to_vec(state)?;
+        // The seals refuse to let it grow.
+        self.file
+            .write_all_at(&text, 0)
+            .with_context(|| format!("the state has {} bytes and no room for them", text.len()))
+    }
+}
+
+fn state_session(device: &Device) -> Result<Option<Session>> {
+    match device.retrieve_session(STATE_SESSION) {
+        Ok(session) => Ok(Some(session)),
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The note that this kernel's command line names. It is read once.
+fn read_note<J: DeserializeOwned>() -> Result<Option<J>> {
+    let command_line = fs::read_to_string("/proc/cmdline").context("reading the command line")?;
+    let mut words = command_line.split_whitespace();
+    let Some(path) = words.find_map(|word| word.strip_prefix(NOTE_PARAMETER)) else {
+        return Ok(None);
+    };
+    let note = match File::open(path) {
+        Ok(note) => note,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("reading {path}")),
+    };
+    fs::remove_file(path).with_context(|| format!("removing {path}"))?;
+    parse_state(&note).map(Some).context(GARBLED)
+}
+
+fn read_state<J: DeserializeOwned>(session: &Session) -> Result<J> {
+    let state = File::from(session.retrieve(STATE_TOKEN)?);
+    session.finish()?;
+    parse_state(&state).context(GARBLED)
+}
+
+fn parse_state<J: DeserializeOwned>(state: &File) -> Result<J> {
+    let length = state.metadata()?.len();
+    ensure!(
+        length <= STATE_MAX,
+        "it has {length} bytes, {STATE_MAX} are the most"
+    );
+    let mut text = vec![0; length as usize];
+    state.read_exact_at(&mut text, 0)?;
+    serde_json::from_slice(&text).context("it is garbled, or another version of luo wrote it")
+}
+
+fn allow_huge_pages(subject: &Subject) -> Result<()> {
+    const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    if let Subject::Memfd {
+        pages: Pages::Thp, ..
+    } = subject
+    {
+        fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}"))?;
+    }
+    Ok(())
+}
+
+fn preserve(session: &Session, files: &[File]) -> Result<()> {
+    for (token, file) in (1..).zip(files) {
+        session.preserve(Token(token), file.as_fd())?;
+    }
+    Ok(())
+}
+
+/// How things stand before prepare.
+struct Before {
+    free_bytes: u64,
+    counters: Counters,
+    kept_bytes: u64,
+}
+
+impl Before {
+    fn look() -> Result<Self> {
+        Ok(Self {
+            counters: Counters::read()?,
+            kept_bytes: kept_bytes()?,
+            free_bytes: free_bytes()?,
+        })
+    }
+
+    /// What prepare took, and that it was done by whom it should have been.
+    fn compare(&self, step: &Step, outcome: &mut Outcome) -> Result<()> {
+        outcome.extra_memory_bytes = self.free_bytes.saturating_sub(free_bytes()?);
+        let counters = Counters::read()?;
+        let prepared = counters.share().prepared - self.counters.share().prepared;
+        let expected = match step.implementation {
+            Implementation::Ours => u64::from(step.case.files),
+            Implementation::MainlineC => 0,
+        };
+        ensure!(
+            prepared == expected,
+            "our handler prepared {prepared} files, {expected} were for it"
+        );
+        outcome.metadata_bytes = match step.implementation {
+            Implementation::Ours => kept_bytes()?.saturating_sub(self.kept_bytes),
+            Implementation::MainlineC => mainline_metadata(step),
+        };
+        Ok(())
+    }
+}
+
+/// Mainline's handler does not tell; it keeps a record of every folio, those of holes it has filled among them.
+fn mainline_metadata(step: &Step) -> u64 {
+    let Subject::Memfd { size, pages, .. } = step.case.subject else {
+        return 0;
+    };
+    let folio = match pages {
+        Pages::Base => rustix::param::page_size() as u64,
+        Pages::Thp | Pages::Hugetlb => 2 << 20,
+    };
+    size.div_ceil(folio) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
+}
+
+/// The new side of a live update. What fails there makes it one that went wrong, and the series goes on.
+fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) -> Outcome {
+    let Departure {
+        mut outcome,
+        jumped,
+    } = departure;
+    let taken = take_back(device, step, &mut outcome);
+    // Long after the arrival, so that the rate is known well.
+    let blackout = Moment::now()
+        .and_then(|now| arrived.rate_until(&now))
+        .and_then(|rate| jumped.nanoseconds_until(arrived, rate))
+        .map(|blackout_ns| outcome.phases.blackout_ns = blackout_ns);
+    let problem = taken.and(blackout).err();
+    outcome.mismatch = problem.map(|error| format!("{error:#}"));
+    outcome
+}
+
+fn take_back(device: &Device, step: &Step, outcome: &mut Outcome) -> Result<()> {
+    allow_many_files()?;
+    let session = device.retrieve_session(SESSION)?;
+    let samples = step.case.samples();
+    let files = timed(&mut outcome.phases.retrieve_ns, || {
+        (1..=samples.len() as u64)
+            .map(|token| session.retrieve(Token(token)))
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    timed(&mut outcome.phases.finish_ns, || session.finish())?;
+    for (sample, file) in samples.iter().zip(&files) {
+        sample.verify(file.as_fd(), |_| ())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::series::tests::series;
+    use std::io::Write;
+
+    fn state(text: &[u8]) -> Result<State<Journey<u8>>> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text).unwrap();
+        parse_state(&file)
+    }
+
+    #[test]
+    fn a_journey_crosses_with_its_luggage() {
+        let journey = Journey::new(series(true), "quiet", "/note".into(), 7_u8);
+        let departure = Some(Departure {
+            outcome: Outcome::default(),
+            jumped: Moment::now().unwrap(),
+        });
+        let mut text = serde_json::to_vec(&State { journey, departure }).unwrap();
+        text.extend_from_slice(b"    ");
+        let State { journey, departure } = state(&text).unwrap();
+        assert_eq!(
+            (journey.luggage, journey.command_line.as_str()),
+            (7, "quiet")
+        );
+        assert!(departure.is_some() && journey.step() == series(true).steps().into_iter().next());
+    }
+
+    #[test]
+    fn a_state_that_is_none_is_an_error() {
+        for garbled in [&b""[..], b"   ", b"{\"journey\":", &[0xff; 100]] {
+            let error = state(garbled).err().unwrap();
+            assert!(error.to_string().contains("garbled"), "{error}");
+        }
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(STATE_MAX + 1).unwrap();
+        let error = parse_state::<State<Journey<u8>>>(&file).err().unwrap();
+        assert!(error.to_string().contains("the most"), "{error}");
+    }
+
+    #[test]
+    fn the_next_kernel_fits_the_next_step() {
+        let now = format!("a {OURS_OFF} {NOTE_PARAMETER}/old -- init");
+        let mut journey = Journey::new(series(true), &now, "/note".into(), ());
+        let command_line =
+            |journey: &Journey<()>| journey.next_command_line(&journey.step().unwrap());
+        assert_eq!(command_line(&journey), "a -- init");
+        assert!(journey.news().is_none());
+        journey.outcomes.push(Outcome::default());
+        journey.fresh = false;
+        let noted = format!("a {OURS_OFF} {NOTE_PARAMETER}/note -- init");
+        assert_eq!(command_line(&journey), noted);
+        assert_eq!(
+            journey.news().unwrap().0.implementation,
+            Implementation::Ours
+        );
+    }
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::Table;
+use rustix::fs::statfs;
+use serde::Serialize;
+
+use crate::inspect;
+use crate::session::{self, SessionCommand};
+use luo_bench::machine::{self, KexecOptions};
+use luo_bench::options::{wrong_usage, Outputs, Workloads};
+use luo_bench::run::{self, ArriveOptions};
+use luo_bench::Transport;
+use luo_lab::integrate::{self, IntegrateOptions};
+use luo_lab::{self as lab, LabCommand};
+use luo_orchestrator::plugin;
+use luo_orchestrator::registry::Registry;
+use luo_orchestrator::sys;
+
+/// Keeps file descriptors alive across live updates, and measures how fast
+#[derive(Debug, Parser)]
+#[command(name = "luo", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Args, Debug)]
+struct Plugins {
+    /// Also use the handlers of this plugin; may be given several times
+    #[arg(long, value_name = "FILE")]
+    plugin: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Cmd {
+    /// List the handlers that are built in or come from plugins
+    Handlers {
+        #[command(flatten)]
+        plugins: Plugins,
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take large memfds, or devices and port files, through live updates and report how long each phase takes
+    Bench(BenchOptions),
+    /// Show what a handover holds: entries, handlers, sizes, bad entries
+    Inspect {
+        /// A devicetree, or the directory of an image
+        file: PathBuf,
+        #[command(flatten)]
+        plugins: Plugins,
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Sessions of the running kernel's Live Update Orchestrator
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Put the kernel module into a kernel tree, or take it out again
+    Integrate(IntegrateOptions),
+    /// Build, boot and test kernels with the handlers in them
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// The old side of one measured update
+    #[command(name = run::DEPART_COMMAND, hide = true)]
+    BenchDepart {
+        /// The case, in JSON
+        case: String,
+        /// Where an image goes
+        directory: PathBuf,
+    },
+    /// The new side of one measured update
+    #[command(name = run::ARRIVE_COMMAND, hide = true)]
+    BenchArrive(ArriveOptions),
+}
+
+/// Every combination of the lists is measured.
+#[derive(Args, Debug)]
+struct BenchOptions {
+    /// Ways over the jump
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "exec,image")]
+    transport: Vec<Transport>,
+    #[command(flatten)]
+    workloads: Workloads,
+    /// Where images are written; by default memory, /dev/shm, or else the directory for temporary files
+    #[arg(long, value_name = "DIR")]
+    image_dir: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
+    kexec: KexecOptions,
+    /// Behind a jump, continue what a bench began in the previous kernel, if one did
+    #[arg(long = "continue", exclusive = true, help_heading = machine::HEADING)]
+    resume: bool,
+    /// Print a systemd unit that continues a bench behind each jump
+    #[arg(long, exclusive = true, help_heading = machine::HEADING)]
+    print_unit: bool,
+}
+
+/// Runs the command: 0 if all is well, 1 if it failed, with the reason on stderr, 2 on wrong usage.
+pub fn main() -> ExitCode {
+    sys::end_quietly_without_readers();
+    let cli = Cli::parse();
+    match cli.run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("luo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Cli {
+    fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Cmd::Handlers { plugins, json } => handlers(&plugins.plugin, json)?,
+            Cmd::Bench(options) => return options.run(),
+            Cmd::Inspect {
+                file,
+                plugins,
+                json,
+            } => {
+                let (registry, _) = registry(&plugins.plugin)?;
+                let inspection = inspect::inspect(&file, &registry)?;
+                match json {
+                    true => print_json(&inspection)?,
+                    false => println!("{}", inspection.text()),
+                }
+            }
+            Cmd::Session(command) => return session::run(command),
+            Cmd::Integrate(options) => return integrate::run(&options),
+            Cmd::Lab(command) => return lab::run(command),
+            Cmd::BenchDepart { case, directory } => {
+                run::depart(&serde_json::from_str(&case)?, &directory)?;
+            }
+            Cmd::BenchArrive(options) => run::arrive(&options)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// A handler as it is listed.
+#[derive(Serialize)]
+struct ListedHandler {
+    compatible: String,
+    /// `handler` or `subsystem`.
+    kind: &'static str,
+    /// The crate or the plugin it comes from.
+    origin: String,
+    hosts: &'static [&'static str],
+    abi_version: u32,
+}
+
+/// The handlers linked in and those of plugins, each of which is named.
+fn registry(plugins: &[PathBuf]) -> Result<(Registry, Vec<(String, PathBuf)>)> {
+    let registry = Registry::linked()?;
+    let mut origins = Vec::new();
+    for file in plugins {
+        for handler in plugin::load(file, &registry)? {
+            origins.push((handler.to_string(), file.clone()));
+        }
+    }
+    Ok((registry, origins))
+}
+
+fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
+    let (registry, origins) = registry(plugins)?;
+    let kinds = [
+        ("handler", registry.handlers()),
+        ("subsystem", registry.subsystems()),
+    ];
+    let listed: Vec<ListedHandler> = kinds
+        .iter()
+        .flat_map(|(kind, handlers)| handlers.iter().map(move |handler| (*kind, handler)))
+        .map(|(kind, handler)| {
+            let compatible = handler.compatible().to_string();
+            let plugin = origins.iter().find(|(name, _)| *name == compatible);
+            ListedHandler {
+                kind,
+                origin: match plugin {
+                    Some((_, file)) => file.display().to_string(),
+                    None => handler.origin().to_owned(),
+                },
+                hosts: handler.hosts().names(),
+                abi_version: handler.abi_version(),
+                compatible,
+            }
+        })
+        .collect();
+    if json {
+        return print_json(&listed);
+    }
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED);
+    table.set_header(["compatible", "kind", "crate or plugin", "hosts", "ABI"]);
+    for handler in listed {
+        table.add_row([
+            handler.compatible,
+            handler.kind.to_owned(),
+            handler.origin,
+            handler.hosts.join(", "),
+            handler.abi_version.to_string(),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+impl BenchOptions {
+    fn run(self) -> Result<ExitCode> {
+        if self.resume {
+            return machine::resume();
+        }
+        if self.print_unit {
+            print!("{}", machine::unit()?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        self.workloads.check_peer(self.kexec.compare);
+        if self.transport == [Transport::Kexec] {
+            let plan = self.workloads.plan(self.transport, "/".into());
+            return machine::begin(plan, &self.kexec, &self.outputs);
+        }
+        if self.kexec.are_given() || self.transport.contains(&Transport::Kexec) {
+            wrong_usage("a kexec ends all that runs, so it is measured alone, and what only it understands goes with --transport kexec");
+        }
+        self.outputs.check()?;
+        ctrlc::set_handler(|| luo_bench::INTERRUPTED.store(true, Ordering::Relaxed))
+            .context("cannot listen for interrupts")?;
+        let directory = self.image_dir.unwrap_or_else(default_image_directory);
+        let plan = self.workloads.plan(self.transport, directory);
+        let report = luo_bench::measure(&plan)?;
+        self.outputs.publish(&report)?;
+        Ok(match report.verified() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        })
+    }
+}
+
+fn default_image_directory() -> PathBuf {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    let memory = Path::new("/dev/shm");
+    match statfs(memory) {
+        Ok(statfs) if statfs.f_type == TMPFS_MAGIC => memory.to_owned(),
+        _ => std::env::temp_dir(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The `luo` command as a library, so that a program with more handlers can be a `luo` too:
+//!
+//! ```no_run
+//! use luo_handler_memfd as _; // names each handler crate, or the linker drops it
+//!
+//! fn main() -> std::process::ExitCode {
+//!     luo_cli::cli::main()
+//! }
+//! ```
+//!
+//! # Map
+//!
+//! - [`cli`]: the command line
+//! - [`inspect`]: what a handover holds
+//! - [`session`]: sessions of the running kernel
+
+pub mod cli;
+pub mod inspect;
+pub mod session;

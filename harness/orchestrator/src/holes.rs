@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Where a file has data, and where only holes.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{seek, SeekFrom};
+use rustix::io::Errno;
+
+/// The ranges of `file` below `size` that hold data, in bytes, by `SEEK_DATA` and `SEEK_HOLE` of
+/// `lseek(2)`. Moves the position of the description.
+///
+/// # Errors
+///
+/// Those of `lseek(2)`.
+pub fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut ranges = Vec::new();
+    let mut offset = 0;
+    while offset < size {
+        let start = match seek(file, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(file, SeekFrom::Hole(start))?.min(size);
+        if start >= end {
+            break;
+        }
+        ranges.push(start..end);
+        offset = end;
+    }
+    Ok(ranges)
+}
+
+/// The same for hugetlbfs, which calls everything data: the huge pages with a byte that is not zero.
+///
+/// # Errors
+///
+/// Those of `pread(2)`.
+pub fn nonzero_pages(file: &File, size: u64, page: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut buffer = vec![0; 1 << 16];
+    let mut start = 0;
+    while start < size {
+        let end = size.min(start + page);
+        if has_data(file, start..end, &mut buffer)? {
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        }
+        start = end;
+    }
+    Ok(ranges)
+}
+
+fn has_data(file: &File, range: Range<u64>, buffer: &mut [u8]) -> io::Result<bool> {
+    let mut offset = range.start;
+    while offset < range.end {
+        let length = (buffer.len() as u64).min(range.end - offset) as usize;
+        file.read_exact_at(&mut buffer[..length], offset)?;
+        if buffer[..length].iter().any(|&byte| byte != 0) {
+            return Ok(true);
+        }
+        offset += length as u64;
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn data_is_where_it_was_written(pages in prop::collection::btree_set(0u64..200, 0..40), tail in 0u64..4096) {
+            let file = memfd::MemfdOptions::default().create("holes").unwrap().into_file();
+            let page = rustix::param::page_size() as u64;
+            let size = 200 * page + tail;
+            file.set_len(size).unwrap();
+            for &index in &pages {
+                file.write_all_at(&[1], index * page).unwrap();
+            }
+            let found: Vec<u64> = data_ranges(&file, size)
+                .unwrap()
+                .into_iter()
+                .flat_map(|range| range.start / page..range.end / page)
+                .collect();
+            prop_assert_eq!(&found, &pages.iter().copied().collect::<Vec<_>>());
+            let nonzero: Vec<u64> = nonzero_pages(&file, size, page)
+                .unwrap()
+                .into_iter()
+                .flat_map(|range| range.start / page..range.end / page)
+                .collect();
+            prop_assert_eq!(nonzero, found);
+        }
+    }
+}

@@ -1,0 +1,497 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Contents in a directory: survives the process and an ordinary reboot.
+//!
+//! ```text
+//! DIR/current          a symbolic link to the one image that counts
+//! DIR/image-RANDOM/    devicetree.dtb   what `dtc` and `luo inspect` read
+//!                      memory           the memory file, see `outgoing`
+//!                      manifest.json    lengths and checksums of the two, and the contents there are
+//!                      contents-N       the memfd with handle N, see `contents`
+//! ```
+//!
+//! An image is written beside the old one and synced; then `current` is replaced by a rename. A crash at
+//! any point leaves the old image or the new one. What a crash left behind is removed by the next save.
+//!
+//! Who reads an image holds a shared lock on its directory, and no save removes a directory that is
+//! locked: what was loaded can be retrieved after later saves. The save after its reader is done removes it.
+
+mod contents;
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use luo_handler_api::Errno;
+use rayon::prelude::*;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::incoming::{BadMemory, FileSource, Incoming};
+use crate::orchestrator::{Arrival, Handover};
+
+pub use contents::hugetlb_size;
+pub use contents::CHUNK_BYTES;
+
+const CURRENT: &str = "current";
+const LOCK: &str = "lock";
+const MANIFEST: &str = "manifest.json";
+/// The devicetree's name inside an image.
+pub const DEVICETREE: &str = "devicetree.dtb";
+/// The memory file's name inside an image.
+pub const MEMORY: &str = "memory";
+const IMAGE_PREFIX: &str = "image-";
+const SCHEMA: u32 = 1;
+
+/// Why an image could not be written or read.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// A file could not be written or read.
+    #[error("cannot {action} {}: {source}{}", path.display(), advice(source))]
+    File {
+        /// `write`, `read` and the like.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A kept file is none whose contents can be stored.
+    #[error("the file with handle {handle} is no memfd, so an image cannot hold it; use another transport")]
+    NotAMemfd {
+        /// Its handle.
+        handle: u64,
+    },
+    /// The directory holds no image.
+    #[error("{} holds no image: no complete one was ever written there", .0.display())]
+    NoImage(PathBuf),
+    /// A file is not what was written.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The memory file is bad.
+    #[error(transparent)]
+    Memory(#[from] BadMemory),
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge | io::ErrorKind::QuotaExceeded => {
+            "; the image that was there before is untouched, make room and try again"
+        }
+        _ => "",
+    }
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Bytes of contents, holes left out.
+    pub contents_bytes: u64,
+    /// Bytes of everything else.
+    pub metadata_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    schema: u32,
+    devicetree: Checked,
+    memory: Checked,
+    contents: Vec<u64>,
+    /// Of the other fields.
+    crc32c: u32,
+}
+
+impl Manifest {
+    fn checksum(&self) -> u32 {
+        let others = (self.schema, &self.devicetree, &self.memory, &self.contents);
+        crc32c::crc32c(&serde_json::to_vec(&others).unwrap_or_default())
+    }
+}
+
+/// Length and crc32c of a file.
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+struct Checked {
+    bytes: u64,
+    crc32c: u32,
+}
+
+impl Checked {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            crc32c: crc32c::crc32c(bytes),
+        }
+    }
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| ImageError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Writes an image into `directory`, in place of the one that is there. `progress` is told the bytes
+/// of contents as they are written, from any thread.
+///
+/// # Errors
+///
+/// [`ImageError`]; the image that was there before is untouched then. With one exception it is the one
+/// that counts: if the very last sync fails, the new image counts already, and is complete, but which of
+/// the two counts after a power failure is unknown. Both stay until the next save.
+pub fn save(
+    handover: &Handover<'_>,
+    directory: &Path,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Saved, ImageError> {
+    create_directory(directory)?;
+    let _lock = lock(directory)?;
+    let current = current_name(directory)?;
+    remove_leftovers(directory, current.as_deref())?;
+
+    let image = tempfile::Builder::new()
+        .prefix(IMAGE_PREFIX)
+        .tempdir_in(directory)
+        .map_err(at("create an image in", directory))?;
+    let saved = write_image(handover, image.path(), progress)?;
+    let name = image.path().file_name().unwrap_or_default().to_owned();
+    // The link must not reach the disk before the directory that it names.
+    sync_directory(directory)?;
+    make_current(directory, &name)?;
+    // From here on it is the image that counts, whatever else fails.
+    let _ = image.keep();
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(at(
+            "make sure that the new image outlives a power failure in",
+            directory,
+        ))?;
+    // What cannot be removed now is a leftover for the next save.
+    let _ = remove_leftovers(directory, Some(&name));
+    Ok(saved)
+}
+
+/// Creates the directory and those above it, so that they outlive a power failure.
+fn create_directory(directory: &Path) -> Result<(), ImageError> {
+    let missing: Vec<_> = directory
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    fs::create_dir_all(directory).map_err(at("create", directory))?;
+    for created in missing.iter().rev() {
+        match created.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent)?,
+            _ => sync_directory(Path::new("."))?,
+        }
+    }
+    Ok(())
+}
+
+/// The name of the image that counts. If that cannot be told it is an error: without a name to keep,
+/// the good image would be removed as a leftover.
+fn current_name(directory: &Path) -> Result<Option<OsString>, ImageError> {
+    let current = directory.join(CURRENT);
+    match fs::read_link(&current) {
+        Ok(target) => Ok(target.file_name().map(OsStr::to_owned)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(at("read the link", &current)(error)),
+    }
+}
+
+/// One save at a time; released when dropped, also by a crash.
+fn lock(directory: &Path) -> Result<File, ImageError> {
+    let path = directory.join(LOCK);
+    let file = File::create(&path).map_err(at("create", &path))?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .map_err(|error| at("lock", &path)(error.into()))?;
+    Ok(file)
+}
+
+/// Removes every image but the one that counts and those that somebody reads.
+fn remove_leftovers(directory: &Path, current: Option<&OsStr>) -> Result<(), ImageError> {
+    for entry in fs::read_dir(directory).map_err(at("read", directory))? {
+        let entry = entry.map_err(at("read", directory))?;
+        let name = entry.file_name();
+        let is_image = name.to_string_lossy().starts_with(IMAGE_PREFIX);
+        if !is_image || current == Some(&*name) {
+            continue;
+        }
+        let path = entry.path();
+        let kind = entry.file_type().map_err(at("read", &path))?;
+        // Held until it is gone. A symbolic link is removed itself, never what it names.
+        let _lock = match kind.is_dir() {
+            false => None,
+            true => match lock_unread(&path)? {
+                Some(lock) => Some(lock),
+                None => continue,
+            },
+        };
+        fs::remove_dir_all(&path).map_err(at("remove the leftover", &path))?;
+    }
+    Ok(())
+}
+
+/// Locks an image that nobody reads; `None` if somebody does.
+fn lock_unread(image: &Path) -> Result<Option<File>, ImageError> {
+    let directory = File::open(image).map_err(at("open the leftover", image))?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(at("lock the leftover", image)(error.into())),
+    }
+}
+
+fn write_image(
+    handover: &Handover<'_>,
+    image: &Path,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Saved, ImageError> {
+    let mut saved = Saved::default();
+    let mut handles = Vec::new();
+    handover.outgoing.each_file(|handle, file| {
+        saved.contents_bytes += contents::save(file, handle, image, progress)?;
+        handles.push(handle);
+        Ok::<_, ImageError>(())
+    })?;
+
+    let memory = image.join(MEMORY);
+    let file = File::create_new(&memory).map_err(at("create", &memory))?;
+    handover
+        .outgoing
+        .write_memory(&file)
+        .and_then(|()| file.sync_all())
+        .map_err(at("write", &memory))?;
+    let memory = fs::read(&memory).map_err(at("read", &memory))?;
+
+    write_synced(&image.join(DEVICETREE), &handover.devicetree)?;
+    let mut manifest = Manifest {
+        schema: SCHEMA,
+        devicetree: Checked::of(&handover.devicetree),
+        memory: Checked::of(&memory),
+        contents: handles,
+        crc32c: 0,
+    };
+    manifest.crc32c = manifest.checksum();
+    let manifest = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+    write_synced(&image.join(MANIFEST), &manifest)?;
+    sync_directory(image)?;
+    saved.metadata_bytes = (memory.len() + handover.devicetree.len()) as u64;
+    Ok(saved)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+    use std::io::Write;
+    File::create_new(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .map_err(at("write", path))
+}
+
+fn sync_directory(path: &Path) -> Result<(), ImageError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(at("sync", path))
+}
+
+/// The one step that counts: a rename replaces the link, atomically.
+fn make_current(directory: &Path, name: &OsStr) -> Result<(), ImageError> {
+    let link = directory.join("current.new");
+    let _ = fs::remove_file(&link);
+    std::os::unix::fs::symlink(name, &link).map_err(at("create", &link))?;
+    let current = directory.join(CURRENT);
+    fs::rename(&link, &current).map_err(at("replace", &current))
+}
+
+/// Reads the image in `directory`. Contents are read, checked and made into memfds when their
+/// handlers take them. `progress` is told the bytes of contents as they are read.
+///
+/// # Errors
+///
+/// [`ImageError`] if the image as a whole cannot be used.
+pub fn load(
+    directory: &Path,
+    progress: impl Fn(u64) + Send + Sync + 'static,
+) -> Result<Arrival, ImageError> {
+    let image = Image::current(directory)?;
+    let (manifest, devicetree) = image.read()?;
+    // The memory file is not compared as a whole: its blocks have checksums of their own, and a bad
+    // one costs its file alone.
+    let memory = image.path.join(MEMORY);
+    let memory = fs::read(&memory).map_err(at("read", &memory))?;
+    let files = Contents {
+        image,
+        handles: Mutex::new(manifest.contents.into_iter().collect()),
+        progress: Box::new(progress),
+    };
+    Ok(Arrival {
+        devicetree,
+        incoming: Incoming::new(memory, files)?,
+    })
+}
+
+/// Contents by their handle, and whether they can be used.
+pub type ContentsState = (u64, Result<(), Errno>);
+
+/// An image that no save removes while this is there.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    /// The directory, with a shared lock.
+    _lock: File,
+}
+
+impl Image {
+    /// The image that counts in `directory`.
+    pub fn current(directory: &Path) -> Result<Self, ImageError> {
+        let current = directory.join(CURRENT);
+        loop {
+            let target = fs::read_link(&current).ok();
+            let path = match fs::canonicalize(&current) {
+                Ok(path) => path,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // Before a save removes an image, it replaces the link to it.
+                    if fs::read_link(&current).ok() != target {
+                        continue;
+                    }
+                    return Err(ImageError::NoImage(directory.to_owned()));
+                }
+                Err(error) => return Err(at("find", &current)(error)),
+            };
+            if let Some(image) = Self::lock(path, &current)? {
+                return Ok(image);
+            }
+        }
+    }
+
+    /// The image that `path` itself is.
+    pub fn at(path: &Path) -> Result<Self, ImageError> {
+        Self::lock(path.to_owned(), path)?.ok_or_else(|| ImageError::NoImage(path.to_owned()))
+    }
+
+    /// Whether `path` is an image, and not a directory with images in it.
+    pub fn is_at(path: &Path) -> bool {
+        path.join(MANIFEST).exists()
+    }
+
+    /// Locks `path`; `None` if `known_as` no longer leads there. A save may have replaced and removed
+    /// it before there was a lock, and cannot any more afterwards.
+    fn lock(path: PathBuf, known_as: &Path) -> Result<Option<Self>, ImageError> {
+        let directory = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(at("open", &path))?,
+        };
+        rustix::fs::flock(&directory, FlockOperation::LockShared)
+            .map_err(|error| at("lock", &path)(error.into()))?;
+        let locked = directory.metadata().map_err(at("read", &path))?;
+        let known = match fs::metadata(known_as) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            known => known.map_err(at("find", known_as))?,
+        };
+        let same = (locked.dev(), locked.ino()) == (known.dev(), known.ino());
+        Ok(same.then_some(Self {
+            path,
+            _lock: directory,
+        }))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the manifest and the devicetree, and checks both.
+    fn read(&self) -> Result<(Manifest, Vec<u8>), ImageError> {
+        let path = self.path.join(MANIFEST);
+        let manifest = fs::read(&path).map_err(at("read", &path))?;
+        let damaged = |what| ImageError::Damaged {
+            path: path.clone(),
+            what,
+        };
+        let manifest: Manifest =
+            serde_json::from_slice(&manifest).map_err(|error| damaged(error.to_string()))?;
+        if manifest.schema != SCHEMA {
+            let what = format!("schema {} instead of {SCHEMA}", manifest.schema);
+            return Err(damaged(what));
+        }
+        if manifest.crc32c != manifest.checksum() {
+            return Err(damaged("its checksum differs".to_owned()));
+        }
+        let devicetree = read_checked(&self.path.join(DEVICETREE), &manifest.devicetree)?;
+        Ok((manifest, devicetree))
+    }
+
+    /// Reads all of the image and makes nothing of it; yields the state of the contents by handle,
+    /// in ascending order.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`] if the image as a whole cannot be used.
+    pub fn check(&self) -> Result<Vec<ContentsState>, ImageError> {
+        let (mut manifest, _) = self.read()?;
+        manifest.contents.sort_unstable();
+        let states = manifest.contents.into_par_iter();
+        Ok(states
+            .map(|handle| (handle, contents::check(&self.path, handle)))
+            .collect())
+    }
+}
+
+fn read_checked(path: &Path, expected: &Checked) -> Result<Vec<u8>, ImageError> {
+    let bytes = fs::read(path).map_err(at("read", path))?;
+    if Checked::of(&bytes) != *expected {
+        return Err(ImageError::Damaged {
+            path: path.to_owned(),
+            what: "length or checksum differ from the manifest".to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+/// The contents of an image, as files that crossed.
+struct Contents {
+    image: Image,
+    handles: Mutex<HashSet<u64>>,
+    progress: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Contents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contents")
+            .field("image", &self.image)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FileSource for Contents {
+    fn take(&self, handle: u64) -> Result<OwnedFd, Errno> {
+        let known = self
+            .handles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&handle);
+        if !known {
+            return Err(Errno::ENOENT);
+        }
+        contents::restore(self.image.path(), handle, &*self.progress)
+    }
+
+    fn release(&self, handle: u64) {
+        self.handles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&handle);
+    }
+}

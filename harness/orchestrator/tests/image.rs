@@ -1,0 +1,1099 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Images: what comes back, what a damaged one costs, and what a crash leaves.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::Arc;
+
+use luo_cli::inspect::{inspect, Inspection, Record};
+use luo_handler_api::{Errno, FileRef, HostServices, Token};
+use luo_handler_memfd as _;
+use luo_orchestrator::error::Error;
+use luo_orchestrator::orchestrator::{Handover, Orchestrator};
+use luo_orchestrator::outgoing::Outgoing;
+use luo_orchestrator::registry::Registry;
+use luo_orchestrator::transport::image::{self, ImageError, Saved, CHUNK_BYTES};
+use proptest::prelude::*;
+use rustix::fs::{fcntl_add_seals, fcntl_get_seals, SealFlags};
+use support::memfd;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+
+/// Remembers the largest request, so that a test can tell a wild one.
+struct Watched;
+
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Watched {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), SeqCst);
+        // SAFETY: the caller keeps the conditions of GlobalAlloc.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(place, layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), SeqCst);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        LARGEST.fetch_max(size, SeqCst);
+        // SAFETY: as above.
+        unsafe { System.realloc(place, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watched = Watched;
+
+fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// A frozen update of these files; file `n` has token `n`.
+fn frozen(files: &[File]) -> Orchestrator {
+    let update = Orchestrator::new(Arc::new(Registry::linked().unwrap()));
+    for (file, token) in files.iter().zip(0..) {
+        update.preserve(Token(token), file).unwrap();
+    }
+    update.prepare().unwrap();
+    update.freeze().unwrap();
+    update
+}
+
+fn save(files: &[File], directory: &Path) -> Result<Saved, ImageError> {
+    let progress = AtomicU64::new(0);
+    let count = |bytes| {
+        progress.fetch_add(bytes, SeqCst);
+    };
+    let saved = frozen(files)
+        .handover(|handover| Ok::<_, Error>(image::save(&handover, directory, &count)))
+        .unwrap()?;
+    assert_eq!(progress.into_inner(), saved.contents_bytes);
+    Ok(saved)
+}
+
+fn load(directory: &Path) -> Result<Orchestrator, ImageError> {
+    let arrival = image::load(directory, |_| ())?;
+    let registry = Arc::new(Registry::linked().unwrap());
+    Ok(Orchestrator::arrived(registry, arrival))
+}
+
+fn image_of(directory: &Path) -> PathBuf {
+    fs::canonicalize(directory.join("current")).unwrap()
+}
+
+/// What is in the directory, without the one name that is random.
+fn listing(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .map(|name| match name.starts_with("image-") {
+            true => "image".to_owned(),
+            false => name,
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+const CLEAN: [&str; 3] = ["current", "image", "lock"];
+
+fn bytes_of(file: &impl AsFd) -> Vec<u8> {
+    support::contents(file)
+}
+
+fn name_of(file: &impl AsFd) -> Vec<u8> {
+    let link = fs::read_link(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()));
+    link.unwrap().as_os_str().as_bytes().to_vec()
+}
+
+/// Contents, holes, size, position, seals, flags, mode and name.
+fn assert_same(before: &File, after: &impl AsFd) {
+    let after = File::from(after.as_fd().try_clone_to_owned().unwrap());
+    let (mut old, mut new) = (before, &after);
+    let (was, is) = (old.metadata().unwrap(), new.metadata().unwrap());
+    assert_ne!(was.ino(), is.ino(), "a memfd of its own");
+    assert_eq!(was.len(), is.len());
+    assert_eq!(was.mode(), is.mode());
+    assert_eq!(was.blocks(), is.blocks(), "holes are holes");
+    assert_eq!(
+        old.stream_position().unwrap(),
+        new.stream_position().unwrap()
+    );
+    assert_eq!(fcntl_get_seals(old).unwrap(), fcntl_get_seals(new).unwrap());
+    let flags = |file: &File| rustix::fs::fcntl_getfl(file).unwrap();
+    assert_eq!(flags(old), flags(new));
+    assert_eq!(name_of(old), name_of(new));
+    if was.len() < 64 * MIB {
+        assert!(bytes_of(old) == bytes_of(new));
+    }
+}
+
+fn cross(files: &[File]) -> Saved {
+    let directory = directory();
+    let saved = save(files, directory.path()).unwrap();
+    let new = load(directory.path()).unwrap();
+    assert_eq!(new.bad_entries().unwrap(), []);
+    for (file, token) in files.iter().zip(0..) {
+        assert_same(file, &new.retrieve(Token(token)).unwrap());
+    }
+    assert_eq!(new.finish().unwrap(), []);
+    assert_eq!(listing(directory.path()), CLEAN);
+    saved
+}
+
+/// Bytes of which no two pages are alike.
+fn pattern(length: u64, seed: u64) -> Vec<u8> {
+    let words = (0..length.div_ceil(8)).map(|word| (word + 1).wrapping_mul(seed | 1 << 60));
+    let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    bytes.truncate(length as usize);
+    bytes
+}
+
+fn dense(length: u64, seed: u64) -> File {
+    memfd(&pattern(length, seed))
+}
+
+fn sparse(length: u64, places: &[u64]) -> File {
+    let file = memfd(b"");
+    file.set_len(length).unwrap();
+    for &place in places {
+        let bytes = pattern(4096.min(length - place), place);
+        file.write_all_at(&bytes, place).unwrap();
+    }
+    file
+}
+
+#[test]
+fn dense_memfds_of_every_length_cross() {
+    let lengths = [
+        1,
+        4095,
+        4096,
+        4097,
+        CHUNK_BYTES - 1,
+        CHUNK_BYTES,
+        CHUNK_BYTES + 1,
+        3 * CHUNK_BYTES + 4096 + 7,
+        17 * MIB + 5,
+        33 * MIB,
+    ];
+    let files: Vec<_> = lengths.map(|length| dense(length, length)).into();
+    let saved = cross(&files);
+    let pages: u64 = lengths.iter().sum();
+    assert_eq!(saved.contents_bytes, pages);
+}
+
+#[test]
+fn sparse_memfds_cross_without_their_holes() {
+    let files = [
+        sparse(0, &[]),
+        sparse(1, &[]),
+        sparse(MIB, &[]),
+        sparse(MIB, &[0]),
+        sparse(MIB, &[MIB - 4096]),
+        sparse(MIB + 9, &[4096, 12288, MIB]),
+        sparse(64 << 30, &[0, 1 << 30, 63 << 30]),
+    ];
+    let saved = cross(&files);
+    assert_eq!(saved.contents_bytes, 4096 * 7 + 9);
+}
+
+#[test]
+fn many_memfds_cross() {
+    let files: Vec<_> = (0..300).map(|n| dense(n * 37 % 9000, n)).collect();
+    cross(&files);
+}
+
+#[test]
+fn no_memfd_at_all_crosses() {
+    cross(&[]);
+}
+
+#[test]
+fn seals_position_flags_mode_and_name_cross() {
+    let sealed = |seals| {
+        let file = dense(10_000, 3);
+        file.set_permissions(fs::Permissions::from_mode(0o640))
+            .unwrap();
+        fcntl_add_seals(&file, seals).unwrap();
+        file
+    };
+    let positioned = |position| {
+        let mut file = dense(10_000, 4);
+        file.seek(SeekFrom::Start(position)).unwrap();
+        file
+    };
+    let append = dense(100, 5);
+    rustix::fs::fcntl_setfl(&append, rustix::fs::OFlags::APPEND).unwrap();
+    let named = |name: &str| {
+        let options = memfd::MemfdOptions::default();
+        options.create(name).unwrap().into_file()
+    };
+    cross(&[
+        sealed(SealFlags::SHRINK),
+        sealed(SealFlags::GROW | SealFlags::WRITE),
+        sealed(SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL),
+        sealed(SealFlags::FUTURE_WRITE),
+        positioned(0),
+        positioned(4321),
+        positioned(1 << 40),
+        append,
+        named(""),
+        named("(deleted)"),
+        named(&"ä".repeat(124)),
+        named(&"x".repeat(249)),
+    ]);
+}
+
+#[test]
+fn a_name_that_is_no_text_stays_behind() {
+    let name = std::ffi::CString::new([0xff; 249]).unwrap();
+    let options = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create(&*name, options).unwrap());
+    file.write_all_at(b"contents", 0).unwrap();
+    let directory = directory();
+    save(&[file], directory.path()).unwrap();
+    let new = load(directory.path()).unwrap();
+    assert_eq!(bytes_of(&new.retrieve(Token(0)).unwrap()), b"contents");
+}
+
+#[test]
+fn an_image_can_be_read_again_and_again() {
+    let directory = directory();
+    let file = [dense(10_000, 1)];
+    save(&file, directory.path()).unwrap();
+    for _ in 0..3 {
+        let new = load(directory.path()).unwrap();
+        assert_same(&file[0], &new.retrieve(Token(0)).unwrap());
+        new.finish().unwrap();
+    }
+}
+
+#[test]
+fn a_save_takes_the_place_of_the_one_before() {
+    let directory = directory();
+    save(&[dense(1000, 1), dense(5000, 2)], directory.path()).unwrap();
+    let first = image_of(directory.path());
+    let second = [dense(2000, 3)];
+    save(&second, directory.path()).unwrap();
+    assert!(!first.exists());
+    assert_eq!(listing(directory.path()), CLEAN);
+    let new = load(directory.path()).unwrap();
+    assert_eq!(new.files().unwrap().len(), 1);
+    assert_same(&second[0], &new.retrieve(Token(0)).unwrap());
+}
+
+#[test]
+fn saves_at_the_same_time_wait_for_each_other() {
+    let directory = directory();
+    std::thread::scope(|scope| {
+        for thread in 1..=4 {
+            let path = directory.path();
+            scope.spawn(move || {
+                for _ in 0..3 {
+                    save(&[dense(thread * MIB, thread)], path).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(listing(directory.path()), CLEAN);
+    let new = load(directory.path()).unwrap();
+    let file = new.retrieve(Token(0)).unwrap();
+    let seed = rustix::fs::fstat(&file).unwrap().st_size as u64 / MIB;
+    assert!(bytes_of(&file) == pattern(seed * MIB, seed));
+}
+
+#[test]
+fn what_was_loaded_survives_later_saves() {
+    let directory = directory();
+    let old = [dense(1000, 1), dense(20 * MIB, 2)];
+    save(&old, directory.path()).unwrap();
+    let first = image_of(directory.path());
+    let loaded = load(directory.path()).unwrap();
+    assert_same(&old[0], &loaded.retrieve(Token(0)).unwrap());
+    for seed in 3..5 {
+        save(&[dense(1000, seed)], directory.path()).unwrap();
+        assert_ne!(image_of(directory.path()), first);
+        assert!(first.exists());
+        assert_eq!(
+            listing(directory.path()),
+            ["current", "image", "image", "lock"]
+        );
+    }
+    assert_same(&old[1], &loaded.retrieve(Token(1)).unwrap());
+    loaded.finish().unwrap();
+    drop(loaded);
+    save(&[dense(1000, 5)], directory.path()).unwrap();
+    assert!(!first.exists());
+    assert_eq!(listing(directory.path()), CLEAN);
+}
+
+#[test]
+fn loads_during_saves_are_complete() {
+    let directory = directory();
+    let files = [dense(9000, 1), dense(10, 2)];
+    save(&files, directory.path()).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers = [(); 3].map(|()| {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    let new = load(directory.path()).unwrap();
+                    for (file, token) in files.iter().zip(0..) {
+                        assert_same(file, &new.retrieve(Token(token)).unwrap());
+                    }
+                }
+            })
+        });
+        let saved: Vec<_> = (0..200).map(|_| save(&files, directory.path())).collect();
+        done.store(true, SeqCst);
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert!(saved.iter().all(Result::is_ok), "{saved:?}");
+    });
+    save(&files, directory.path()).unwrap();
+    assert_eq!(listing(directory.path()), CLEAN);
+}
+
+#[test]
+fn a_link_that_cannot_be_read_costs_no_image() {
+    let directory = directory();
+    save(&[dense(1000, 1)], directory.path()).unwrap();
+    let image = image_of(directory.path());
+    let current = directory.path().join("current");
+    fs::remove_file(&current).unwrap();
+    fs::write(&current, "no link").unwrap();
+    let error = save(&[dense(1000, 2)], directory.path()).unwrap_err();
+    assert!(error.to_string().contains("current"), "{error}");
+    assert!(image.join("contents-1").exists());
+    // A link to the same image by another path is one that counts, too.
+    fs::remove_file(&current).unwrap();
+    std::os::unix::fs::symlink(&image, &current).unwrap();
+    let null = Outgoing::default();
+    null.preserve_file(FileRef::from(File::open("/dev/null").unwrap().as_fd()))
+        .unwrap();
+    let handover = Handover {
+        devicetree: Vec::new(),
+        outgoing: &null,
+    };
+    image::save(&handover, directory.path(), &|_| ()).unwrap_err();
+    assert!(image.join("contents-1").exists());
+    load(directory.path()).unwrap();
+}
+
+#[test]
+fn directories_are_created_as_deep_as_needed() {
+    let directory = directory();
+    let deep = directory.path().join("a/b/c");
+    save(&[dense(1000, 1)], &deep).unwrap();
+    assert_eq!(listing(&deep), CLEAN);
+}
+
+fn inspection(path: &Path) -> Result<Inspection, String> {
+    let registry = Registry::linked().unwrap();
+    inspect(path, &registry).map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn inspecting_tells_damaged_contents() {
+    let image = Damaged::new();
+    let good = inspection(image.directory.path()).unwrap();
+    assert!(good.files.iter().all(|file| file.damaged.is_none()));
+    assert!(!good.text().contains("damaged"), "{}", good.text());
+    let damaged = |path: &Path| {
+        let found = inspection(path).unwrap();
+        assert!(found.damaged_contents.is_empty());
+        let text = found.text();
+        assert!(
+            text.contains("damaged: contents-1 is missing or not"),
+            "{text}"
+        );
+        let files = found.files.iter();
+        files.map(|file| file.damaged.is_some()).collect::<Vec<_>>()
+    };
+    let table = (HEADER_BYTES + NAME_BYTES + CHUNK_ENTRY_BYTES) * 8;
+    let data = DATA_PLACE * 8..image.length("contents-1") * 8;
+    let bits = (0..table).chain(data).step_by(97);
+    image.with_each_bit("contents-1", bits, |_| {
+        let directory = image.directory.path();
+        assert_eq!(damaged(directory), [true, false, false]);
+    });
+    fs::remove_file(image.path("contents-1")).unwrap();
+    for path in [
+        image.directory.path().to_owned(),
+        image.directory.path().join("current"),
+        image.path(image::DEVICETREE),
+    ] {
+        assert_eq!(damaged(&path), [true, false, false]);
+    }
+}
+
+#[test]
+fn inspecting_tells_damaged_contents_that_no_record_names() {
+    let image = Damaged::new();
+    fs::remove_file(image.path("contents-2")).unwrap();
+    fs::remove_file(image.path(image::MEMORY)).unwrap();
+    let found = inspection(image.directory.path()).unwrap();
+    let handles: Vec<_> = found
+        .damaged_contents
+        .iter()
+        .map(|bad| bad.handle)
+        .collect();
+    assert_eq!(handles, [2]);
+    assert!(
+        found.text().contains("damaged: contents-2"),
+        "{}",
+        found.text()
+    );
+    assert!(found.text().contains("not beside it"));
+
+    // What is there and cannot be read is another matter.
+    fs::create_dir(image.path(image::MEMORY)).unwrap();
+    let error = inspection(image.directory.path()).unwrap_err();
+    assert!(
+        error.contains("cannot read") && error.contains("memory"),
+        "{error}"
+    );
+}
+
+#[test]
+fn inspecting_a_damaged_image_or_none_is_an_error() {
+    let image = Damaged::new();
+    for name in ["manifest.json", image::DEVICETREE] {
+        let good = fs::read(image.path(name)).unwrap();
+        fs::write(image.path(name), &good[1..]).unwrap();
+        let error = inspection(image.directory.path()).unwrap_err();
+        assert!(error.contains(name) && error.contains("damaged"), "{error}");
+        fs::write(image.path(name), good).unwrap();
+    }
+    let error = inspection(directory().path()).unwrap_err();
+    assert!(error.contains("holds no image"), "{error}");
+}
+
+#[test]
+fn inspecting_shows_no_more_data_than_the_size() {
+    let directory = directory();
+    save(&[dense(4, 1)], directory.path()).unwrap();
+    let found = inspection(directory.path()).unwrap();
+    let Some(Record::Memfd(memfd)) = &found.files[0].record else {
+        panic!("{:?}", found.files[0]);
+    };
+    assert_eq!((memfd.size_bytes, memfd.data_bytes), (4, 4));
+}
+
+#[test]
+fn a_save_touches_nothing_outside_of_its_directory() {
+    let (directory, other) = (directory(), directory());
+    let precious = other.path().join("precious");
+    fs::write(&precious, "data").unwrap();
+    std::os::unix::fs::symlink(other.path(), directory.path().join("current")).unwrap();
+    std::os::unix::fs::symlink(other.path(), directory.path().join("image-link")).unwrap();
+    save(&[dense(10, 1)], directory.path()).unwrap();
+    assert!(precious.exists());
+    assert_eq!(listing(directory.path()), CLEAN);
+}
+
+#[test]
+fn a_file_that_is_no_memfd_is_refused_and_the_old_image_stays() {
+    let directory = directory();
+    let file = [dense(1000, 1)];
+    save(&file, directory.path()).unwrap();
+    let outgoing = Outgoing::default();
+    let null = File::open("/dev/null").unwrap();
+    let handle = outgoing.preserve_file(FileRef::from(null.as_fd())).unwrap();
+    let handover = Handover {
+        devicetree: Vec::new(),
+        outgoing: &outgoing,
+    };
+    let error = image::save(&handover, directory.path(), &|_| ()).unwrap_err();
+    assert!(matches!(error, ImageError::NotAMemfd { handle: told } if told == handle));
+    assert!(
+        error.to_string().contains("use another transport"),
+        "{error}"
+    );
+    assert_eq!(listing(directory.path()), CLEAN);
+    let new = load(directory.path()).unwrap();
+    assert_same(&file[0], &new.retrieve(Token(0)).unwrap());
+}
+
+/// An image of three small memfds, to be damaged.
+struct Damaged {
+    directory: TempDir,
+    files: Vec<File>,
+}
+
+impl Damaged {
+    fn new() -> Self {
+        let directory = directory();
+        let files = vec![
+            dense(5000, 1),
+            sparse(1 << 16, &[0, 8192, (1 << 16) - 4096]),
+            sparse(CHUNK_BYTES + 100, &[CHUNK_BYTES - 4096, CHUNK_BYTES]),
+        ];
+        save(&files, directory.path()).unwrap();
+        Self { directory, files }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        image_of(self.directory.path()).join(name)
+    }
+
+    /// What becomes of each file; those that come back are complete.
+    fn results(&self) -> Result<Vec<Result<(), Errno>>, ImageError> {
+        let new = load(self.directory.path())?;
+        let results =
+            self.files
+                .iter()
+                .zip(0..)
+                .map(|(file, token)| match new.retrieve(Token(token)) {
+                    Ok(retrieved) => {
+                        assert_same(file, &retrieved);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        assert!(
+                            error.to_string().contains(&Token(token).to_string()),
+                            "{error}"
+                        );
+                        Err(error.errno())
+                    }
+                });
+        Ok(results.collect())
+    }
+
+    /// The one error that says that the file is not what was written.
+    fn assert_refused(&self, name: &str) -> String {
+        let error = self.results().unwrap_err().to_string();
+        let said = match name {
+            image::MEMORY => error.contains("memory"),
+            _ => error.contains(name),
+        };
+        assert!(said, "{name}: {error}");
+        error
+    }
+
+    /// Runs `check` with each of `bits` of a file turned, one at a time.
+    fn with_each_bit(&self, name: &str, bits: impl Iterator<Item = usize>, check: impl Fn(usize)) {
+        let path = self.path(name);
+        let good = fs::read(&path).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        for bit in bits {
+            let (place, byte) = (bit as u64 / 8, good[bit / 8]);
+            file.write_all_at(&[byte ^ 1 << (bit % 8)], place).unwrap();
+            check(bit);
+            file.write_all_at(&[byte], place).unwrap();
+        }
+        assert_eq!(self.results().unwrap(), [Ok(()); 3]);
+    }
+
+    fn length(&self, name: &str) -> usize {
+        fs::metadata(self.path(name)).unwrap().len() as usize
+    }
+}
+
+/// One of the bits of a byte, each in its turn.
+fn one_bit_of(byte: usize) -> usize {
+    byte * 8 + byte % 8
+}
+
+/// Header and name of `contents-N`, and what each of its chunks has before the data.
+const HEADER_BYTES: usize = 128;
+const NAME_BYTES: usize = 4;
+const CHUNK_ENTRY_BYTES: usize = 16;
+const DATA_PLACE: usize = 4096;
+
+#[test]
+fn a_flipped_bit_in_contents_costs_that_file_alone() {
+    let image = Damaged::new();
+    let chunks = [1, 3, 2];
+    for file in 0..3 {
+        let name = format!("contents-{}", file + 1);
+        let table = HEADER_BYTES + NAME_BYTES + chunks[file] * CHUNK_ENTRY_BYTES;
+        let length = image.length(&name);
+        // The first and last bytes of the data, and some in between.
+        let data = (DATA_PLACE..length)
+            .filter(|byte| byte - DATA_PLACE < 2 || length - byte < 3 || byte % 499 == 0)
+            .map(one_bit_of);
+        let mut expected = [Ok(()); 3];
+        expected[file] = Err(Errno::EBADMSG);
+        image.with_each_bit(&name, (0..table * 8).chain(data), |bit| {
+            assert_eq!(image.results().unwrap(), expected, "bit {bit} of {name}");
+        });
+    }
+}
+
+#[test]
+fn contents_that_are_truncated_or_missing_cost_that_file_alone() {
+    let image = Damaged::new();
+    for file in 0..3 {
+        let name = format!("contents-{}", file + 1);
+        let good = fs::read(image.path(&name)).unwrap();
+        let lengths = (0..good.len()).filter(|&length| length < 300 || length % 997 == 0);
+        for length in lengths.chain([good.len() - 1]) {
+            fs::write(image.path(&name), &good[..length]).unwrap();
+            let mut expected = [Ok(()); 3];
+            expected[file] = Err(Errno::EBADMSG);
+            assert_eq!(
+                image.results().unwrap(),
+                expected,
+                "{length} bytes of {name}"
+            );
+        }
+        fs::remove_file(image.path(&name)).unwrap();
+        let mut expected = [Ok(()); 3];
+        expected[file] = Err(Errno::EBADMSG);
+        assert_eq!(image.results().unwrap(), expected, "{name} is missing");
+        fs::write(image.path(&name), good).unwrap();
+    }
+}
+
+#[test]
+fn a_stripe_that_is_missing_or_damaged_costs_its_file_alone() {
+    let directory = directory();
+    let files = [dense(100, 1), dense(20 * MIB, 2), dense(100, 3)];
+    save(&files, directory.path()).unwrap();
+    let stripe = image_of(directory.path()).join("contents-2.1");
+    if !stripe.exists() {
+        return eprintln!("skipped: with one core there is one stripe");
+    }
+    let assert_second = |expected: Result<(), Errno>| {
+        let new = load(directory.path()).unwrap();
+        let got = [0, 1, 2].map(|token| new.retrieve(Token(token)).map(drop));
+        let got = got.map(|result| result.map_err(|error| error.errno()));
+        assert_eq!(got, [Ok(()), expected, Ok(())]);
+    };
+    assert_second(Ok(()));
+    let good = fs::read(&stripe).unwrap();
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 4;
+    for bad in [&flipped[..], &good[..good.len() - 1], &[]] {
+        fs::write(&stripe, bad).unwrap();
+        assert_second(Err(Errno::EBADMSG));
+    }
+    fs::remove_file(&stripe).unwrap();
+    assert_second(Err(Errno::EBADMSG));
+}
+
+#[test]
+fn a_flipped_bit_in_memory_costs_at_most_one_file() {
+    let image = Damaged::new();
+    // The first 16 bytes say what the file is.
+    image.with_each_bit(image::MEMORY, 0..16 * 8, |_| {
+        image.assert_refused(image::MEMORY);
+    });
+    let lost = AtomicUsize::new(0);
+    let bits = (16..image.length(image::MEMORY)).map(one_bit_of);
+    let count = bits.len();
+    image.with_each_bit(image::MEMORY, bits, |bit| {
+        let results = image.results().unwrap();
+        let errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+        match errors[..] {
+            [] => {}
+            // Without its magic number a block is none, and nothing is found there.
+            [Errno::EBADMSG | Errno::ENOENT] => {
+                lost.fetch_add(1, SeqCst);
+            }
+            _ => panic!("bit {bit}: {errors:?}"),
+        }
+    });
+    // The rest is what freeze replaced, and what fills blocks up.
+    assert!(lost.into_inner() * 3 > count);
+}
+
+#[test]
+fn a_flipped_bit_in_the_devicetree_is_one_error() {
+    let image = Damaged::new();
+    let bits = 0..image.length(image::DEVICETREE) * 8;
+    image.with_each_bit(image::DEVICETREE, bits, |_| {
+        image.assert_refused(image::DEVICETREE);
+    });
+}
+
+#[test]
+fn a_flipped_bit_in_the_manifest_is_one_error_or_means_nothing() {
+    let image = Damaged::new();
+    let refused = AtomicUsize::new(0);
+    let bits = 0..image.length("manifest.json") * 8;
+    let count = bits.len();
+    image.with_each_bit("manifest.json", bits, |bit| match image.results() {
+        Ok(results) => assert_eq!(results, [Ok(()); 3], "bit {bit}"),
+        Err(error) => {
+            assert!(error.to_string().contains("manifest.json"), "{error}");
+            refused.fetch_add(1, SeqCst);
+        }
+    });
+    assert!(refused.into_inner() * 10 > count * 9, "all but white space");
+}
+
+#[test]
+fn a_truncated_or_missing_part_is_one_error() {
+    let image = Damaged::new();
+    for name in [image::DEVICETREE, image::MEMORY, "manifest.json"] {
+        let good = fs::read(image.path(name)).unwrap();
+        for length in 0..good.len() {
+            fs::write(image.path(name), &good[..length]).unwrap();
+            image.assert_refused(name);
+        }
+        fs::remove_file(image.path(name)).unwrap();
+        let error = image.assert_refused(name);
+        assert!(error.contains("No such file"), "{error}");
+        fs::write(image.path(name), good).unwrap();
+    }
+    assert_eq!(image.results().unwrap(), [Ok(()); 3]);
+}
+
+#[test]
+fn a_directory_without_an_image_says_so() {
+    let directory = directory();
+    for path in [directory.path(), &directory.path().join("missing")] {
+        let error = load(path).unwrap_err();
+        assert!(matches!(error, ImageError::NoImage(_)), "{error}");
+        assert!(error.to_string().contains("holds no image"), "{error}");
+    }
+    // A save that was interrupted before the first image counted.
+    std::os::unix::fs::symlink("image-gone", directory.path().join("current")).unwrap();
+    assert!(matches!(
+        load(directory.path()),
+        Err(ImageError::NoImage(_))
+    ));
+}
+
+/// Where the numbers of a header stand, with their sizes.
+const NUMBERS: [(usize, usize); 7] = [
+    (12, 4), // huge page shift
+    (16, 8), // size
+    (24, 4), // mode
+    (28, 4), // bytes of the name
+    (32, 8), // number of chunks
+    (40, 4), // stripes
+    (44, 4), // reserved
+];
+
+/// Makes the checksum right again, as somebody would who wants to be believed.
+fn seal(contents: &mut [u8]) {
+    let number = |place: usize, size: usize| {
+        let mut bytes = [0; 8];
+        bytes[..size].copy_from_slice(&contents[place..place + size]);
+        u64::from_le_bytes(bytes) as usize
+    };
+    let (name, chunks) = (number(28, 4), number(32, 8));
+    let end = chunks
+        .checked_mul(CHUNK_ENTRY_BYTES)
+        .and_then(|bytes| bytes.checked_add(name + HEADER_BYTES))
+        .filter(|&end| end <= contents.len());
+    contents[8..12].fill(0);
+    let sum = crc32c::crc32c(&contents[..end.unwrap_or(HEADER_BYTES)]);
+    contents[8..12].copy_from_slice(&sum.to_le_bytes());
+}
+
+fn hostile_number() -> impl Strategy<Value = u64> {
+    let powers = (0..64u32, -2..3i64).prop_map(|(n, d)| (1u64 << n).wrapping_add_signed(d));
+    prop_oneof![powers, any::<u64>(), Just(u64::MAX), Just(0), 0..100u64]
+}
+
+/// Retrieves the first file of an image whose contents a stranger wrote; the others are as they were.
+fn read_hostile(image: &Damaged, contents: &[u8]) -> Result<(), Errno> {
+    fs::write(image.path("contents-1"), contents).unwrap();
+    let new = load(image.directory.path()).unwrap();
+    let first = new.retrieve(Token(0)).map(drop);
+    for token in [1, 2] {
+        let file = new.retrieve(Token(token)).unwrap();
+        assert_same(&image.files[token as usize], &file);
+    }
+    first.map_err(|error| error.errno())
+}
+
+/// More than any test of this program asks for at once, and far less than hostile numbers would.
+const MODERATE: usize = 160 << 20;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn hostile_contents_never_panic_nor_allocate_wildly(
+        numbers in prop::collection::vec((0..NUMBERS.len(), hostile_number()), 0..3),
+        chunks in prop::collection::vec((0..3usize, hostile_number(), hostile_number()), 0..3),
+        bytes in prop::collection::vec((0..6000usize, any::<u8>()), 0..4),
+        sealed: bool,
+    ) {
+        thread_local!(static IMAGE: Damaged = Damaged::new());
+        IMAGE.with(|image| {
+            let good = dense_contents();
+            let mut contents = good.clone();
+            for (at, value) in numbers {
+                let (place, size) = NUMBERS[at];
+                contents[place..place + size].copy_from_slice(&value.to_le_bytes()[..size]);
+            }
+            for (chunk, offset, length) in chunks {
+                let place = HEADER_BYTES + NAME_BYTES + chunk * CHUNK_ENTRY_BYTES;
+                contents[place..place + 8].copy_from_slice(&offset.to_le_bytes());
+                contents[place + 8..place + 12].copy_from_slice(&length.to_le_bytes()[..4]);
+            }
+            for (place, byte) in bytes {
+                contents[place] = byte;
+            }
+            if sealed {
+                seal(&mut contents);
+            }
+            let _ = read_hostile(image, &contents);
+        });
+        prop_assert!(LARGEST.load(SeqCst) < MODERATE);
+    }
+}
+
+/// The contents of a memfd with three chunks.
+fn dense_contents() -> Vec<u8> {
+    thread_local!(static CONTENTS: Vec<u8> = {
+        let directory = directory();
+        save(&[sparse(MIB, &[0, 8192, MIB - 4096])], directory.path()).unwrap();
+        fs::read(image_of(directory.path()).join("contents-1")).unwrap()
+    });
+    CONTENTS.with(Clone::clone)
+}
+
+#[test]
+fn contents_as_large_as_a_file_can_be_are_not_read() {
+    let image = Damaged::new();
+    let path = image.path("contents-1");
+    let mut contents = fs::read(&path).unwrap();
+    let length = 1u64 << 40;
+    for chunks in [length / 16, length / 32, 1 << 20] {
+        contents[32..40].copy_from_slice(&chunks.to_le_bytes());
+        seal(&mut contents);
+        fs::write(&path, &contents).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(length)
+            .unwrap();
+        assert_eq!(
+            image.results().unwrap(),
+            [Err(Errno::EBADMSG), Ok(()), Ok(())]
+        );
+        assert!(LARGEST.load(SeqCst) < MODERATE);
+    }
+}
+
+#[test]
+fn chunks_that_overlap_or_leave_the_file_are_refused() {
+    let image = Damaged::new();
+    let good = dense_contents();
+    let with_chunk = |chunk: usize, offset: u64, length: u32| {
+        let mut contents = good.clone();
+        let place = HEADER_BYTES + NAME_BYTES + chunk * CHUNK_ENTRY_BYTES;
+        contents[place..place + 8].copy_from_slice(&offset.to_le_bytes());
+        contents[place + 8..place + 12].copy_from_slice(&length.to_le_bytes());
+        seal(&mut contents);
+        read_hostile(&image, &contents)
+    };
+    let hostile = [
+        (1, 0, 4096),
+        (1, 4095, 4096),
+        (2, 8192, 4096),
+        (2, MIB - 4095, 4096),
+        (2, MIB, 4096),
+        (2, u64::MAX, 4096),
+        (2, u64::MAX - 4095, 4096),
+        (0, 0, 0),
+        (0, 0, u32::MAX),
+        (2, MIB - CHUNK_BYTES, CHUNK_BYTES as u32 + 1),
+    ];
+    for (chunk, offset, length) in hostile {
+        let result = with_chunk(chunk, offset, length);
+        assert_eq!(result, Err(Errno::EBADMSG), "{chunk}: {offset}, {length}");
+    }
+}
+
+// What needs a process of its own is done by this program once more, told by these what to do.
+const CHILD_TASK: &str = "LUO_TEST_TASK";
+const CHILD_DIRECTORY: &str = "LUO_TEST_DIRECTORY";
+
+fn as_child(mut command: Command, task: &str, directory: &Path) -> Command {
+    command
+        .args([
+            "child_process",
+            "--exact",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .env(CHILD_TASK, task)
+        .env(CHILD_DIRECTORY, directory);
+    command
+}
+
+fn child(task: &str, directory: &Path) -> Command {
+    as_child(
+        Command::new(std::env::current_exe().unwrap()),
+        task,
+        directory,
+    )
+}
+
+#[test]
+#[ignore = "other tests start it"]
+fn child_process() {
+    let (Ok(task), Some(directory)) =
+        (std::env::var(CHILD_TASK), std::env::var_os(CHILD_DIRECTORY))
+    else {
+        return;
+    };
+    let directory = Path::new(&directory);
+    match task.as_str() {
+        "limited" => save_with_a_limited_file_size(directory),
+        "full" => save_to_a_full_disk(directory),
+        _ => save_forever(directory),
+    }
+}
+
+/// A save that fails costs nothing: the old image is there, and nothing else.
+fn assert_fails_harmlessly(directory: &Path, too_much: &[File], why: &str) {
+    let old = [dense(300_000, 1), dense(10, 2)];
+    save(&old, directory).unwrap();
+    let image = image_of(directory);
+    for _ in 0..3 {
+        let error = save(too_much, directory).unwrap_err().to_string();
+        assert!(
+            error.contains(why) && error.contains("make room"),
+            "{error}"
+        );
+        assert_eq!(image_of(directory), image);
+        assert_eq!(listing(directory), CLEAN);
+    }
+    let new = load(directory).unwrap();
+    for (file, token) in old.iter().zip(0..) {
+        assert_same(file, &new.retrieve(Token(token)).unwrap());
+    }
+    // Nothing that is read is removed.
+    drop(new);
+    save(&old, directory).unwrap();
+    assert_eq!(listing(directory), CLEAN);
+}
+
+fn save_with_a_limited_file_size(directory: &Path) {
+    use rustix::process::{setrlimit, Resource, Rlimit};
+    // SAFETY: to ignore a signal touches no memory.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    // Memfds are files as well, so these are made before.
+    let too_much = [dense(1000, 3), dense(8 * MIB, 4), dense(1000, 5)];
+    let limit = Rlimit {
+        current: Some(MIB),
+        maximum: Some(MIB),
+    };
+    setrlimit(Resource::Fsize, limit).unwrap();
+    assert_fails_harmlessly(directory, &too_much, "File too large");
+}
+
+fn save_to_a_full_disk(directory: &Path) {
+    let too_much = [dense(1000, 3), dense(8 * MIB, 4), dense(1000, 5)];
+    assert_fails_harmlessly(directory, &too_much, "No space left");
+}
+
+fn assert_success(mut command: Command) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{errors}");
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn a_file_that_grows_too_large_costs_nothing() {
+    let directory = directory();
+    assert_success(child("limited", directory.path()));
+}
+
+#[test]
+fn a_full_disk_costs_nothing() {
+    let directory = directory();
+    let with_small_disk = |program: &Path| {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
+            .arg("mount -t tmpfs -o size=2m tmpfs \"$1\" && shift && exec \"$@\"")
+            .arg("sh")
+            .arg(directory.path())
+            .arg(program);
+        command
+    };
+    let probe = with_small_disk(Path::new("true")).output();
+    if !probe.is_ok_and(|probe| probe.status.success()) {
+        return eprintln!("skipped: no tmpfs can be mounted in a user namespace here");
+    }
+    let program = std::env::current_exe().unwrap();
+    assert_success(as_child(
+        with_small_disk(&program),
+        "full",
+        directory.path(),
+    ));
+}
+
+/// The two images that take turns.
+fn image_a() -> Vec<File> {
+    (0..3).map(|n| dense(2 * MIB + n, 0xa + n)).collect()
+}
+
+fn image_b() -> Vec<File> {
+    (0..5).map(|n| dense(MIB + n, 0xb00 + n)).collect()
+}
+
+fn save_forever(directory: &Path) {
+    let (a, b) = (image_a(), image_b());
+    println!("\nready");
+    loop {
+        save(&b, directory).unwrap();
+        save(&a, directory).unwrap();
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_leaves_the_old_image_or_the_new_one() {
+    let directory = directory();
+    let (a, b) = (image_a(), image_b());
+    save(&a, directory.path()).unwrap();
+    let mut interrupted = 0;
+    for round in 0..24 {
+        let mut process = child("save", directory.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "ready"));
+        std::thread::sleep(std::time::Duration::from_micros(round * 1_300));
+        process.kill().unwrap();
+        process.wait().unwrap();
+
+        interrupted += usize::from(listing(directory.path()) != CLEAN);
+        let new = load(directory.path()).unwrap();
+        let expected = match new.files().unwrap().len() {
+            3 => &a,
+            5 => &b,
+            other => panic!("{other} files are neither image"),
+        };
+        for (file, token) in expected.iter().zip(0..) {
+            let retrieved = new.retrieve(Token(token)).unwrap();
+            assert!(bytes_of(file) == bytes_of(&retrieved), "round {round}");
+        }
+    }
+    println!("{interrupted} of 24 left something behind");
+    save(&a, directory.path()).unwrap();
+    assert_eq!(listing(directory.path()), CLEAN);
+}

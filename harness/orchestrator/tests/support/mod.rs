@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! What several of the tests need. Each test program uses a part of it.
+#![allow(dead_code)]
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::panic::panic_any;
+use std::sync::Once;
+
+use luo_handler_api::{FileHandler, HandlerOps, Subsystem};
+use luo_orchestrator::error::Error;
+use luo_orchestrator::incoming::{Incoming, NoFiles};
+use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+
+/// What handlers throw that are to panic.
+const EXPECTED: &str = "expected";
+
+/// Panics, as the test wants it; nothing is printed.
+pub fn panic_as_expected() -> Infallible {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if panic.payload().downcast_ref() != Some(&EXPECTED) {
+                loud(panic);
+            }
+        }));
+    });
+    panic_any(EXPECTED)
+}
+
+/// The C form of a handler that lives as long as the program.
+pub fn ops<T: FileHandler>(handler: T) -> &'static HandlerOps {
+    let handler = Box::leak(Box::new(handler));
+    Box::leak(Box::new(HandlerOps::of(handler, "tests")))
+}
+
+/// The same of a subsystem.
+pub fn subsystem_ops<S: Subsystem>(subsystem: S) -> &'static HandlerOps {
+    let subsystem = Box::leak(Box::new(subsystem));
+    Box::leak(Box::new(HandlerOps::of_subsystem(subsystem, "tests")))
+}
+
+pub fn memfd(contents: &[u8]) -> File {
+    let options = memfd::MemfdOptions::default().allow_sealing(true);
+    let mut file = options.create("test").unwrap().into_file();
+    file.write_all(contents).unwrap();
+    file
+}
+
+/// The whole contents, whatever the position.
+pub fn contents(file: impl AsFd) -> Vec<u8> {
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    std::fs::read(path).unwrap()
+}
+
+pub fn inode(file: impl AsFd) -> u64 {
+    rustix::fs::fstat(file).unwrap().st_ino
+}
+
+/// What a frozen orchestrator hands over.
+pub struct Crossing {
+    pub devicetree: Vec<u8>,
+    pub memory: Vec<u8>,
+}
+
+impl Crossing {
+    pub fn of(update: &Orchestrator) -> Self {
+        update
+            .handover(|handover| {
+                let mut file = tempfile::tempfile().unwrap();
+                handover.outgoing.write_memory(&file).unwrap();
+                let mut memory = Vec::new();
+                file.read_to_end(&mut memory).unwrap();
+                Ok::<_, Error>(Self {
+                    devicetree: handover.devicetree,
+                    memory,
+                })
+            })
+            .unwrap()
+    }
+
+    /// The same without any bytes that handlers kept.
+    pub fn of_tree(tree: &luo_orchestrator::devicetree::Tree) -> Self {
+        let file = tempfile::tempfile().unwrap();
+        let outgoing = luo_orchestrator::outgoing::Outgoing::default();
+        outgoing.write_memory(&file).unwrap();
+        let mut memory = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut memory, 0).unwrap();
+        Self {
+            devicetree: luo_orchestrator::devicetree::encode(tree).unwrap(),
+            memory,
+        }
+    }
+
+    /// The bytes crossed, but no files.
+    pub fn arrival(self) -> Arrival {
+        Arrival {
+            devicetree: self.devicetree,
+            incoming: Incoming::new(self.memory, NoFiles).unwrap(),
+        }
+    }
+}
