@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The few services that a host offers a handler: bytes that cross the jump, and in a hosted
-//! process files that cross it; and somebody to tell why a call fails.
+//! The few services that a host offers a handler: bytes that cross the jump, in a hosted process files
+//! that cross it, and a place for the reason why a call fails.
 
 #![allow(unsafe_code)] // an edge: the C form of a host
 
@@ -13,54 +13,75 @@ use crate::{
     Errno, FileRef, OwnedFile, RawFile,
 };
 
-/// What a host implements; handlers call it through [`Host`].
+/// What a host implements; handlers call it through [`Host`]. A service that a host does not have is
+/// `EOPNOTSUPP`.
 ///
 /// A `handle` is the `u64` under which bytes or a file are found on either side of the jump. One
 /// that comes from the previous side is untrusted: an unknown handle is `ENOENT`.
 pub trait HostServices: Sync {
-    /// Keeps a copy of `bytes` across the jump and yields their handle.
+    /// Preserves a copy of `bytes` across the jump and returns their handle.
     ///
     /// # Errors
     ///
     /// `ENOMEM` or `ENOSPC` if there is no room.
-    fn preserve_bytes(&self, bytes: &[u8]) -> Result<u64, Errno>;
+    fn preserve_bytes(&self, bytes: &[u8]) -> Result<u64, Errno> {
+        let _ = bytes;
+        Err(Errno::EOPNOTSUPP)
+    }
 
-    /// How many bytes are kept under `handle`.
+    /// How many bytes are preserved under `handle`.
     ///
     /// # Errors
     ///
-    /// `ENOENT` for an unknown handle, `EBADMSG` if the bytes are not what was kept.
-    fn bytes_len(&self, handle: u64) -> Result<u64, Errno>;
+    /// `ENOENT` for an unknown handle, `EBADMSG` if the bytes are not what was preserved.
+    fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
+        let _ = handle;
+        Err(Errno::EOPNOTSUPP)
+    }
 
-    /// Copies kept bytes from `offset` on; fills all of `buffer`.
+    /// Copies preserved bytes from `offset` on; fills all of `buffer`.
     ///
     /// # Errors
     ///
     /// Those of [`bytes_len`](Self::bytes_len), and `ERANGE` if there are not so many.
-    fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno>;
+    fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        let _ = (handle, offset, buffer);
+        Err(Errno::EOPNOTSUPP)
+    }
 
-    /// Gives kept bytes back; an unknown handle is ignored.
-    fn release_bytes(&self, handle: u64);
+    /// Gives preserved bytes back; an unknown handle is ignored.
+    fn release_bytes(&self, handle: u64) {
+        let _ = handle;
+    }
 
-    /// Keeps a file across the jump, beside the caller's own hold on it.
+    /// Preserves a file across the jump, beside the caller's own hold on it. The kernel does not have
+    /// this: there files do not cross by themselves.
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` on a host where files do not cross by themselves, such as the kernel.
-    fn preserve_file(&self, file: FileRef<'_>) -> Result<u64, Errno>;
+    /// `EMFILE` and the like.
+    fn preserve_file(&self, file: FileRef<'_>) -> Result<u64, Errno> {
+        let _ = file;
+        Err(Errno::EOPNOTSUPP)
+    }
 
-    /// Takes a kept file out, once.
+    /// Takes a preserved file out, once.
     ///
     /// # Errors
     ///
-    /// `ENOENT` for an unknown handle or one that was taken before, `EOPNOTSUPP` as above.
-    fn take_file(&self, handle: u64) -> Result<OwnedFile, Errno>;
+    /// `ENOENT` for an unknown handle or one that was taken before.
+    fn take_file(&self, handle: u64) -> Result<OwnedFile, Errno> {
+        let _ = handle;
+        Err(Errno::EOPNOTSUPP)
+    }
 
-    /// Gives a kept file back that nobody takes; an unknown handle is ignored.
-    fn release_file(&self, handle: u64);
+    /// Gives a preserved file back that nobody takes; an unknown handle is ignored.
+    fn release_file(&self, handle: u64) {
+        let _ = handle;
+    }
 
-    /// Is told why the call under way is about to fail, for people: an error number alone does not
-    /// say which of many things was wrong. The kernel logs it, a process adds it to its error.
+    /// Takes the reason why the call under way is about to fail, for people: an error number alone
+    /// does not say which of many things was wrong. The kernel logs it, a process adds it to its error.
     fn explain(&self, reason: &str) {
         let _ = reason;
     }

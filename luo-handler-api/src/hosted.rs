@@ -213,23 +213,6 @@ fn failure(status: i32) -> Errno {
 struct Explained(Mutex<Option<Text<REASON_MAX>>>);
 
 impl HostServices for Explained {
-    fn preserve_bytes(&self, _: &[u8]) -> Result<u64, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-    fn bytes_len(&self, _: u64) -> Result<u64, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-    fn read_bytes(&self, _: u64, _: u64, _: &mut [u8]) -> Result<(), Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-    fn release_bytes(&self, _: u64) {}
-    fn preserve_file(&self, _: FileRef<'_>) -> Result<u64, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-    fn take_file(&self, _: u64) -> Result<OwnedFile, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-    fn release_file(&self, _: u64) {}
     fn explain(&self, reason: &str) {
         if let Ok(mut explained) = self.0.lock() {
             *explained = Some(Text::of(format_args!("{reason}")));

@@ -143,6 +143,33 @@ macro_rules! register_subsystem {
 
 // A cfg inside a macro is asked in the crate that uses it, so there is one macro for each way.
 
+#[cfg(luo_kernel)]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __collect {
+    (handler $name:ident: $type:ty) => {
+        $crate::__collect!("luo_handlers" HandlerEntry $name: $type);
+    };
+    (subsystem $name:ident: $type:ty) => {
+        $crate::__collect!("luo_subsystems" SubsystemEntry $name: $type);
+    };
+    ($section:literal $entry:ident $name:ident: $type:ty) => {
+        struct Place;
+        impl $crate::kernel::Static for Place {
+            type Value = $type;
+            fn value() -> &'static $type {
+                &$name
+            }
+        }
+        static OPS: $crate::kernel::$entry = $crate::kernel::$entry::of::<Place>(
+            $crate::registry::crate_of(::core::module_path!()),
+        );
+        #[used]
+        #[link_section = $section]
+        static ENTRY: &$crate::kernel::$entry = &OPS;
+    };
+}
+
 #[cfg(all(feature = "inventory", not(luo_kernel)))]
 #[doc(hidden)]
 #[macro_export]

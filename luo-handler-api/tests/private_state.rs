@@ -16,25 +16,7 @@ use luo_handler_api::{
 /// A host that keeps nothing.
 struct NoServices;
 
-impl HostServices for NoServices {
-    fn preserve_bytes(&self, _: &[u8]) -> Result<u64, Errno> {
-        Err(Errno::ENOMEM)
-    }
-    fn bytes_len(&self, _: u64) -> Result<u64, Errno> {
-        Err(Errno::ENOENT)
-    }
-    fn read_bytes(&self, _: u64, _: u64, _: &mut [u8]) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
-    }
-    fn release_bytes(&self, _: u64) {}
-    fn preserve_file(&self, _: FileRef<'_>) -> Result<u64, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-    fn take_file(&self, _: u64) -> Result<OwnedFile, Errno> {
-        Err(Errno::ENOENT)
-    }
-    fn release_file(&self, _: u64) {}
-}
+impl HostServices for NoServices {}
 
 // A handler is called on the thread of its test, so each test counts for itself.
 thread_local! {

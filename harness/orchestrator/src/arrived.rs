@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use luo_handler_api::hosted::{Handler, Reclaimed};
-use luo_handler_api::{Compatible, Errno, Host, Token};
+use luo_handler_api::{Compatible, Errno, Host, Retrieved, Token};
 
 use crate::devicetree::{self, BadEntry, DecodeError, SubsystemEntry};
 use crate::error::{Error, Failure, Participant, Phase};
@@ -98,7 +97,7 @@ impl Arrived {
             })?;
         let handler = registry.subsystem(&compatible);
         Ok(entry.retrieve(handler, |handler, data| {
-            handler.retrieve_subsystem(data, Host::new(&self.incoming))
+            handler.retrieve(data, Host::new(&self.incoming))
         })?)
     }
 
@@ -139,25 +138,28 @@ impl Arrived {
         let table = self.table()?;
         let host = Host::new(&self.incoming);
         for entry in &table.entries {
-            entry.can_finish(registry.handler(&entry.compatible), reclaimed_file, host)?;
+            let handler = registry.handler(&entry.compatible);
+            entry.can_finish(handler, |handler, file| {
+                handler.can_finish(entry.data, retrieved_file(file), host)
+            })?;
         }
         for entry in &table.subsystems {
-            entry.can_finish(
-                registry.subsystem(&entry.compatible),
-                reclaimed_subsystem,
-                host,
-            )?;
+            let subsystem = registry.subsystem(&entry.compatible);
+            entry.can_finish(subsystem, |subsystem, _| {
+                subsystem.can_finish(entry.data, host)
+            })?;
         }
-        let files = table
-            .entries
-            .iter()
-            .map(|entry| entry.finish(registry.handler(&entry.compatible), reclaimed_file, host));
+        let files = table.entries.iter().map(|entry| {
+            let handler = registry.handler(&entry.compatible);
+            entry.finish(handler, |handler, file| {
+                handler.finish(entry.data, retrieved_file(file), host)
+            })
+        });
         let subsystems = table.subsystems.iter().map(|entry| {
-            entry.finish(
-                registry.subsystem(&entry.compatible),
-                reclaimed_subsystem,
-                host,
-            )
+            let subsystem = registry.subsystem(&entry.compatible);
+            entry.finish(subsystem, |subsystem, state| {
+                subsystem.finish(entry.data, matches!(state, Some(Ok(()))), host)
+            })
         });
         Ok(files.chain(subsystems).filter_map(Result::err).collect())
     }
@@ -198,12 +200,12 @@ impl Table {
     }
 }
 
-fn reclaimed_file(file: &Arc<OwnedFd>) -> Reclaimed<'_> {
-    Reclaimed::File(file.as_fd())
-}
-
-fn reclaimed_subsystem((): &()) -> Reclaimed<'_> {
-    Reclaimed::Subsystem
+fn retrieved_file(file: &Option<Result<Arc<OwnedFd>, Cause>>) -> Retrieved<'_> {
+    match file {
+        None => Retrieved::NotAsked,
+        Some(Err(cause)) => Retrieved::Failed(cause.errno),
+        Some(Ok(file)) => Retrieved::File(file.as_fd().into()),
+    }
 }
 
 impl<T: Clone> Entry<T> {
@@ -227,10 +229,10 @@ impl<T: Clone> Entry<T> {
     }
 
     /// Retrieves once. That nobody was there to do it is not kept.
-    fn retrieve(
+    fn retrieve<H>(
         &self,
-        handler: Option<Handler>,
-        rebuild: impl FnOnce(Handler, u64) -> Result<T, Errno>,
+        handler: Option<H>,
+        rebuild: impl FnOnce(H, u64) -> Result<T, Errno>,
     ) -> Result<T, Failure> {
         let mut retrieved = self.lock();
         let result = match &*retrieved {
@@ -247,18 +249,16 @@ impl<T: Clone> Entry<T> {
     }
 
     /// `EBUSY` if the handler does not agree; one without a handler has nobody to object.
-    fn can_finish(
+    fn can_finish<H>(
         &self,
-        handler: Option<Handler>,
-        reclaimed: fn(&T) -> Reclaimed<'_>,
-        host: Host<'_>,
+        handler: Option<H>,
+        ask: impl FnOnce(H, &Option<Result<T, Cause>>) -> Result<bool, Errno>,
     ) -> Result<(), Failure> {
         let Some(handler) = handler else {
             return Ok(());
         };
         let retrieved = self.lock();
-        let end = end(&retrieved, reclaimed);
-        heard(|| match handler.can_finish(self.data, end, host)? {
+        heard(|| match ask(handler, &retrieved)? {
             true => Ok(()),
             false => Err(Errno::EBUSY),
         })
@@ -266,27 +266,13 @@ impl<T: Clone> Entry<T> {
     }
 
     /// `ENOENT` if nobody claimed it: what crossed for it goes with the rest of what crossed.
-    fn finish(
+    fn finish<H>(
         &self,
-        handler: Option<Handler>,
-        reclaimed: fn(&T) -> Reclaimed<'_>,
-        host: Host<'_>,
+        handler: Option<H>,
+        end: impl FnOnce(H, &Option<Result<T, Cause>>) -> Result<(), Errno>,
     ) -> Result<(), Failure> {
         let handler = handler.ok_or_else(|| self.failure(Phase::Finish, Errno::ENOENT))?;
         let retrieved = self.lock();
-        let end = end(&retrieved, reclaimed);
-        heard(|| handler.finish(self.data, end, host))
-            .map_err(|cause| self.failure(Phase::Finish, cause))
-    }
-}
-
-fn end<T>(
-    retrieved: &Option<Result<T, Cause>>,
-    reclaimed: fn(&T) -> Reclaimed<'_>,
-) -> Reclaimed<'_> {
-    match retrieved {
-        Some(Ok(value)) => reclaimed(value),
-        Some(Err(cause)) => Reclaimed::Failed(cause.errno),
-        None => Reclaimed::No,
+        heard(|| end(handler, &retrieved)).map_err(|cause| self.failure(Phase::Finish, cause))
     }
 }

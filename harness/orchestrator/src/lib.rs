@@ -33,11 +33,14 @@
 //! - `image`: the transport that writes contents to a directory
 //! - `plugin`: handlers out of shared objects
 
+#![allow(unsafe_code)] // until its unsafe code lies in edge modules alone
+
 mod arrived;
 pub mod devicetree;
 pub mod error;
 pub mod holes;
 pub mod incoming;
+mod member;
 pub mod orchestrator;
 pub mod outgoing;
 #[cfg(feature = "plugin")]

@@ -13,16 +13,17 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use luo_handler_api::hosted::{Handler, PreparedFile};
-use luo_handler_api::{Compatible, Errno, Host, Token};
+use luo_handler_api::hosted::Handler;
+use luo_handler_api::{Compatible, Errno, NeededBy, Token};
 use rustix::fs::FileType;
 
 use crate::arrived::Arrived;
 use crate::devicetree::{self, BadEntry, FileEntry, SubsystemEntry, Tree};
 use crate::error::{Error, Failure, Participant, Phase, State};
 use crate::incoming::Incoming;
+use crate::member::{Member, Part};
 use crate::outgoing::Outgoing;
-use crate::reason::{heard, Cause};
+use crate::reason::heard;
 use crate::registry::Registry;
 use crate::sys;
 
@@ -45,25 +46,15 @@ struct Inner {
     arrived: Option<Arrived>,
 }
 
-/// A participant on the old side: the RFC's `struct luo_file`.
-#[derive(Debug)]
-struct Member {
-    participant: Participant,
-    handler: Handler,
-    file: Option<OwnedFd>,
-    /// Serialized data and private state, from prepare on.
-    prepared: Option<PreparedFile>,
-}
-
 /// What makes two offers the same file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum FileKey {
     /// What the handler says, among its own files.
     Handler(Compatible, u64),
-    /// The inode, where the handler leaves it to the host.
+    /// The inode of a regular file, if the handler leaves it to the host.
     Inode(Inode),
-    /// The open file, where that inode is a device: each time it is opened is another file. Which one
-    /// it is has no name but that of its offer.
+    /// The open file of an inode that several share: a device, a pipe, the anonymous inode of eventfds.
+    /// Which one it is has no name but that of its offer.
     OpenFile(Inode, Token),
 }
 
@@ -176,12 +167,7 @@ impl Orchestrator {
             .map_err(|error| failed(Some(compatible), error.into()))?;
         inner.keys.insert(key);
         inner.tokens.insert(token, key);
-        inner.members.push(Member {
-            participant: Participant::File(token),
-            handler,
-            file: Some(file),
-            prepared: None,
-        });
+        inner.members.push(Member::file(token, handler, file));
         Ok(compatible)
     }
 
@@ -212,19 +198,19 @@ impl Orchestrator {
     pub fn prepare(&self) -> Result<(), Error> {
         let mut inner = self.write_in(Phase::Prepare, State::Normal)?;
         let files = inner.members.len();
-        let subsystems = self.registry.subsystems();
+        let mut subsystems = self.registry.subsystems();
+        subsystems.retain(|subsystem| {
+            let needed_by = subsystem.needed_by();
+            let mut handlers = inner.members.iter().map(Member::compatible);
+            needed_by == NeededBy::Every || handlers.any(|handler| needed_by.includes(&handler))
+        });
         inner
             .members
             .extend(subsystems.into_iter().map(Member::subsystem));
         let Inner {
             members, outgoing, ..
         } = &mut *inner;
-        let prepared = forward(members, Phase::Prepare, |member| {
-            let file = member.file.as_ref().map(AsFd::as_fd);
-            let prepared = member.handler.prepare(file, Host::new(outgoing))?;
-            member.prepared = Some(prepared);
-            Ok(())
-        });
+        let prepared = forward(members, Phase::Prepare, |member| member.prepare(outgoing));
         if let Err((failure, done)) = prepared {
             cancel_backward(&mut members[..done], outgoing);
             outgoing.clear();
@@ -246,13 +232,7 @@ impl Orchestrator {
         let Inner {
             members, outgoing, ..
         } = &mut *inner;
-        let frozen = forward(members, Phase::Freeze, |member| {
-            let file = member.file.as_ref().map(AsFd::as_fd);
-            match &mut member.prepared {
-                Some(prepared) => prepared.freeze(file, Host::new(outgoing)),
-                None => Err(Errno::EINVAL),
-            }
-        });
+        let frozen = forward(members, Phase::Freeze, |member| member.freeze(outgoing));
         if let Err((failure, done)) = frozen {
             unfreeze_backward(&mut members[..done], outgoing);
             return Err(failure.into());
@@ -448,12 +428,13 @@ impl Inner {
             return self.keys.contains(&key);
         };
         self.members.iter().any(|member| {
-            let Participant::File(token) = member.participant else {
+            let (Participant::File(token), Part::File { file: offered, .. }) =
+                (member.participant, &member.part)
+            else {
                 return false;
             };
-            let same_device = self.tokens.get(&token) == Some(&FileKey::OpenFile(inode, token));
-            let offered = member.file.as_ref().filter(|_| same_device);
-            offered.is_some_and(|offered| sys::is_same_open_file(offered.as_fd(), file))
+            self.tokens.get(&token) == Some(&FileKey::OpenFile(inode, token))
+                && sys::is_same_open_file(offered.as_fd(), file)
         })
     }
 
@@ -471,7 +452,7 @@ impl Inner {
         }
         complaints.extend(cancel_backward(&mut self.members, &self.outgoing));
         self.outgoing.clear();
-        self.members.retain(|member| member.file.is_some());
+        self.members.retain(|member| matches!(member.part, Part::File { .. }));
         self.state = State::Normal;
         complaints
     }
@@ -484,11 +465,10 @@ impl Inner {
             subsystems: Vec::new(),
         };
         for member in &self.members {
-            let Some(prepared) = &member.prepared else {
+            let Some(data) = member.data() else {
                 continue;
             };
-            let compatible = *member.handler.compatible();
-            let data = prepared.data();
+            let compatible = member.compatible();
             match member.participant {
                 Participant::File(token) => tree.files.push(FileEntry {
                     token,
@@ -504,40 +484,17 @@ impl Inner {
     }
 }
 
-impl Member {
-    fn subsystem(handler: Handler) -> Self {
-        Self {
-            participant: Participant::Subsystem(*handler.compatible()),
-            handler,
-            file: None,
-            prepared: None,
-        }
-    }
-
-    fn failure(&self, phase: Phase, cause: Cause) -> Failure {
-        Failure::new(
-            phase,
-            self.participant,
-            Some(*self.handler.compatible()),
-            cause,
-        )
-    }
-}
-
 impl FileKey {
     fn of(handler: &Handler, file: BorrowedFd<'_>, token: Token) -> Result<Self, Errno> {
         if let Some(id) = handler.file_id(file)? {
             return Ok(Self::Handler(*handler.compatible(), id));
         }
-        let stat = rustix::fs::fstat(file)
-            .map_err(|error| Errno::new(error.raw_os_error()).unwrap_or(Errno::EIO))?;
+        let stat = rustix::fs::fstat(file)?;
         let inode = (stat.st_dev, stat.st_ino);
-        Ok(
-            match FileType::from_raw_mode(stat.st_mode).is_char_device() {
-                true => Self::OpenFile(inode, token),
-                false => Self::Inode(inode),
-            },
-        )
+        Ok(match FileType::from_raw_mode(stat.st_mode).is_file() {
+            true => Self::Inode(inode),
+            false => Self::OpenFile(inode, token),
+        })
     }
 }
 
@@ -569,21 +526,9 @@ fn backward(
 }
 
 fn cancel_backward(members: &mut [Member], outgoing: &Outgoing) -> Complaints {
-    backward(members, Phase::Cancel, |member| {
-        let file = member.file.as_ref().map(AsFd::as_fd);
-        match member.prepared.take() {
-            Some(prepared) => prepared.cancel(file, Host::new(outgoing)),
-            None => Ok(()),
-        }
-    })
+    backward(members, Phase::Cancel, |member| member.cancel(outgoing))
 }
 
 fn unfreeze_backward(members: &mut [Member], outgoing: &Outgoing) -> Complaints {
-    backward(members, Phase::Unfreeze, |member| {
-        let file = member.file.as_ref().map(AsFd::as_fd);
-        match &mut member.prepared {
-            Some(prepared) => prepared.unfreeze(file, Host::new(outgoing)),
-            None => Ok(()),
-        }
-    })
+    backward(members, Phase::Unfreeze, |member| member.unfreeze(outgoing))
 }
