@@ -61,7 +61,8 @@ fn place(len: usize, offset: u64, buffer: &[u8]) -> Result<usize, Errno> {
 /// # Invariants
 ///
 /// `len` bytes from `start` on are kept bytes of a handler. They are written once, before their
-/// handle is known, and freed by their one owner: so they can be read while a handler has the handle.
+/// handle is known, and freed by their one owner: so they can be read while a handler has the
+/// handle.
 struct Kept {
     start: *mut u8,
     len: usize,
@@ -101,8 +102,8 @@ impl HostServices for Outgoing {
     fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
         let kept = Kept::of(handle)?;
         let offset = place(kept.len, offset, buffer)?;
-        // SAFETY: `place` has checked that the range lies within the bytes, which are there by the type's
-        // invariant; the buffer is borrowed exclusively.
+        // SAFETY: `place` has checked that the range lies within the bytes, which are there by the
+        // type's invariant; the buffer is borrowed exclusively.
         unsafe {
             core::ptr::copy_nonoverlapping(
                 kept.start.add(offset),
@@ -115,8 +116,8 @@ impl HostServices for Outgoing {
 
     fn release_bytes(&self, handle: u64) {
         if let Ok(kept) = Kept::of(handle) {
-            // SAFETY: by the type's invariant they are kept bytes of a handler, which gives them back with
-            // this call and has no other handle of them.
+            // SAFETY: by the type's invariant they are kept bytes of a handler, which gives them
+            // back with this call and has no other handle of them.
             unsafe { shim::luo_bytes_unpreserve(kept.start) };
             KEPT_BYTES.fetch_add((kept.len as u64).wrapping_neg(), Relaxed);
         }
@@ -130,7 +131,8 @@ impl HostServices for Outgoing {
 impl HostServices for Incoming {
     fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
         let (pfn, len) = split(handle);
-        // SAFETY: the shim takes any number: it looks whether the previous kernel preserved so much there.
+        // SAFETY: the shim takes any number: it looks whether the previous kernel preserved so much
+        // there.
         let are_there = unsafe { shim::luo_bytes_are_incoming(pfn, len) };
         are_there.then_some(len as u64).ok_or(Errno::ENOENT)
     }
@@ -139,8 +141,9 @@ impl HostServices for Incoming {
         let (pfn, len) = split(handle);
         let offset = place(len, offset, buffer)?;
         let (buffer, count) = (buffer.as_mut_ptr(), buffer.len());
-        // SAFETY: the shim takes any number, and looks whether the previous kernel preserved `len` bytes
-        // there. `place` has checked that the range lies within them; the buffer is borrowed exclusively.
+        // SAFETY: the shim takes any number, and looks whether the previous kernel preserved `len`
+        // bytes there. `place` has checked that the range lies within them; the buffer is borrowed
+        // exclusively.
         Errno::check(unsafe { shim::luo_bytes_copy(pfn, len, offset, buffer, count) })
     }
 

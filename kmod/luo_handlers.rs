@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Registers the handlers of the section `luo_handlers` and the subsystems of `luo_subsystems` with the
-//! Live Update Orchestrator.
+//! Registers the handlers of the section `luo_handlers` and the subsystems of `luo_subsystems` with
+//! the Live Update Orchestrator.
 //!
 //! Their ops are made by `luo_handler_api::kernel`, so mainline calls them without this module in
-//! between. It answers what they ask of their host and counts the calls. Which there are is decided by
-//! Kconfig, which of them take part by the boot parameter `luo_handlers.disable`.
+//! between. It answers what they ask of their host and counts the calls. Which there are is decided
+//! by Kconfig, which of them take part by the boot parameter `luo_handlers.disable`.
 //!
 //! # Map
 //!
@@ -62,7 +62,7 @@ struct LuoHandlers {
 impl kernel::Module for LuoHandlers {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let directory = debugfs::Dir::new(c"luo_handlers");
-        let beneath = directory.subdir(c"subsystems");
+        let beside = debugfs::Dir::new(c"luo_subsystems");
         sections::check();
         let mut registered = KVec::new();
         let mut handlers = KVec::new();
@@ -76,14 +76,14 @@ impl kernel::Module for LuoHandlers {
         let mut subsystems = KVec::new();
         for entry in sections::subsystems() {
             if let Some(subsystem) = register_subsystem(entry, &registered) {
-                subsystems.push(show_subsystem(&beneath, subsystem)?, GFP_KERNEL)?;
+                subsystems.push(show_subsystem(&beside, subsystem)?, GFP_KERNEL)?;
             }
         }
         Ok(Self {
             _handlers: handlers,
             _subsystems: subsystems,
             _kept_bytes: show_kept_bytes(&directory)?,
-            _directories: [directory, beneath],
+            _directories: [directory, beside],
         })
     }
 }
@@ -119,7 +119,8 @@ fn register_handler(entry: &'static HandlerEntry) -> Option<&'static Handler> {
         .ok()
 }
 
-/// Registers one subsystem with the handlers whose files need it, and retrieves what came in for it.
+/// Registers one subsystem with the handlers whose files need it, and retrieves what came in for
+/// it.
 fn register_subsystem(
     entry: &'static SubsystemEntry,
     handlers: &[&'static Handler],

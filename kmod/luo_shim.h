@@ -97,6 +97,9 @@ bool luo_port_is_known(struct file *file);
 u64 luo_port_look(struct file *file, u32 *flags);
 struct file *luo_port_open(u32 flags, u64 position);
 
+/* luo_shim_lineage.c */
+u32 luo_lineage_version(void);
+
 /* luo_shim_vfio.c */
 
 #define LUO_VFIO_HEADER_LENGTH 64

@@ -82,9 +82,12 @@ impl<T: core::fmt::Display> kernel::fmt::Display for Shown<'_, T> {
     }
 }
 
-/// A compatible without its version: `memfd` of `memfd-v1`.
+/// A compatible without its vendor and its version: `memfd` of `luo-handlers,memfd-v1`.
 pub(crate) fn name_of(compatible: &Compatible) -> &str {
     let compatible = compatible.as_str();
+    let compatible = compatible
+        .split_once(',')
+        .map_or(compatible, |(_, rest)| rest);
     match compatible.rsplit_once("-v") {
         Some((name, version))
             if !name.is_empty() && version.bytes().all(|b| b.is_ascii_digit()) =>
@@ -102,8 +105,8 @@ fn is_listed(list: &str, name: &str) -> bool {
 
 /// The boot parameter `luo_handlers.disable`.
 fn disabled_names() -> &'static str {
-    // SAFETY: the shim returns a C string: the text of a parameter that cannot be written after boot,
-    // or a literal. Both live as long as the kernel.
+    // SAFETY: the shim returns a C string: the text of a parameter that cannot be written after
+    // boot, or a literal. Both live as long as the kernel.
     let list = unsafe { CStr::from_ptr(shim::luo_disabled()) };
     list.to_str().unwrap_or("")
 }

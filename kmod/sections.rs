@@ -13,7 +13,8 @@ pub(crate) fn handlers() -> &'static [&'static HandlerEntry] {
     let (mut start, mut stop) = (core::ptr::null(), core::ptr::null());
     // SAFETY: both are borrowed until the call returns.
     unsafe { shim::luo_handlers_section(&mut start, &mut stop) };
-    // SAFETY: between these two symbols the linker has put what `register_handler!` gave this section.
+    // SAFETY: between these two symbols the linker has put what `register_handler!` gave this
+    // section.
     unsafe { entries(start, stop) }
 }
 
@@ -22,14 +23,15 @@ pub(crate) fn subsystems() -> &'static [&'static SubsystemEntry] {
     let (mut start, mut stop) = (core::ptr::null(), core::ptr::null());
     // SAFETY: both are borrowed until the call returns.
     unsafe { shim::luo_subsystems_section(&mut start, &mut stop) };
-    // SAFETY: between these two symbols the linker has put what `register_subsystem!` gave this section.
+    // SAFETY: between these two symbols the linker has put what `register_subsystem!` gave this
+    // section.
     unsafe { entries(start, stop) }
 }
 
 /// # Safety
 ///
-/// Between `start` and `stop`, if they are not NULL, there is one `&'static T` after the other, which
-/// nobody writes.
+/// Between `start` and `stop`, if they are not NULL, there is one `&'static T` after the other,
+/// which nobody writes.
 unsafe fn entries<T>(
     start: *const core::ffi::c_void,
     stop: *const core::ffi::c_void,
@@ -47,12 +49,10 @@ unsafe fn entries<T>(
 pub(crate) fn check() {
     // SAFETY: the shim returns a literal.
     let names = unsafe { CStr::from_ptr(shim::luo_switched_on()) };
-    let origins = || {
-        let handlers = handlers().iter().map(|entry| entry.origin);
-        handlers.chain(subsystems().iter().map(|entry| entry.origin))
-    };
+    let is_from = |origin: &str, name| origin.strip_prefix("luo_handler_") == Some(name);
     for name in names.to_str().unwrap_or("").split_whitespace() {
-        if !origins().any(|origin| origin.strip_prefix("luo_handler_") == Some(name)) {
+        let is_handler = handlers().iter().any(|entry| is_from(entry.origin, name));
+        if !is_handler && !subsystems().iter().any(|entry| is_from(entry.origin, name)) {
             pr_err!("{name} is switched on, but nothing of luo_handler_{name} is registered\n");
         }
     }

@@ -19,8 +19,8 @@ pub struct FileRef<'a> {
     lent: PhantomData<&'a ()>,
 }
 
-/// A file that a handler rebuilt and hands over; closed when dropped, in a hosted process and in the
-/// kernel.
+/// A file that a handler rebuilt and hands over; closed when dropped, in a hosted process and in
+/// the kernel.
 #[derive(Debug)]
 pub struct OwnedFile(RawFile);
 
@@ -101,7 +101,8 @@ mod in_the_kernel {
 
     impl Drop for OwnedFile {
         fn drop(&mut self) {
-            // SAFETY: an OwnedFile owns a reference to an open file, and this one is gone after this.
+            // SAFETY: an OwnedFile owns a reference to an open file, and this one is gone after
+            // this.
             unsafe { ::kernel::bindings::fput(self.as_ptr().cast()) };
         }
     }
@@ -123,8 +124,8 @@ mod hosted {
 
     impl AsFd for FileRef<'_> {
         fn as_fd(&self) -> BorrowedFd<'_> {
-            // SAFETY: a FileRef is made from a BorrowedFd, or by `from_raw`, whose caller promises an
-            // open descriptor for as long as the value is used.
+            // SAFETY: a FileRef is made from a BorrowedFd, or by `from_raw`, whose caller promises
+            // an open descriptor for as long as the value is used.
             unsafe { BorrowedFd::borrow_raw(self.raw as RawFd) }
         }
     }

@@ -5,16 +5,16 @@ use crate::{Compatible, Errno, FileRef, Host, OwnedFile, Pairs};
 
 /// Preserves files of one type across a live update.
 ///
-/// It has two models, and each item below names its word in both: `struct liveupdate_filesystem` of the
-/// LUO RFC (v2, patch 08/16 "luo_files: add infrastructure for FDs"), called *RFC* here, and
-/// `struct liveupdate_file_ops` of `include/linux/liveupdate.h`, called *mainline*. The handler value
-/// itself is the context of every call, where the RFC has an opaque `arg`; what belongs to one file
-/// lives in [`Private`](Self::Private).
+/// It has two models, and each item below names its word in both: `struct liveupdate_filesystem` of
+/// the LUO RFC (v2, patch 08/16 "luo_files: add infrastructure for FDs"), called *RFC* here, and
+/// `struct liveupdate_file_ops` of `include/linux/liveupdate.h`, called *mainline*. The handler
+/// value itself is the context of every call, where the RFC has an opaque `arg`; what belongs to
+/// one file lives in [`Private`](Self::Private).
 ///
 /// The host calls in the order of the methods below, and never two at once for the same file. Times
-/// are in nanoseconds and sizes in bytes wherever a host reports them; the `u64` that crosses has no
-/// unit but that of the handler. An error is an [`Errno`] with the kernel's meaning; where the number
-/// does not say enough, [`Host::refuse`] adds a reason.
+/// are in nanoseconds and sizes in bytes wherever a host reports them; the `u64` that crosses has
+/// no unit but that of the handler. An error is an [`Errno`] with the kernel's meaning; where the
+/// number does not say enough, [`Host::refuse`] adds a reason.
 pub trait FileHandler: Sync + 'static {
     /// Names the serialized format; unique among all handlers of a host.
     ///
@@ -33,8 +33,8 @@ pub trait FileHandler: Sync + 'static {
     /// Neither in the RFC nor in mainline, which have one host.
     const HOSTS: Hosts = Hosts::Hosted;
 
-    /// Looks whether the handler can work here at all, before it is registered. May be called again,
-    /// each time something registers it. The host offers nothing but [`Host::explain`].
+    /// Looks whether the handler can work here at all, before it is registered. May be called
+    /// again, each time something registers it. The host offers nothing but [`Host::explain`].
     ///
     /// Neither in the RFC nor in mainline.
     ///
@@ -46,15 +46,15 @@ pub trait FileHandler: Sync + 'static {
         Ok(())
     }
 
-    /// Whether this handler can preserve `file`. Cheap and without side effects: it is asked of every
-    /// file that is offered, and the first handler to answer yes takes the file.
+    /// Whether this handler can preserve `file`. Cheap and without side effects: it is asked of
+    /// every file that is offered, and the first handler to answer yes takes the file.
     ///
     /// RFC and mainline `can_preserve`.
     fn can_preserve(&self, file: FileRef<'_>) -> bool;
 
-    /// Under which identity a second offer of the same file is refused (`EBUSY`). `None` leaves it to
-    /// the host: in a process that is the inode of a regular file and otherwise the open file (several
-    /// eventfds share an inode), in the kernel always the open file.
+    /// Under which identity a second offer of the same file is refused (`EBUSY`). `None` leaves it
+    /// to the host: in a process that is the inode of a regular file and otherwise the open file
+    /// (several eventfds share an inode), in the kernel always the open file.
     ///
     /// Not in the RFC; mainline `get_id`.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
@@ -83,8 +83,8 @@ pub trait FileHandler: Sync + 'static {
         Ok(file.data)
     }
 
-    /// Undoes freeze, and only that: a later file failed to freeze, or the jump was aborted. The `u64`
-    /// stays what freeze made it, as in mainline.
+    /// Undoes freeze, and only that: a later file failed to freeze, or the jump was aborted. The
+    /// `u64` stays what freeze made it, as in mainline.
     ///
     /// Not in the RFC; mainline `unfreeze`.
     fn unfreeze(&self, file: Preserved<'_, Self::Private>) {
@@ -96,7 +96,8 @@ pub trait FileHandler: Sync + 'static {
     /// RFC `cancel`; mainline `unpreserve`.
     fn cancel(&self, file: Preserved<'_, Self::Private>);
 
-    /// Rebuilds the file after the jump, from what comes from the previous side, which is not trusted.
+    /// Rebuilds the file after the jump, from what comes from the previous side, which is not
+    /// trusted.
     ///
     /// RFC and mainline `retrieve`.
     ///
@@ -119,8 +120,8 @@ pub trait FileHandler: Sync + 'static {
     /// `retrieve_status`.
     fn finish(&self, file: Crossed<'_>);
 
-    /// Reports what `data` stands for, without taking anything: for `luo inspect` and other programs
-    /// that do not know the handler. What crossed is not trusted here either.
+    /// Reports what `data` stands for, without taking anything: for `luo inspect` and other
+    /// programs that do not know the handler. What crossed is not trusted here either.
     ///
     /// Neither in the RFC nor in mainline.
     ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The few services that a host offers a handler: bytes that cross the jump, in a hosted process files
-//! that cross it, and a place for the reason why a call fails.
+//! The few services that a host offers a handler: bytes that cross the jump, in a hosted process
+//! files that cross it, and a place for the reason why a call fails.
 
 #![allow(unsafe_code)] // an edge: the C form of a host
 
@@ -13,8 +13,8 @@ use crate::{
     Errno, FileRef, OwnedFile, RawFile,
 };
 
-/// What a host implements; handlers call it through [`Host`]. A service that a host does not have is
-/// `EOPNOTSUPP`.
+/// What a host implements; handlers call it through [`Host`]. A service that a host does not have
+/// is `EOPNOTSUPP`.
 ///
 /// A `handle` is the `u64` under which bytes or a file are found on either side of the jump. One
 /// that comes from the previous side is untrusted: an unknown handle is `ENOENT`.
@@ -54,8 +54,8 @@ pub trait HostServices: Sync {
         let _ = handle;
     }
 
-    /// Preserves a file across the jump, beside the caller's own hold on it. The kernel does not have
-    /// this: there files do not cross by themselves.
+    /// Preserves a file across the jump, beside the caller's own hold on it. The kernel does not
+    /// have this: there files do not cross by themselves.
     ///
     /// # Errors
     ///
@@ -81,7 +81,8 @@ pub trait HostServices: Sync {
     }
 
     /// Takes the reason why the call under way is about to fail, for people: an error number alone
-    /// does not say which of many things was wrong. The kernel logs it, a process adds it to its error.
+    /// does not say which of many things was wrong. The kernel logs it, a process adds it to its
+    /// error.
     fn explain(&self, reason: &str) {
         let _ = reason;
     }
@@ -89,9 +90,9 @@ pub trait HostServices: Sync {
 
 /// [`HostServices`] in C form: `struct luo_host_ops` of `include/luo_handler.h`.
 ///
-/// Services are appended in later versions of the api; one that the host does not have is `None`, or
-/// lies beyond `size`. Functions that can fail return 0 or a negative error number. `context` is the
-/// host's own and is the first argument of each.
+/// Services are appended in later versions of the api; one that the host does not have is `None`,
+/// or lies beyond `size`. Functions that can fail return 0 or a negative error number. `context` is
+/// the host's own and is the first argument of each.
 #[repr(C)]
 #[derive(Debug)]
 pub struct HostOps {
@@ -172,8 +173,9 @@ impl<'h> Host<'h> {
     ///
     /// # Safety
     ///
-    /// `raw.ops` points to a [`HostOps`], of which `size` bytes are there, aligned. Its functions do
-    /// what [`HostServices`] says and may be called with `raw.context`, for as long as the value is used.
+    /// `raw.ops` points to a [`HostOps`], of which `size` bytes are there, aligned. Its functions
+    /// do what [`HostServices`] says and may be called with `raw.context`, for as long as the value
+    /// is used.
     #[cfg(not(luo_kernel))]
     pub(crate) const unsafe fn from_raw(raw: RawHost) -> Self {
         Self {
@@ -193,8 +195,7 @@ impl<'h> Host<'h> {
         let mut handle = 0;
         // SAFETY: by the invariant of Host the service may be called with its context; `bytes` and
         // `handle` are borrowed until it returns.
-        let status =
-            unsafe { service(self.raw.context, bytes.as_ptr(), bytes.len(), &mut handle) };
+        let status = unsafe { service(self.raw.context, bytes.as_ptr(), bytes.len(), &mut handle) };
         Errno::check(status).map(|()| handle)
     }
 
@@ -305,8 +306,9 @@ impl HostOps {
     }
 }
 
-// The functions below are the fields of `HostOps::of::<H>()`. Only `Host` calls them, with the context
-// that `Host::new` took from a `&H`; a plugin calls them as `luo_handler.h` says, with that context.
+// The functions below are the fields of `HostOps::of::<H>()`. Only `Host` calls them, with the
+// context that `Host::new` took from a `&H`; a plugin calls them as `luo_handler.h` says, with that
+// context.
 
 /// The host that a context stands for.
 ///
@@ -327,8 +329,8 @@ unsafe extern "C" fn preserve_bytes<H: HostServices>(
     len: usize,
     out: *mut u64,
 ) -> i32 {
-    // SAFETY: `context` is a `&H` that outlives the call, and `bytes` has `len` bytes, by the safety
-    // section.
+    // SAFETY: `context` is a `&H` that outlives the call, and `bytes` has `len` bytes, by the
+    // safety section.
     let (host, bytes) = unsafe { (host::<H>(context), slice(bytes, len)) };
     // SAFETY: `out` is valid for a write, by the safety section.
     unsafe { store(out, caught(|| host.preserve_bytes(bytes))) }
@@ -365,9 +367,7 @@ unsafe extern "C" fn read_bytes<H: HostServices>(
         0 => &mut [],
         // SAFETY: by the safety section `buffer` has `len` bytes that are nobody else's during the
         // call. They are bytes of a Rust slice, or zeroed here, so that none is uninitialized.
-        _ => unsafe {
-            core::slice::from_raw_parts_mut(buffer, len)
-        },
+        _ => unsafe { core::slice::from_raw_parts_mut(buffer, len) },
     };
     status(caught(|| host.read_bytes(handle, offset, buffer)))
 }
@@ -428,10 +428,9 @@ unsafe extern "C" fn explain<H: HostServices>(
     reason: *const u8,
     len: usize,
 ) {
-    // SAFETY: `context` is a `&H` that outlives the call, and `reason` has `len` bytes, by the safety
-    // section.
+    // SAFETY: `context` is a `&H` that outlives the call, and `reason` has `len` bytes, by the
+    // safety section.
     let (host, reason) = unsafe { (host::<H>(context), slice(reason, len)) };
     let reason = core::str::from_utf8(reason).unwrap_or("a reason that is not UTF-8");
     let _ = caught(|| host.explain(reason));
 }
-

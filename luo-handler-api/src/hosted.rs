@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! For hosts with std: calls handlers and subsystems through their C form, without any `unsafe` of the
-//! host's own.
+//! For hosts with std: calls handlers and subsystems through their C form, without any `unsafe` of
+//! the host's own.
 //!
-//! [`Handler`] and [`SubsystemRef`] are validated ops; [`PreparedFile`] and [`PreparedSubsystem`] are
-//! what their `prepare` makes. [`files`] has what several handlers and hosts do with a descriptor.
+//! [`Handler`] and [`SubsystemRef`] are validated ops; [`PreparedFile`] and [`PreparedSubsystem`]
+//! are what their `prepare` makes. [`files`] has what several handlers and hosts do with a
+//! descriptor.
 
 #![allow(unsafe_code)] // an edge: calls through the C form
 
@@ -62,7 +63,8 @@ pub struct PreparedFile {
     state: State,
 }
 
-/// A subsystem that was prepared: its `u64` and its private state, which is dropped with this value.
+/// A subsystem that was prepared: its `u64` and its private state, which is dropped with this
+/// value.
 ///
 /// # Invariants
 ///
@@ -96,7 +98,8 @@ struct Room {
     layout: Layout,
 }
 
-// SAFETY: a private state is `Send` by the traits' bound, and the room is reached through `&mut` alone.
+// SAFETY: a private state is `Send` by the traits' bound, and the room is reached through `&mut`
+// alone.
 unsafe impl Send for Room {}
 // SAFETY: a `&Room` reaches nothing of the state.
 unsafe impl Sync for Room {}
@@ -172,8 +175,8 @@ impl State {
 impl Drop for State {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: by the invariant the room holds a state for this function, and this is its only end.
-        // A panic in the drop was caught and printed; there is nobody to hand its status to.
+        // SAFETY: by the invariant the room holds a state for this function, and this is its only
+        // end. A panic in the drop was caught and printed; there is nobody to hand its status to.
         unsafe { (self.drop_private)(self.room.as_ptr()) };
     }
 }
@@ -231,8 +234,8 @@ fn initialize(
     };
     let explained = Explained::default();
     let host = Host::new(&explained).as_raw();
-    // SAFETY: the context belongs to the callback by the invariant of the ops; the host is valid until
-    // it returns.
+    // SAFETY: the context belongs to the callback by the invariant of the ops; the host is valid
+    // until it returns.
     done(unsafe { init(header.context, &host) }).map_err(|errno| {
         let reason = explained.0.into_inner().ok().flatten();
         InvalidHandler {
@@ -273,8 +276,8 @@ macro_rules! about_ops {
                 Ok(Self { ops })
             }
 
-            /// The same of ops that another compiler or another version of this crate built. They are
-            /// copied, once for each call, to the length that this version knows.
+            /// The same of ops that another compiler or another version of this crate built. They
+            /// are copied, once for each call, to the length that this version knows.
             ///
             /// # Errors
             ///
@@ -316,8 +319,8 @@ macro_rules! about_ops {
                 }
             }
 
-            /// What `data` stands for, at most [`DESCRIPTION_MAX`] pairs, and how the call ended; see
-            /// [`FileHandler::describe`](crate::FileHandler::describe).
+            /// What `data` stands for, at most [`DESCRIPTION_MAX`] pairs, and how the call ended;
+            /// see [`FileHandler::describe`](crate::FileHandler::describe).
             pub fn describe(
                 &self,
                 data: u64,
@@ -353,8 +356,8 @@ impl Handler {
     #[inline]
     pub fn can_preserve(&self, file: BorrowedFd<'_>) -> Result<bool, Errno> {
         let can_preserve = self.ops.can_preserve.ok_or(Errno::EIO)?;
-        // SAFETY: the context belongs to the callback by the invariant of HandlerOps, and a borrowed
-        // descriptor is open.
+        // SAFETY: the context belongs to the callback by the invariant of HandlerOps, and a
+        // borrowed descriptor is open.
         answer(unsafe { can_preserve(self.ops.header.context, raw(file)) })
     }
 
@@ -391,8 +394,8 @@ impl Handler {
         } = self.ops;
         let prepare = prepare.ok_or(Errno::EIO)?;
         // SAFETY: the context belongs to the callback by the invariant of HandlerOps; a borrowed
-        // descriptor is open and the host borrowed until the call returns; the room is as large as the
-        // header asks for and more aligned than it may ask for.
+        // descriptor is open and the host borrowed until the call returns; the room is as large as
+        // the header asks for and more aligned than it may ask for.
         let state = State::of(header, *drop_private, |room, data| unsafe {
             prepare(header.context, raw(file), &host.as_raw(), room, data)
         })?;
@@ -406,8 +409,8 @@ impl Handler {
     ///
     /// # Errors
     ///
-    /// The handler's; `EIO` if it panics or returns garbage, `EBADF` if what it yields is not an open
-    /// file.
+    /// The handler's; `EIO` if it panics or returns garbage, `EBADF` if what it yields is not an
+    /// open file.
     pub fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFd, Errno> {
         let retrieve = self.ops.retrieve.ok_or(Errno::EIO)?;
         let mut file = NO_FILE;
@@ -417,8 +420,8 @@ impl Handler {
         if i32::try_from(file).map_or(true, |fd| fd < 0) {
             return Err(Errno::EBADF);
         }
-        // SAFETY: a retrieve that returns 0 has written an open descriptor and given it away, by its
-        // contract in `luo_handler.h`.
+        // SAFETY: a retrieve that returns 0 has written an open descriptor and given it away, by
+        // its contract in `luo_handler.h`.
         let fd = OwnedFd::from(unsafe { OwnedFile::from_raw(file) });
         match rustix::io::fcntl_getfd(&fd) {
             Ok(_) => Ok(fd),
@@ -445,8 +448,8 @@ impl Handler {
             return Ok(true);
         };
         let (file, status) = retrieved.to_raw();
-        // SAFETY: the context belongs to the callback by the invariant of HandlerOps; the host and the
-        // file, which Retrieved borrows, are valid until the call returns.
+        // SAFETY: the context belongs to the callback by the invariant of HandlerOps; the host and
+        // the file, which Retrieved borrows, are valid until the call returns.
         answer(unsafe { can_finish(self.ops.header.context, &host.as_raw(), data, file, status) })
     }
 
@@ -458,8 +461,8 @@ impl Handler {
     pub fn finish(&self, data: u64, retrieved: Retrieved<'_>, host: Host<'_>) -> Result<(), Errno> {
         let finish = self.ops.finish.ok_or(Errno::EIO)?;
         let (file, status) = retrieved.to_raw();
-        // SAFETY: the context belongs to the callback by the invariant of HandlerOps; the host and the
-        // file, which Retrieved borrows, are valid until the call returns.
+        // SAFETY: the context belongs to the callback by the invariant of HandlerOps; the host and
+        // the file, which Retrieved borrows, are valid until the call returns.
         done(unsafe { finish(self.ops.header.context, &host.as_raw(), data, file, status) })
     }
 }
@@ -654,11 +657,7 @@ impl PreparedSubsystem {
         self.undo(self.subsystem.ops.cancel, host)
     }
 
-    fn undo(
-        &mut self,
-        callback: Option<ops::SubsystemUndo>,
-        host: Host<'_>,
-    ) -> Result<(), Errno> {
+    fn undo(&mut self, callback: Option<ops::SubsystemUndo>, host: Host<'_>) -> Result<(), Errno> {
         let Some(callback) = callback else {
             return Ok(());
         };

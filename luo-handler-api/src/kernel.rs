@@ -4,9 +4,10 @@
 //! C headers: [`include/linux/liveupdate.h`](srctree/include/linux/liveupdate.h).
 //!
 //! As `rust/kernel/miscdevice.rs` makes a `file_operations` from its trait, this makes a `struct
-//! liveupdate_file_ops` from [`FileHandler`] and a `struct liveupdate_flb_ops` from [`Subsystem`]: one
-//! function of Rust for each op, with nothing in between. Mainline's `get_id` is not told whose op it
-//! is, so the functions are made for the place of a handler, a [`Static`], and not for its type.
+//! liveupdate_file_ops` from [`FileHandler`] and a `struct liveupdate_flb_ops` from [`Subsystem`]:
+//! one function of Rust for each op, with nothing in between. Mainline's `get_id` is not told whose
+//! op it is, so the functions are made for the place of a handler, a [`Static`], and not for its
+//! type.
 //!
 //! The kernel module finds an [`Entry`] for each of them in a linker section, and puts its own
 //! services, counters and switches around the calls: [`Around`].
@@ -99,8 +100,8 @@ pub trait Around: Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `known` stands first, so that its address is that of the whole. From [`register`](Self::register)
-/// on `around` leads to the `state` of a box that is never freed.
+/// `known` stands first, so that its address is that of the whole. From
+/// [`register`](Self::register) on `around` leads to the `state` of a box that is never freed.
 #[repr(C)]
 pub struct Registration<Known, A> {
     known: Opaque<Known>,
@@ -109,7 +110,8 @@ pub struct Registration<Known, A> {
     pub state: A,
 }
 
-// SAFETY: `known` belongs to mainline, which takes its own locks; the rest is shared as its types allow.
+// SAFETY: `known` belongs to mainline, which takes its own locks; the rest is shared as its types
+// allow.
 unsafe impl<Known, A: Sync> Sync for Registration<Known, A> {}
 // SAFETY: mainline does not care which thread registers; the rest is sent as its types allow.
 unsafe impl<Known, A: Send> Send for Registration<Known, A> {}
@@ -127,8 +129,8 @@ struct Head<Known> {
 }
 
 impl<Known, A: Around> Registration<Known, A> {
-    /// Allocates one, fills mainline's part with `known`, and calls `register` with its address. What
-    /// was not registered is freed; what was stays for good.
+    /// Allocates one, fills mainline's part with `known`, and calls `register` with its address.
+    /// What was not registered is freed; what was stays for good.
     fn register(
         known: Known,
         state: A,
@@ -140,9 +142,9 @@ impl<Known, A: Around> Registration<Known, A> {
             state,
         };
         let whole = KBox::into_raw(KBox::new(registration, GFP_KERNEL)?);
-        // SAFETY: `whole` is a box that nobody else knows. The reference to `state` ends with the box: it
-        // is used by ops alone, and there are none unless mainline registers it, after which the box
-        // stays.
+        // SAFETY: `whole` is a box that nobody else knows. The reference to `state` ends with the
+        // box: it is used by ops alone, and there are none unless mainline registers it, after
+        // which the box stays.
         unsafe { (*whole).around = Some(&(*whole).state) };
         match register(whole.cast()) {
             // SAFETY: mainline has it, and it is never unregistered nor freed.
@@ -199,8 +201,9 @@ impl<A: Around> SubsystemRegistration<A> {
             ..Default::default()
         };
         Self::register(flb, state, |flb| {
-            // SAFETY: a HandlerRegistration that somebody can refer to is registered. The ops are static,
-            // and the subsystem lives as long as it is registered, by the contract of `register`.
+            // SAFETY: a HandlerRegistration that somebody can refer to is registered. The ops are
+            // static, and the subsystem lives as long as it is registered, by the contract of
+            // `register`.
             to_result(unsafe { bindings::liveupdate_register_flb(handler.known(), flb) })
         })
     }
@@ -238,8 +241,8 @@ impl<A: Around> SubsystemRegistration<A> {
         let mut object = core::ptr::null_mut();
         // SAFETY: the subsystem is registered, and `object` is borrowed until the call returns.
         to_result(unsafe { bindings::liveupdate_flb_get_incoming(self.known(), &mut object) })?;
-        // SAFETY: what mainline has as the object of this subsystem is what `flb_retrieve` made; it stays
-        // until the reference that was just taken is given back.
+        // SAFETY: what mainline has as the object of this subsystem is what `flb_retrieve` made; it
+        // stays until the reference that was just taken is given back.
         let data = unsafe { (*object.cast::<Arrived>()).data };
         let result = look(data);
         // SAFETY: this gives back the reference that was taken above.
@@ -285,8 +288,8 @@ fn timed<T>(
 ///
 /// `known` is that of a [`Registration`] that was registered.
 unsafe fn around<Known>(known: *mut Known) -> &'static dyn Around {
-    // SAFETY: by the invariant of Registration `known` stands first in it, as in Head, and both stay for
-    // good; mainline writes within `known` alone.
+    // SAFETY: by the invariant of Registration `known` stands first in it, as in Head, and both
+    // stay for good; mainline writes within `known` alone.
     let around = unsafe { (&raw const (*known.cast::<Head<Known>>()).around).read() };
     // SAFETY: `register` sets it before mainline knows of the whole.
     unsafe { around.unwrap_unchecked() }
@@ -363,12 +366,14 @@ where
 
 /// # Safety
 ///
-/// Called by mainline with the args of a registered handler and an open file, all of it this call's.
+/// Called by mainline with the args of a registered handler and an open file, all of it this
+/// call's.
 unsafe extern "C" fn preserve<S: Static>(args: Args) -> i32
 where
     S::Value: FileHandler,
 {
-    // SAFETY: by the safety section the args are there, the handler is registered and the file open.
+    // SAFETY: by the safety section the args are there, the handler is registered and the file
+    // open.
     let (around, file) = unsafe {
         (
             around((*args).handler),
@@ -381,8 +386,8 @@ where
         Ok((prepared.data, KBox::write(room, prepared.private)))
     });
     status(prepared.map(|(data, private)| {
-        // SAFETY: by the safety section the args are this call's, and mainline reads these two of them
-        // when it returns 0.
+        // SAFETY: by the safety section the args are this call's, and mainline reads these two of
+        // them when it returns 0.
         unsafe {
             (*args).serialized_data = data;
             (*args).private_data = KBox::into_raw(private).cast();
@@ -399,10 +404,11 @@ fn room<T>() -> Result<KBox<MaybeUninit<T>>, Errno> {
 ///
 /// # Safety
 ///
-/// The args are those of a file that [`preserve`] of this handler took; nobody else uses it for `'a`.
+/// The args are those of a file that [`preserve`] of this handler took; nobody else uses it for
+/// `'a`.
 unsafe fn preserved<'a, P>(args: Args, around: &'a dyn Around) -> Preserved<'a, P> {
-    // SAFETY: by the safety section the file is open, and its private data is the box that `preserve`
-    // put there, which is nobody else's for `'a`.
+    // SAFETY: by the safety section the file is open, and its private data is the box that
+    // `preserve` put there, which is nobody else's for `'a`.
     unsafe {
         Preserved {
             file: FileRef::from_raw((*args).file as isize),
@@ -415,8 +421,8 @@ unsafe fn preserved<'a, P>(args: Args, around: &'a dyn Around) -> Preserved<'a, 
 
 /// # Safety
 ///
-/// Called by mainline with the args of a file that [`preserve`] of this handler took, under the file's
-/// lock.
+/// Called by mainline with the args of a file that [`preserve`] of this handler took, under the
+/// file's lock.
 unsafe extern "C" fn freeze<S: Static>(args: Args) -> i32
 where
     S::Value: FileHandler,
@@ -428,8 +434,8 @@ where
         S::value().freeze(unsafe { preserved(args, around) })
     });
     status(frozen.map(|data| {
-        // SAFETY: by the safety section the args are this call's, and mainline reads the data when it
-        // returns 0.
+        // SAFETY: by the safety section the args are this call's, and mainline reads the data when
+        // it returns 0.
         unsafe { (*args).serialized_data = data }
     }))
 }
@@ -452,8 +458,8 @@ where
 
 /// # Safety
 ///
-/// Called by mainline with the args of a file that [`preserve`] of this handler took; no op of the file
-/// is called after it.
+/// Called by mainline with the args of a file that [`preserve`] of this handler took; no op of the
+/// file is called after it.
 unsafe extern "C" fn unpreserve<S: Static>(args: Args)
 where
     S::Value: FileHandler,
@@ -463,9 +469,14 @@ where
     let _ = timed(around, Phase::Cancel, || {
         // SAFETY: by the safety section `preserve` took the file, and no other op of it runs.
         S::value().cancel(unsafe { preserved(args, around) });
-        // SAFETY: the private data is the box that `preserve` put there, and no op looks at it again.
+        // SAFETY: the private data is the box that `preserve` put there, and no op looks at it
+        // again.
         drop(unsafe {
-            KBox::from_raw((*args).private_data.cast::<<S::Value as FileHandler>::Private>())
+            KBox::from_raw(
+                (*args)
+                    .private_data
+                    .cast::<<S::Value as FileHandler>::Private>(),
+            )
         });
         Ok(())
     });
@@ -491,8 +502,8 @@ where
         S::value().retrieve(data, host)
     });
     status(retrieved.map(|file: OwnedFile| {
-        // SAFETY: by the safety section the args are this call's, and mainline takes the file over when
-        // it returns 0.
+        // SAFETY: by the safety section the args are this call's, and mainline takes the file over
+        // when it returns 0.
         unsafe { (*args).file = file.into_raw() as *mut bindings::file }
     }))
 }
@@ -610,8 +621,8 @@ where
         Ok((data, KBox::write(room, private)))
     });
     status(prepared.map(|(data, private)| {
-        // SAFETY: by the safety section the args are this call's, and mainline reads these two of them
-        // when it returns 0.
+        // SAFETY: by the safety section the args are this call's, and mainline reads these two of
+        // them when it returns 0.
         unsafe {
             (*args).data = data;
             (*args).obj = KBox::into_raw(private).cast();
@@ -621,8 +632,8 @@ where
 
 /// # Safety
 ///
-/// Called by mainline with what [`flb_preserve`] of this subsystem made, under its lock; the object is
-/// not used again.
+/// Called by mainline with what [`flb_preserve`] of this subsystem made, under its lock; the object
+/// is not used again.
 unsafe extern "C" fn flb_unpreserve<S: Static>(args: FlbArgs)
 where
     S::Value: Subsystem,
@@ -642,8 +653,8 @@ where
     });
 }
 
-/// Never fails but for want of memory: mainline would warn when the last file is finished, and what the
-/// previous kernel wrote is no reason for a warning.
+/// Never fails but for want of memory: mainline would warn when the last file is finished, and what
+/// the previous kernel wrote is no reason for a warning.
 ///
 /// # Safety
 ///
@@ -669,16 +680,16 @@ where
         KBox::write(room, Arrived { data, retrieved })
     });
     status(arrived.map(|arrived| {
-        // SAFETY: by the safety section the args are this call's, and mainline keeps the object when it
-        // returns 0.
+        // SAFETY: by the safety section the args are this call's, and mainline keeps the object
+        // when it returns 0.
         unsafe { (*args).obj = KBox::into_raw(arrived).cast::<c_void>() }
     }))
 }
 
 /// # Safety
 ///
-/// Called by mainline with what [`flb_retrieve`] of this subsystem made, under its lock; the object is
-/// not used again.
+/// Called by mainline with what [`flb_retrieve`] of this subsystem made, under its lock; the object
+/// is not used again.
 unsafe extern "C" fn flb_finish<S: Static>(args: FlbArgs)
 where
     S::Value: Subsystem,

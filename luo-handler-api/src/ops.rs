@@ -2,10 +2,10 @@
 //! The C form of handlers and subsystems, generated from their traits by a const.
 //!
 //! In C it is `include/luo_handler.h`. **Version means meaning, size means growth**: callbacks are
-//! appended, and one that is absent is `None`. A host takes ops that are shorter than its own, whose
-//! later callbacks are absent then, and longer ones, whose later callbacks it does not know. The first
-//! size of a version is the least that it takes. What a callback means, or the place of a field,
-//! changes with the version alone.
+//! appended, and one that is absent is `None`. A host takes ops that are shorter than its own,
+//! whose later callbacks are absent then, and longer ones, whose later callbacks it does not know.
+//! The first size of a version is the least that it takes. What a callback means, or the place of a
+//! field, changes with the version alone.
 
 #![allow(unsafe_code)] // an edge: the C form
 
@@ -22,8 +22,8 @@ use crate::{
     panics::caught,
     text::Text,
     Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, InvalidCompatible, NeededBy,
-    OwnedFile, Pairs, Prepared, Preserved, RawFile, Retrieved, Subsystem, COMPATIBLE_LENGTH, NO_FILE,
-    REASON_MAX,
+    OwnedFile, Pairs, Prepared, Preserved, RawFile, Retrieved, Subsystem, COMPATIBLE_LENGTH,
+    NO_FILE, REASON_MAX,
 };
 
 /// Version of the C form: changes with the meaning of a field or of a callback, not with a new one.
@@ -43,7 +43,8 @@ pub(crate) type Undo =
     unsafe extern "C" fn(Context, RawFile, *const RawHost, Private, data: u64) -> i32;
 type Step = unsafe extern "C" fn(Context, RawFile, *const RawHost, Private, data: *mut u64) -> i32;
 type Ask = unsafe extern "C" fn(Context, *const RawHost, u64, RawFile, retrieved: i32) -> i32;
-pub(crate) type SubsystemUndo = unsafe extern "C" fn(Context, *const RawHost, Private, data: u64) -> i32;
+pub(crate) type SubsystemUndo =
+    unsafe extern "C" fn(Context, *const RawHost, Private, data: u64) -> i32;
 type SubsystemStep = unsafe extern "C" fn(Context, *const RawHost, Private, data: *mut u64) -> i32;
 type Describe = unsafe extern "C" fn(Context, *const RawHost, u64, *const RawPairs) -> i32;
 type Init = unsafe extern "C" fn(Context, *const RawHost) -> i32;
@@ -72,15 +73,15 @@ pub struct OpsHeader {
 
 /// A handler as it is registered and called: the same for every compiler, so also across a dlopen.
 ///
-/// Status codes are 0 or a negative error number; questions answer 1 for yes, 0 for no. `retrieved` is
-/// 0 if nobody asked for the file, negative with the error number if it could not be rebuilt, 1 if it
-/// was. `private` points to memory that the host provides, of the size and alignment asked for here:
-/// `prepare` fills it if it returns 0, `drop_private` ends it, exactly once.
+/// Status codes are 0 or a negative error number; questions answer 1 for yes, 0 for no. `retrieved`
+/// is 0 if nobody asked for the file, negative with the error number if it could not be rebuilt, 1
+/// if it was. `private` points to memory that the host provides, of the size and alignment asked
+/// for here: `prepare` fills it if it returns 0, `drop_private` ends it, exactly once.
 ///
 /// # Invariants
 ///
-/// The value was made by [`HandlerOps::of`] or read by [`HandlerOps::read`]: its pointers lead to what
-/// lives as long as the program, and its callbacks do what `include/luo_handler.h` says.
+/// The value was made by [`HandlerOps::of`] or read by [`HandlerOps::read`]: its pointers lead to
+/// what lives as long as the program, and its callbacks do what `include/luo_handler.h` says.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HandlerOps {
@@ -105,7 +106,8 @@ pub struct HandlerOps {
 ///
 /// # Invariants
 ///
-/// The value was made by [`SubsystemOps::of`] or read by [`SubsystemOps::read`], as for [`HandlerOps`].
+/// The value was made by [`SubsystemOps::of`] or read by [`SubsystemOps::read`], as for
+/// [`HandlerOps`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SubsystemOps {
@@ -126,7 +128,8 @@ pub struct SubsystemOps {
     pub(crate) init: Option<Init>,
 }
 
-// SAFETY: the context is a `&'static T` with `T: Sync`, the texts are static, and nobody writes them.
+// SAFETY: the context is a `&'static T` with `T: Sync`, the texts are static, and nobody writes
+// them.
 unsafe impl Sync for OpsHeader {}
 // SAFETY: what the pointers lead to is shared by all threads, see Sync.
 unsafe impl Send for OpsHeader {}
@@ -212,8 +215,8 @@ pub(crate) unsafe trait Ops: Copy + 'static {
     fn header(&self) -> &OpsHeader;
 }
 
-// SAFETY: integers, pointers and optional functions are all zero in none of them or NULL; `header` is
-// the first field of a repr(C) struct.
+// SAFETY: integers, pointers and optional functions are all zero in none of them or NULL; `header`
+// is the first field of a repr(C) struct.
 unsafe impl Ops for HandlerOps {
     const FIRST_SIZE: usize = offset_of!(Self, describe);
 
@@ -234,8 +237,8 @@ unsafe impl Ops for HandlerOps {
     }
 }
 
-// SAFETY: integers, pointers and optional functions may all be zero; `header` is the first field of a
-// repr(C) struct.
+// SAFETY: integers, pointers and optional functions may all be zero; `header` is the first field of
+// a repr(C) struct.
 unsafe impl Ops for SubsystemOps {
     const FIRST_SIZE: usize = offset_of!(Self, describe);
 
@@ -271,8 +274,8 @@ unsafe fn read<O: Ops>(ops: *const O) -> Result<O, InvalidHandler> {
         });
     }
     let header = ops.cast::<OpsHeader>();
-    // SAFETY: the safety section has these three fields there in every version. They are read one by
-    // one, without a reference to more than them.
+    // SAFETY: the safety section has these three fields there in every version. They are read one
+    // by one, without a reference to more than them.
     let (abi_version, size, compatible) = unsafe {
         (
             (&raw const (*header).abi_version).read(),
@@ -296,8 +299,8 @@ unsafe fn read<O: Ops>(ops: *const O) -> Result<O, InvalidHandler> {
     let known = there.min(size_of::<O>());
     let mut copy = MaybeUninit::<O>::zeroed();
     // SAFETY: the safety section has `size` bytes at `ops`; `known` is at most that and at most the
-    // size of `copy`. Behind the first size there are only optional functions, of which each is copied
-    // whole or stays zero, which is one of their values by the contract of Ops.
+    // size of `copy`. Behind the first size there are only optional functions, of which each is
+    // copied whole or stays zero, which is one of their values by the contract of Ops.
     Ok(unsafe {
         core::ptr::copy_nonoverlapping(ops.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), known);
         copy.assume_init()
@@ -351,8 +354,8 @@ impl OpsHeader {
         if self.origin.is_null() {
             return "";
         }
-        // SAFETY: by the invariant of HandlerOps and SubsystemOps `origin` leads to as many bytes of
-        // static text.
+        // SAFETY: by the invariant of HandlerOps and SubsystemOps `origin` leads to as many bytes
+        // of static text.
         let bytes = unsafe { slice(self.origin, self.origin_len) };
         core::str::from_utf8(bytes).unwrap_or("")
     }
@@ -377,7 +380,8 @@ impl OpsHeader {
                 found: self.private_align,
             });
         }
-        let hosts = Hosts::from_raw(self.hosts).ok_or(InvalidReason::Hosts { found: self.hosts })?;
+        let hosts =
+            Hosts::from_raw(self.hosts).ok_or(InvalidReason::Hosts { found: self.hosts })?;
         if !hosts.include(Hosts::Hosted) {
             return Err(InvalidReason::OtherHost);
         }
@@ -431,8 +435,8 @@ impl HandlerOps {
     ///
     /// # Safety
     ///
-    /// If `ops` is not NULL and aligned, a `struct luo_handler_ops` of any version is there that keeps
-    /// the contract of `include/luo_handler.h` and lives as long as the program.
+    /// If `ops` is not NULL and aligned, a `struct luo_handler_ops` of any version is there that
+    /// keeps the contract of `include/luo_handler.h` and lives as long as the program.
     pub unsafe fn read(ops: *const Self) -> Result<Self, InvalidHandler> {
         // SAFETY: a `struct luo_handler_ops` begins with a header, whose `size` counts its bytes.
         unsafe { read(ops) }
@@ -506,8 +510,8 @@ impl SubsystemOps {
     ///
     /// # Safety
     ///
-    /// If `ops` is not NULL and aligned, a `struct luo_subsystem_ops` of any version is there that keeps
-    /// the contract of `include/luo_handler.h` and lives as long as the program.
+    /// If `ops` is not NULL and aligned, a `struct luo_subsystem_ops` of any version is there that
+    /// keeps the contract of `include/luo_handler.h` and lives as long as the program.
     pub unsafe fn read(ops: *const Self) -> Result<Self, InvalidHandler> {
         // SAFETY: a `struct luo_subsystem_ops` begins with a header, whose `size` counts its bytes.
         unsafe { read(ops) }
@@ -538,9 +542,8 @@ impl SubsystemOps {
         }
         // The names are looked at as bytes first: a plugin may have written anything.
         // SAFETY: by the type's invariant `needed_by` leads to `needed_by_count` names of 48 bytes.
-        let names = unsafe {
-            slice::<[u8; COMPATIBLE_LENGTH]>(self.needed_by.cast(), count as usize)
-        };
+        let names =
+            unsafe { slice::<[u8; COMPATIBLE_LENGTH]>(self.needed_by.cast(), count as usize) };
         if names.iter().any(|name| Compatible::parse(name).is_err()) {
             return None;
         }
@@ -574,7 +577,8 @@ impl fmt::Display for InvalidHandler {
             InvalidReason::Address => f.write_str("its address is not that of any ops"),
             InvalidReason::AbiVersion { found } => write!(
                 f,
-                "built for version {found} of the handler ABI, this host has {ABI_VERSION}; rebuild it"
+                "built for version {found} of the handler ABI, this host has {ABI_VERSION}; \
+                 rebuild it"
             ),
             InvalidReason::Size { found, least } => write!(
                 f,
@@ -584,7 +588,8 @@ impl fmt::Display for InvalidHandler {
             InvalidReason::MissingCallback(name) => write!(f, "the callback {name} is missing"),
             InvalidReason::PrivateAlign { found } => write!(
                 f,
-                "private state aligned to {found} bytes; a power of two up to {PRIVATE_ALIGN_MAX} is possible"
+                "private state aligned to {found} bytes; a power of two up to \
+                 {PRIVATE_ALIGN_MAX} is possible"
             ),
             InvalidReason::Hosts { found } => {
                 write!(f, "{found:#x} names no host that it was written for")
@@ -693,8 +698,8 @@ unsafe extern "C" fn prepare<T: FileHandler>(
     private: Private,
     data: *mut u64,
 ) -> i32 {
-    // SAFETY: by the safety section the context is a `&'static T`; file and host are valid until the
-    // call returns.
+    // SAFETY: by the safety section the context is a `&'static T`; file and host are valid until
+    // the call returns.
     let (handler, file, host) =
         unsafe { (this::<T>(context), FileRef::from_raw(file), lent(host)) };
     let prepared = caught(|| handler.prepare(file, host));
@@ -704,15 +709,16 @@ unsafe extern "C" fn prepare<T: FileHandler>(
 
 /// # Safety
 ///
-/// `file` is open and `host` valid for `'a`; `private` was filled by a prepare that made a `P`, and is
-/// nobody else's for `'a`.
+/// `file` is open and `host` valid for `'a`; `private` was filled by a prepare that made a `P`, and
+/// is nobody else's for `'a`.
 unsafe fn preserved<'a, P>(
     file: RawFile,
     host: *const RawHost,
     private: Private,
     data: u64,
 ) -> Preserved<'a, P> {
-    // SAFETY: the safety section demands each of the three to be valid for `'a`, the state exclusively.
+    // SAFETY: the safety section demands each of the three to be valid for `'a`, the state
+    // exclusively.
     unsafe {
         Preserved {
             file: FileRef::from_raw(file),
@@ -725,8 +731,8 @@ unsafe fn preserved<'a, P>(
 
 /// # Safety
 ///
-/// As [`prepare`], but `private` was filled by it, nobody else uses it during the call, and `data` is
-/// valid for reads as well.
+/// As [`prepare`], but `private` was filled by it, nobody else uses it during the call, and `data`
+/// is valid for reads as well.
 unsafe extern "C" fn freeze<T: FileHandler>(
     context: Context,
     file: RawFile,
@@ -736,8 +742,12 @@ unsafe extern "C" fn freeze<T: FileHandler>(
 ) -> i32 {
     // SAFETY: by the safety section the context is a `&'static T`; file, host and the state that
     // prepare made are valid until the call returns; `data` is valid for a read.
-    let (handler, preserved) =
-        unsafe { (this::<T>(context), preserved(file, host, private, data.read())) };
+    let (handler, preserved) = unsafe {
+        (
+            this::<T>(context),
+            preserved(file, host, private, data.read()),
+        )
+    };
     // SAFETY: by the safety section `data` is valid for a write.
     unsafe { store(data, caught(|| handler.freeze(preserved))) }
 }
@@ -804,7 +814,8 @@ unsafe extern "C" fn retrieve<T: FileHandler>(
 
 /// # Safety
 ///
-/// `host` is valid for `'a`; if `retrieved` is above 0, `file` is what `retrieve` wrote, still open.
+/// `host` is valid for `'a`; if `retrieved` is above 0, `file` is what `retrieve` wrote, still
+/// open.
 unsafe fn crossed<'a>(
     host: *const RawHost,
     data: u64,
@@ -836,7 +847,8 @@ impl Retrieved<'_> {
     ///
     /// # Safety
     ///
-    /// With a status above 0, `file` is what retrieve yielded, still open as long as the value is used.
+    /// With a status above 0, `file` is what retrieve yielded, still open as long as the value is
+    /// used.
     pub const unsafe fn from_raw(file: RawFile, status: i32) -> Self {
         match Errno::from_status(status) {
             Ok(0) => Self::NotAsked,
@@ -857,8 +869,8 @@ unsafe extern "C" fn can_finish<T: FileHandler>(
     file: RawFile,
     retrieved: i32,
 ) -> i32 {
-    // SAFETY: by the safety section the context is a `&'static T`; host and file are valid until the
-    // call returns.
+    // SAFETY: by the safety section the context is a `&'static T`; host and file are valid until
+    // the call returns.
     let (handler, crossed) = unsafe { (this::<T>(context), crossed(host, data, file, retrieved)) };
     answer(caught(|| handler.can_finish(crossed)))
 }
@@ -873,8 +885,8 @@ unsafe extern "C" fn finish<T: FileHandler>(
     file: RawFile,
     retrieved: i32,
 ) -> i32 {
-    // SAFETY: by the safety section the context is a `&'static T`; host and file are valid until the
-    // call returns.
+    // SAFETY: by the safety section the context is a `&'static T`; host and file are valid until
+    // the call returns.
     let (handler, crossed) = unsafe { (this::<T>(context), crossed(host, data, file, retrieved)) };
     status(caught(|| handler.finish(crossed)))
 }
@@ -888,10 +900,15 @@ unsafe extern "C" fn describe<T: FileHandler>(
     data: u64,
     pairs: *const RawPairs,
 ) -> i32 {
-    // SAFETY: by the safety section the context is a `&'static T`; host and pairs are valid until the
-    // call returns.
-    let (handler, host, mut pairs) =
-        unsafe { (this::<T>(context), lent(host), Pairs::from_raw(pairs.read())) };
+    // SAFETY: by the safety section the context is a `&'static T`; host and pairs are valid until
+    // the call returns.
+    let (handler, host, mut pairs) = unsafe {
+        (
+            this::<T>(context),
+            lent(host),
+            Pairs::from_raw(pairs.read()),
+        )
+    };
     status(caught(|| handler.describe(data, host, &mut pairs)))
 }
 
@@ -925,16 +942,16 @@ unsafe extern "C" fn subsystem_prepare<S: Subsystem>(
 
 /// # Safety
 ///
-/// As [`subsystem_prepare`], but `private` was filled by it, nobody else uses it during the call, and
-/// `data` is valid for reads as well.
+/// As [`subsystem_prepare`], but `private` was filled by it, nobody else uses it during the call,
+/// and `data` is valid for reads as well.
 unsafe extern "C" fn subsystem_freeze<S: Subsystem>(
     context: Context,
     host: *const RawHost,
     private: Private,
     data: *mut u64,
 ) -> i32 {
-    // SAFETY: by the safety section the context is a `&'static S`; the host and the state that prepare
-    // made are valid until the call returns; `data` is valid for a read.
+    // SAFETY: by the safety section the context is a `&'static S`; the host and the state that
+    // prepare made are valid until the call returns; `data` is valid for a read.
     let (subsystem, host, private, before) = unsafe {
         (
             this::<S>(context),
@@ -958,8 +975,8 @@ unsafe extern "C" fn subsystem_unfreeze<S: Subsystem>(
     private: Private,
     data: u64,
 ) -> i32 {
-    // SAFETY: by the safety section the context is a `&'static S`; the host and the state that prepare
-    // made are valid until the call returns.
+    // SAFETY: by the safety section the context is a `&'static S`; the host and the state that
+    // prepare made are valid until the call returns.
     let (subsystem, host, private) =
         unsafe { (this::<S>(context), lent(host), &mut *private.cast()) };
     status(caught(|| subsystem.unfreeze(data, private, host)))
@@ -974,8 +991,8 @@ unsafe extern "C" fn subsystem_cancel<S: Subsystem>(
     private: Private,
     data: u64,
 ) -> i32 {
-    // SAFETY: by the safety section the context is a `&'static S`; the host and the state that prepare
-    // made are valid until the call returns.
+    // SAFETY: by the safety section the context is a `&'static S`; the host and the state that
+    // prepare made are valid until the call returns.
     let (subsystem, host, private) =
         unsafe { (this::<S>(context), lent(host), &mut *private.cast()) };
     status(caught(|| subsystem.cancel(data, private, host)))
@@ -1033,10 +1050,15 @@ unsafe extern "C" fn subsystem_describe<S: Subsystem>(
     data: u64,
     pairs: *const RawPairs,
 ) -> i32 {
-    // SAFETY: by the safety section the context is a `&'static S`; host and pairs are valid until the
-    // call returns.
-    let (subsystem, host, mut pairs) =
-        unsafe { (this::<S>(context), lent(host), Pairs::from_raw(pairs.read())) };
+    // SAFETY: by the safety section the context is a `&'static S`; host and pairs are valid until
+    // the call returns.
+    let (subsystem, host, mut pairs) = unsafe {
+        (
+            this::<S>(context),
+            lent(host),
+            Pairs::from_raw(pairs.read()),
+        )
+    };
     status(caught(|| subsystem.describe(data, host, &mut pairs)))
 }
 
@@ -1216,7 +1238,10 @@ mod tests {
             reason(|ops| ops.header.origin = core::ptr::null()),
             InvalidReason::Origin
         );
-        assert_eq!(reason(|ops| ops.header.origin_len = 0), InvalidReason::Origin);
+        assert_eq!(
+            reason(|ops| ops.header.origin_len = 0),
+            InvalidReason::Origin
+        );
         let latin1 = reason(|ops| {
             ops.header.origin = b"\xe4".as_ptr();
             ops.header.origin_len = 1;
@@ -1255,5 +1280,106 @@ mod tests {
         let invalid = refuse_duplicates(&[&first, &second]).unwrap_err();
         assert_eq!(invalid.compatible, Some(Null::COMPATIBLE));
         assert_eq!(invalid.reason, InvalidReason::Duplicate);
+    }
+
+    /// The header and this file describe the same structs: compiled, the header has these sizes and
+    /// offsets.
+    #[test]
+    fn the_header_has_the_same_layout() {
+        use crate::{host::HostOps, plugin::PluginDescriptor};
+        macro_rules! layout {
+            ($($struct:literal $type:ty { $($field:ident),+ })+) => {{
+                let mut lines = Vec::new();
+                $(
+                    let (size, align) = (size_of::<$type>(), align_of::<$type>());
+                    lines.push(format!(
+                        "_Static_assert(sizeof(struct {0}) == {size}, \"{0}\");\n\
+                         _Static_assert(_Alignof(struct {0}) == {align}, \"{0}\");",
+                        $struct
+                    ));
+                    $({
+                        let name = stringify!($field);
+                        lines.push(format!(
+                            "_Static_assert(offsetof(struct {0}, {name}) == {1}, \"{0}.{name}\");",
+                            $struct,
+                            offset_of!($type, $field)
+                        ));
+                    })+
+                )+
+                lines
+            }};
+        }
+        let mut lines = vec!["#include \"luo_handler.h\"".to_owned()];
+        lines.extend(layout! {
+            "luo_ops_header" OpsHeader {
+                abi_version, size, compatible, hosts, private_size, private_align, needed_by_count,
+                origin, origin_len, context
+            }
+            "luo_handler_ops" HandlerOps {
+                header, can_preserve, file_id, prepare, freeze, unfreeze, cancel, drop_private,
+                retrieve, can_finish, finish, describe, init
+            }
+            "luo_subsystem_ops" SubsystemOps {
+                header, needed_by, prepare, freeze, unfreeze, cancel, drop_private, retrieve,
+                can_finish, finish, describe, init
+            }
+            "luo_host_ops" HostOps {
+                size, reserved, preserve_bytes, bytes_len, read_bytes, release_bytes,
+                preserve_file, take_file, release_file, explain
+            }
+            "luo_host" RawHost { ops, context }
+            "luo_pairs" RawPairs { put, context }
+        });
+        lines
+            .extend(PluginDescriptor::layout().map(|(name, place)| {
+                format!("_Static_assert({name} == {place}, \"luo_plugin\");")
+            }));
+        for (name, value) in [
+            ("LUO_ABI_VERSION", ABI_VERSION as usize),
+            ("LUO_COMPATIBLE_LENGTH", COMPATIBLE_LENGTH),
+            ("LUO_PRIVATE_ALIGN_MAX", PRIVATE_ALIGN_MAX as usize),
+            ("LUO_HOSTED", Hosts::Hosted as usize),
+            ("LUO_KERNEL", Hosts::Kernel as usize),
+        ] {
+            lines.push(format!("_Static_assert({name} == {value}, \"{name}\");"));
+        }
+        lines.push(format!(
+            "_Static_assert(LUO_NO_FILE == {NO_FILE}, \"LUO_NO_FILE\");"
+        ));
+
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("layout.c");
+        std::fs::write(&source, lines.join("\n")).unwrap();
+        let include = concat!(env!("CARGO_MANIFEST_DIR"), "/include");
+        for language in ["c", "c++"] {
+            let asserts = match language {
+                "c" => "-D_unused",
+                // The same words in C++.
+                _ => "-D_Static_assert=static_assert",
+            };
+            let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+            let output = std::process::Command::new(compiler)
+                .args([
+                    "-fsyntax-only",
+                    "-Wall",
+                    "-Wextra",
+                    "-Werror",
+                    "-I",
+                    include,
+                ])
+                .args([
+                    asserts,
+                    "-D_Alignof=alignof",
+                    "-include",
+                    "stdalign.h",
+                    "-x",
+                    language,
+                ])
+                .arg(&source)
+                .output()
+                .expect("a C compiler is needed: install one, or name it in CC");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{language}: {errors}");
+        }
     }
 }

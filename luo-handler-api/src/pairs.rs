@@ -10,8 +10,8 @@ use crate::{c::slice, panics::caught, text::Text};
 /// Bytes that the value of a pair has room for; the rest is cut off.
 pub const VALUE_MAX: usize = 256;
 
-/// Takes pairs of a key and a value, as [`FileHandler::describe`](crate::FileHandler::describe) writes
-/// them.
+/// Takes pairs of a key and a value, as [`FileHandler::describe`](crate::FileHandler::describe)
+/// writes them.
 ///
 /// A key is a lower case word with its unit, such as `size_bytes`. One that ends in `[]` may come
 /// several times: its values are a list. A value of decimal digits is a number to programs.
@@ -68,8 +68,8 @@ impl<'a> Pairs<'a> {
     pub fn put(&mut self, key: &str, value: impl fmt::Display) {
         let value = Text::<VALUE_MAX>::of(format_args!("{value}"));
         let (key, value) = (key.as_bytes(), value.as_str().as_bytes());
-        // SAFETY: by the invariant the function may be called with its context, and `&mut self` is the
-        // one caller; both texts are borrowed until it returns.
+        // SAFETY: by the invariant the function may be called with its context, and `&mut self` is
+        // the one caller; both texts are borrowed until it returns.
         unsafe {
             (self.raw.put)(
                 self.raw.context,
@@ -88,7 +88,8 @@ impl Pairs<'_> {
     ///
     /// # Safety
     ///
-    /// `raw.put` may be called with `raw.context` as long as the value is used, and nobody else does.
+    /// `raw.put` may be called with `raw.context` as long as the value is used, and nobody else
+    /// does.
     pub(crate) const unsafe fn from_raw(raw: RawPairs) -> Self {
         Self {
             raw,
@@ -114,8 +115,8 @@ unsafe extern "C" fn put<F: FnMut(&str, &str)>(
     value: *const u8,
     value_len: usize,
 ) {
-    // SAFETY: by the safety section the context is a `&mut F` of this call alone, and the texts have
-    // these lengths.
+    // SAFETY: by the safety section the context is a `&mut F` of this call alone, and the texts
+    // have these lengths.
     let (sink, key, value) = unsafe {
         (
             &mut *context.cast::<F>(),

@@ -2,8 +2,8 @@
 //! Handlers in a shared object that a host opens while it runs.
 //!
 //! A shared object has its own copy of this crate, whose slices the host never sees. It therefore
-//! exports one C symbol, [`PLUGIN_SYMBOL`], made by [`export_plugin!`](crate::export_plugin), or in C
-//! as `include/luo_handler.h` has it. The rules for versions and sizes are those of
+//! exports one C symbol, [`PLUGIN_SYMBOL`], made by [`export_plugin!`](crate::export_plugin), or in
+//! C as `include/luo_handler.h` has it. The rules for versions and sizes are those of
 //! [`ops`](crate::ops).
 
 #![allow(unsafe_code)] // an edge: reads what a plugin exports
@@ -19,8 +19,8 @@ pub const PLUGIN_SYMBOL: &str = "LUO_PLUGIN";
 ///
 /// # Invariants
 ///
-/// `handlers` leads to `count` pointers and `subsystems` to `subsystem_count`, unless they are NULL;
-/// each of these to ops that live as long as the plugin stays open. A host never closes one.
+/// `handlers` leads to `count` pointers and `subsystems` to `subsystem_count`, unless they are
+/// NULL; each of these to ops that live as long as the plugin stays open. A host never closes one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PluginDescriptor {
@@ -73,12 +73,12 @@ impl PluginDescriptor {
     ///
     /// # Safety
     ///
-    /// `descriptor` is aligned and leads to a `struct luo_plugin` of any version: the first two fields
-    /// are there, in this version as many bytes as `size` counts. It keeps the contract of
+    /// `descriptor` is aligned and leads to a `struct luo_plugin` of any version: the first two
+    /// fields are there, in this version as many bytes as `size` counts. It keeps the contract of
     /// `include/luo_handler.h`, and the plugin stays open.
     pub unsafe fn read(descriptor: *const Self) -> Result<Self, ForeignPlugin> {
-        // SAFETY: the safety section has these two fields there in every version. They are read one by
-        // one, without a reference to more than them.
+        // SAFETY: the safety section has these two fields there in every version. They are read one
+        // by one, without a reference to more than them.
         let (abi_version, size) = unsafe {
             (
                 (&raw const (*descriptor).abi_version).read(),
@@ -94,13 +94,45 @@ impl PluginDescriptor {
             false => Self::FIRST_SIZE,
         };
         let mut copy = MaybeUninit::<Self>::zeroed();
-        // SAFETY: the safety section has `size` bytes at `descriptor`; `known` is at most that and at
-        // most the size of `copy`. The fields behind it may be zero: a pointer and a count.
+        // SAFETY: the safety section has `size` bytes at `descriptor`; `known` is at most that and
+        // at most the size of `copy`. The fields behind it may be zero: a pointer and a count.
         Ok(unsafe {
             let bytes = descriptor.cast::<u8>();
             core::ptr::copy_nonoverlapping(bytes, copy.as_mut_ptr().cast(), known);
             copy.assume_init()
         })
+    }
+}
+
+#[cfg(test)]
+impl PluginDescriptor {
+    /// What the header has in C, and where it is here.
+    pub(crate) fn layout() -> impl Iterator<Item = (&'static str, usize)> {
+        [
+            ("sizeof(struct luo_plugin)", size_of::<Self>()),
+            (
+                "offsetof(struct luo_plugin, abi_version)",
+                offset_of!(Self, abi_version),
+            ),
+            ("offsetof(struct luo_plugin, size)", offset_of!(Self, size)),
+            (
+                "offsetof(struct luo_plugin, handlers)",
+                offset_of!(Self, handlers),
+            ),
+            (
+                "offsetof(struct luo_plugin, count)",
+                offset_of!(Self, count),
+            ),
+            (
+                "offsetof(struct luo_plugin, subsystems)",
+                offset_of!(Self, subsystems),
+            ),
+            (
+                "offsetof(struct luo_plugin, subsystem_count)",
+                offset_of!(Self, subsystem_count),
+            ),
+        ]
+        .into_iter()
     }
 }
 
@@ -124,7 +156,8 @@ mod hosted {
             // SAFETY: by the type's invariant `handlers` leads to `count` pointers or is NULL.
             let handlers = unsafe { listed(self.handlers, self.count) };
             let usable = handlers.iter().map(|&ops| {
-                // SAFETY: by the type's invariant the pointer leads to ops of a plugin that stays open.
+                // SAFETY: by the type's invariant the pointer leads to ops of a plugin that stays
+                // open.
                 unsafe { Handler::from_raw(ops) }
             });
             usable.collect()
@@ -136,11 +169,12 @@ mod hosted {
         ///
         /// [`InvalidHandler`], for the first that cannot be used.
         pub fn subsystems(&self) -> Result<Vec<SubsystemRef>, InvalidHandler> {
-            // SAFETY: by the type's invariant `subsystems` leads to `subsystem_count` pointers or is
-            // NULL.
+            // SAFETY: by the type's invariant `subsystems` leads to `subsystem_count` pointers or
+            // is NULL.
             let subsystems = unsafe { listed(self.subsystems, self.subsystem_count) };
             let usable = subsystems.iter().map(|&ops| {
-                // SAFETY: by the type's invariant the pointer leads to ops of a plugin that stays open.
+                // SAFETY: by the type's invariant the pointer leads to ops of a plugin that stays
+                // open.
                 unsafe { SubsystemRef::from_raw(ops) }
             });
             usable.collect()
@@ -162,7 +196,8 @@ impl core::fmt::Display for ForeignPlugin {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(
             f,
-            "built for version {} of the handler ABI ({} bytes), this host has {ABI_VERSION} (at least {} bytes); rebuild it",
+            "built for version {} of the handler ABI ({} bytes), this host has {ABI_VERSION} \
+             (at least {} bytes); rebuild it",
             self.abi_version,
             self.size,
             PluginDescriptor::FIRST_SIZE
@@ -201,10 +236,8 @@ macro_rules! export_plugin {
 #[macro_export]
 macro_rules! __static_ops {
     ($ops:ident, $value:path) => {{
-        static OPS: $crate::$ops = $crate::$ops::of(
-            &$value,
-            $crate::registry::crate_of(::core::module_path!()),
-        );
+        static OPS: $crate::$ops =
+            $crate::$ops::of(&$value, $crate::registry::crate_of(::core::module_path!()));
         &OPS
     }};
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Access mode and status flags of an open file, the same in every record on every architecture.
 //!
-//! Preserved are the access mode and what `F_SETFL` can change. `O_SYNC` and the like, `O_ASYNC` and the
-//! flags that only matter to `open` do not cross.
+//! Preserved are the access mode and what `F_SETFL` can change. `O_SYNC` and the like, `O_ASYNC`
+//! and the flags that only matter to `open` do not cross.
 
-/// Access mode within the status, as in every architecture: `O_RDONLY`, `O_WRONLY` or `O_RDWR`; 3 is
-/// not a mode.
+/// Access mode within the status, as in every architecture: `O_RDONLY`, `O_WRONLY` or `O_RDWR`; 3
+/// is not a mode.
 pub const ACCESS: u32 = 0o3;
 /// `O_APPEND` with its value of `include/uapi/asm-generic/fcntl.h`, as the next three.
 pub const APPEND: u32 = 0o2000;

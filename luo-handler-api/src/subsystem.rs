@@ -5,11 +5,11 @@ use crate::{Compatible, Errno, Host, Hosts, Pairs, Prepared};
 
 /// State that several files share: one `u64`, one private state, no file.
 ///
-/// It has two models, and each item below names its word in both: `struct liveupdate_subsystem_ops` of
-/// the LUO RFC (v2, patch 07/16), called *RFC* here, and file-lifecycle-bound state, `struct
-/// liveupdate_flb_ops` of `include/linux/liveupdate.h`, called *mainline*. A subsystem is preserved with
-/// the first file that needs it and finished with the last; [`NEEDED_BY`](Self::NEEDED_BY) names the
-/// handlers of those files.
+/// It has two models, and each item below names its word in both: `struct liveupdate_subsystem_ops`
+/// of the LUO RFC (v2, patch 07/16), called *RFC* here, and file-lifecycle-bound state, `struct
+/// liveupdate_flb_ops` of `include/linux/liveupdate.h`, called *mainline*. A subsystem is preserved
+/// with the first file that needs it and finished with the last; [`NEEDED_BY`](Self::NEEDED_BY)
+/// names the handlers of those files.
 ///
 /// The host calls in the order of the methods below, and never two at once.
 pub trait Subsystem: Sync + 'static {
@@ -55,8 +55,8 @@ pub trait Subsystem: Sync + 'static {
 
     /// Picks up what changed since prepare and returns the `u64` that crosses.
     ///
-    /// RFC `freeze`; not in mainline. The trait therefore has it in a process only: a subsystem that
-    /// implements it does not compile in the kernel, where nobody would call it.
+    /// RFC `freeze`; not in mainline. The trait therefore has it in a process only: a subsystem
+    /// that implements it does not compile in the kernel, where nobody would call it.
     ///
     /// # Errors
     ///
@@ -79,8 +79,8 @@ pub trait Subsystem: Sync + 'static {
     fn cancel(&self, data: u64, private: &mut Self::Private, host: Host<'_>);
 
     /// Takes the state back after the jump, from what comes from the previous side, which is not
-    /// trusted. Called once: in a process when somebody asks, in the kernel at boot, before any file is
-    /// retrieved.
+    /// trusted. Called once: in a process when somebody asks, in the kernel at boot, before any
+    /// file is retrieved.
     ///
     /// RFC `boot`; mainline `retrieve`.
     ///
@@ -103,7 +103,8 @@ pub trait Subsystem: Sync + 'static {
     /// RFC `finish`; mainline `finish`, after the last file's own.
     fn finish(&self, data: u64, retrieved: bool, host: Host<'_>);
 
-    /// Reports what `data` stands for, as [`FileHandler::describe`](crate::FileHandler::describe) does.
+    /// Reports what `data` stands for, as [`FileHandler::describe`](crate::FileHandler::describe)
+    /// does.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! For the tests of handlers: a host in memory, and a live update without a jump.
 //!
-//! Its calls panic where a test has gone wrong: a lock that a panic has poisoned, a handle that a test
-//! made up.
+//! Its calls panic where a test has gone wrong: a lock that a panic has poisoned, a handle that a
+//! test made up.
 
 use std::{
     collections::BTreeMap,
@@ -162,8 +162,8 @@ impl HostServices for FakeHost {
     }
 }
 
-/// A handler, a host and one file: the phases of a live update by name, on both sides of a jump that
-/// leaves everything where it is.
+/// A handler, a host and one file: the phases of a live update by name, on both sides of a jump
+/// that leaves everything where it is.
 ///
 /// The calls are the trait's own: how they look in C is not tried out.
 #[derive(Debug)]
@@ -275,7 +275,13 @@ mod tests {
         };
         assert_eq!(read(1, 3).unwrap(), b"234");
         assert_eq!(read(4, 0).unwrap(), b"");
-        for (offset, length) in [(2, 3), (5, 0), (u64::MAX, 1), (u64::MAX - 3, 4), (u64::MAX, 0)] {
+        for (offset, length) in [
+            (2, 3),
+            (5, 0),
+            (u64::MAX, 1),
+            (u64::MAX - 3, 4),
+            (u64::MAX, 0),
+        ] {
             assert_eq!(read(offset, length), Err(Errno::ERANGE), "{offset:#x}");
         }
     }

@@ -226,7 +226,8 @@ fn counts() -> (usize, usize, usize) {
     (MADE.get(), BORROWED.get(), DROPPED.get())
 }
 
-/// Takes a file from prepare through freeze and unfreeze to cancel; yields the results of the three.
+/// Takes a file from prepare through freeze and unfreeze to cancel; yields the results of the
+/// three.
 fn whole_life<P: State>(fault: Option<(Call, Fault)>) -> [Result<(), Errno>; 3] {
     let file = File::open("/dev/null").unwrap();
     let fd = file.as_fd();

@@ -4,8 +4,8 @@
 use luo_handler_api::hosted::{Handler, SubsystemRef};
 use luo_handler_api::registry::{refuse_duplicates, registered_handlers, registered_subsystems};
 use luo_handler_api::{
-    register_handler, register_subsystem, Compatible, Crossed, Errno, FileHandler, FileRef,
-    Host, InvalidReason, OwnedFile, Prepared, Preserved, Subsystem,
+    register_handler, register_subsystem, Compatible, Crossed, Errno, FileHandler, FileRef, Host,
+    InvalidReason, OwnedFile, Prepared, Preserved, Subsystem,
 };
 
 #[derive(Debug)]
@@ -74,7 +74,9 @@ fn every_handler_is_found_once_with_its_crate() {
     let handlers: Vec<_> = registered_handlers()
         .map(|ops| Handler::new(ops).unwrap())
         .collect();
-    let found = handlers.iter().map(|handler| (handler.compatible(), handler.origin()));
+    let found = handlers
+        .iter()
+        .map(|handler| (handler.compatible(), handler.origin()));
     assert_eq!(sorted(found), expected);
     assert!(format!("{FIRST:?}").contains("Null"));
 }
@@ -85,7 +87,9 @@ fn every_subsystem_is_found_once_with_its_crate() {
     let subsystems: Vec<_> = registered_subsystems()
         .map(|ops| SubsystemRef::new(ops).unwrap())
         .collect();
-    let found = subsystems.iter().map(|clock| (clock.compatible(), clock.origin()));
+    let found = subsystems
+        .iter()
+        .map(|clock| (clock.compatible(), clock.origin()));
     assert_eq!(sorted(found), expected);
 }
 

@@ -47,6 +47,7 @@ mod qemu;
 mod runner;
 mod selftests;
 mod source;
+mod subsystems;
 mod tests;
 mod toolchain;
 mod vfio;

@@ -452,7 +452,8 @@ impl Inner {
         }
         complaints.extend(cancel_backward(&mut self.members, &self.outgoing));
         self.outgoing.clear();
-        self.members.retain(|member| matches!(member.part, Part::File { .. }));
+        self.members
+            .retain(|member| matches!(member.part, Part::File { .. }));
         self.state = State::Normal;
         complaints
     }

@@ -69,7 +69,10 @@ pub fn load(path: &Path, registry: &Registry) -> Result<Vec<Compatible>, PluginE
     registry
         .register_all(&handlers, &subsystems)
         .map_err(invalid)?;
-    Ok(handlers.iter().map(|handler| *handler.compatible()).collect())
+    Ok(handlers
+        .iter()
+        .map(|handler| *handler.compatible())
+        .collect())
 }
 
 fn descriptor_of(path: &Path) -> Result<PluginDescriptor, PluginErrorCause> {

@@ -6,9 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use luo_handler_api::hosted::{Handler, SubsystemRef};
 use luo_handler_api::registry::{registered_handlers, registered_subsystems};
-use luo_handler_api::{
-    Compatible, Errno, HandlerOps, InvalidHandler, InvalidReason, SubsystemOps,
-};
+use luo_handler_api::{Compatible, Errno, HandlerOps, InvalidHandler, InvalidReason, SubsystemOps};
 
 /// Handlers and subsystems, each sorted by compatible and without duplicates.
 #[derive(Debug, Default)]

@@ -13,9 +13,9 @@ use rustix::{
     io::Errno,
 };
 
-/// Calls `found` with each range below `size` that holds data, in bytes and in order, by `SEEK_DATA` and
-/// `SEEK_HOLE` of `lseek(2)`. hugetlbfs calls everything data. Moves the position of the description:
-/// [`reopen`] a file whose position matters.
+/// Calls `found` with each range below `size` that holds data, in bytes and in order, by
+/// `SEEK_DATA` and `SEEK_HOLE` of `lseek(2)`. hugetlbfs calls everything data. Moves the position
+/// of the description: [`reopen`] a file whose position matters.
 ///
 /// # Errors
 ///
@@ -33,8 +33,8 @@ pub fn each_data_range<E: From<crate::Errno>>(
     Ok(())
 }
 
-/// The first range from `offset` on and below `size` that holds data; `None` if only a hole follows.
-/// What is behind [`each_data_range`], for those who go by steps of their own.
+/// The first range from `offset` on and below `size` that holds data; `None` if only a hole
+/// follows. What is behind [`each_data_range`], for those who go by steps of their own.
 ///
 /// # Errors
 ///
@@ -62,8 +62,8 @@ pub fn next_data_range(
     Ok((start < end).then_some(start..end))
 }
 
-/// Opens the file of a descriptor once more, through `/proc/self/fd`: a description of its own, with
-/// `flags` and a position of its own, of the same inode.
+/// Opens the file of a descriptor once more, through `/proc/self/fd`: a description of its own,
+/// with `flags` and a position of its own, of the same inode.
 ///
 /// # Errors
 ///

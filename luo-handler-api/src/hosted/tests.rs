@@ -68,8 +68,8 @@ unsafe extern "C" fn step(
     _: *mut c_void,
     data: *mut u64,
 ) -> i32 {
-    // SAFETY: these functions are put into the ops of an `&'static Answers` alone; `data` is valid for
-    // a write by the contract of the callback.
+    // SAFETY: these functions are put into the ops of an `&'static Answers` alone; `data` is valid
+    // for a write by the contract of the callback.
     unsafe {
         data.write(77);
         status(handler)
@@ -93,8 +93,8 @@ unsafe extern "C" fn retrieve(
     _: u64,
     file: *mut RawFile,
 ) -> i32 {
-    // SAFETY: these functions are put into the ops of an `&'static Answers` alone; `file` is valid for
-    // a write by the contract of the callback.
+    // SAFETY: these functions are put into the ops of an `&'static Answers` alone; `file` is valid
+    // for a write by the contract of the callback.
     unsafe {
         file.write((*handler.cast::<Answers>()).file);
         status(handler)
@@ -151,7 +151,10 @@ fn a_question_has_two_answers() {
             ops.can_finish = Some(finish);
         });
         let can_preserve = handler.can_preserve(file.as_fd());
-        assert_eq!(handler.can_finish(1, Retrieved::NotAsked, host()), can_preserve);
+        assert_eq!(
+            handler.can_finish(1, Retrieved::NotAsked, host()),
+            can_preserve
+        );
         let known = handler.file_id(file.as_fd()).map(|id| id.is_some());
         assert_eq!(known, can_preserve);
         can_preserve
@@ -291,8 +294,8 @@ unsafe extern "C" fn subsystem_step(
     _: *mut c_void,
     data: *mut u64,
 ) -> i32 {
-    // SAFETY: these functions are put into the ops of a `&'static Status` alone; `data` is valid for a
-    // write by the contract of the callback.
+    // SAFETY: these functions are put into the ops of a `&'static Status` alone; `data` is valid
+    // for a write by the contract of the callback.
     unsafe {
         data.write(77);
         subsystem_status(subsystem)
