@@ -12,6 +12,7 @@ use crate::forged;
 use crate::qemu::Machine;
 use crate::quiet;
 use crate::reserved;
+use crate::subsystems;
 
 /// One test.
 #[derive(Debug)]
@@ -198,6 +199,26 @@ pub(super) static TESTS: &[Test] = &[
         ],
         says: &[],
         seconds: 120,
+    },
+    Test {
+        name: "subsystem_lineage",
+        about: "a subsystem crosses with the first file that needs it and is finished with the last",
+        machine: Machine::Plain,
+        stages: &[
+            check(subsystems::preserve_first, 4, 0),
+            check(subsystems::pass_on_first, 2, 2),
+            check(subsystems::pass_on_second, 2, 2),
+            Stage {
+                parameters: "luo_handlers.disable=lineage",
+                ..check(subsystems::pass_on_without, 2, 2)
+            },
+            check(subsystems::begin_again, 2, 2),
+        ],
+        says: &[
+            "subsystem luo-handlers,lineage-v1 came in",
+            "luo-handlers,lineage-v1 of luo_handler_lineage takes no part (luo_handlers.disable)",
+        ],
+        seconds: 150,
     },
     Test {
         name: "device_files",

@@ -54,6 +54,7 @@ pub mod incoming;
 #[cfg(feature = "image")]
 pub mod inspection;
 pub mod memory_file;
+mod member;
 mod new_side;
 mod old_side;
 pub mod orchestrator;
