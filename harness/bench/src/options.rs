@@ -182,7 +182,7 @@ fn print_table(report: &Report) {
 }
 
 /// `64M` and the like: K, M, G, T are powers of 1024, as are KiB, MiB …; KB, MB … are powers of 1000.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let binary = match text.as_bytes().last() {
         Some(b'k' | b'K' | b'm' | b'M' | b'g' | b'G' | b't' | b'T') => format!("{text}iB"),
         _ => text.to_owned(),

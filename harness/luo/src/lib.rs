@@ -13,8 +13,10 @@
 //!
 //! - [`cli`]: the command line
 //! - [`inspect`]: what a handover holds
+//! - [`lab`]: the kernel lab
 //! - [`session`]: sessions of the running kernel
 
 pub mod cli;
 pub mod inspect;
+pub mod lab;
 pub mod session;

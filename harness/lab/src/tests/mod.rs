@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The kernel tests. What each kernel of a test does runs in the guest; the table is read by both
+//! sides.
+
+pub(crate) mod case;
+mod devices;
+mod expect;
+mod failing_freeze;
+mod forged;
+pub(crate) mod held_open;
+mod luo_bench;
+mod memfd_cases;
+mod memfd_twice;
+mod memfds;
+mod pci;
+mod physical_memory;
+mod ports;
+mod records;
+mod session_shell;
+mod switched_off;
+pub mod table;
+pub(crate) mod test;
+mod vfio_client;
