@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use anyhow::{bail, Context, Result};
 
+use crate::soak::options::SoakOptions;
 use luo_bench::series::Series;
 
 /// What a guest is to do.
@@ -18,6 +19,8 @@ pub(crate) enum Job {
     Run(Vec<String>),
     /// One stage, counted from 1, of a test of the table.
     Test { name: String, stage: usize },
+    /// A soak: its first update, or what is left of it.
+    Soak { options: SoakOptions, stage: usize },
     /// A series of live updates to be measured: its beginning in the first stage, or what is left
     /// of it.
     Bench { series: Series, stage: usize },
@@ -31,6 +34,9 @@ impl Job {
             Self::Shell => "luo.shell=1".into(),
             Self::Run(command) => format!("luo.run={}", encode(command)),
             Self::Test { name, stage } => format!("luo.test={name} luo.stage={stage}"),
+            Self::Soak { options, stage } => {
+                format!("luo.soak={} luo.stage={stage}", options.word())
+            }
             Self::Bench { series, stage } => {
                 // Plain numbers and names: writing them as JSON cannot fail.
                 let series = serde_json::to_string(series).unwrap_or_default();
@@ -56,6 +62,12 @@ impl Job {
                 .parse()
                 .with_context(|| format!("luo.stage is no number: {stage}"))
         };
+        if let Some(options) = value_of(command_line, "luo.soak") {
+            return Ok(Self::Soak {
+                options: options.parse()?,
+                stage: stage()?,
+            });
+        }
         if let Some(series) = value_of(command_line, "luo.bench") {
             let series = decode(series)?.concat();
             let series = serde_json::from_str(&series)
@@ -157,10 +169,19 @@ mod unit_tests {
             name: "luo_kexec_simple".into(),
             stage: 2,
         };
+        let soak = Job::Soak {
+            options: SoakOptions {
+                jumps: 20,
+                seed: 7,
+                writes_during_freeze: false,
+            },
+            stage: 3,
+        };
         for job in [
             Job::Probe,
             Job::Shell,
             test,
+            soak,
             run(&["sh", "-c", "echo \"a + b\" 100%"]),
             run(&["x", ""]),
         ] {
@@ -176,10 +197,17 @@ mod unit_tests {
 
     #[test]
     fn the_next_stage_swaps_its_parameters() {
-        let now = "console=ttyS0 luo.test=x luo.stage=1 luo_handlers.disable=vfio rdinit=/bin/luo -- lab guest-init";
+        let now = "console=ttyS0 luo.test=x luo.stage=1 luo_handlers.disable=vfio rdinit=/bin/luo \
+                   -- lab guest-init";
         assert_eq!(
-            next_stage(now, 2, "luo_handlers.disable=vfio", "luo_handlers.disable=memfd"),
-            "console=ttyS0 luo.test=x luo.stage=2 luo_handlers.disable=memfd rdinit=/bin/luo -- lab guest-init"
+            next_stage(
+                now,
+                2,
+                "luo_handlers.disable=vfio",
+                "luo_handlers.disable=memfd"
+            ),
+            "console=ttyS0 luo.test=x luo.stage=2 luo_handlers.disable=memfd rdinit=/bin/luo -- \
+             lab guest-init"
         );
     }
 

@@ -29,11 +29,12 @@
 //! - [`build`]: Debian's toolchain, the kernel source, configuration, image, selftests, initramfs;
 //!   [`integrate`] puts the handlers into the source
 //! - [`vm`]: the virtual machine's board and accelerator, one bounded run of a guest
-//! - [`run`]: tests and how they ended, a command, a shell, a series of measurements
+//! - [`run`]: tests and how they ended, a command, a shell, a series of measurements, a soak
 //!
 //! On both sides: `job` is what the guest is to do, `event` what it reports, `archive` the
 //! initramfs that it was booted with and puts together again for its next kernel. [`tests`] is the
-//! table of tests, each with a file for what its kernels do.
+//! table of tests, each with a file for what its kernels do; [`soak`] makes random updates from a
+//! seed.
 //!
 //! In the guest:
 //!
@@ -54,6 +55,7 @@ pub mod integrate;
 mod job;
 mod namespace;
 pub mod run;
+pub mod soak;
 pub mod status;
 mod sys;
 pub mod tests;

@@ -20,7 +20,9 @@ use luo_lab::build::pipeline::build;
 use luo_lab::build::profile::Profile;
 use luo_lab::cache::directory::Cache;
 use luo_lab::run::command::{run_command, run_shell};
+use luo_lab::run::soak::run_soak;
 use luo_lab::run::{bench, tests};
+use luo_lab::soak::options::SoakOptions;
 use luo_lab::status::Status;
 use luo_lab::tests::table;
 use luo_lab::vm::machine::Machine;
@@ -65,6 +67,21 @@ pub enum LabCommand {
     },
     /// Measure live updates over real kexecs, if asked also those of the kernel's own handler
     Bench(LabBenchArguments),
+    /// Make a long chain of kexecs with random files of all handlers, and compare them after each
+    Soak {
+        /// How to boot it
+        #[command(flatten)]
+        guest: GuestArguments,
+        /// How many kexecs
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+        jumps: u32,
+        /// What everything random is made from; by default another one each time
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Have somebody write to a memfd while the kernel freezes and jumps
+        #[arg(long)]
+        writes_during_freeze: bool,
+    },
     /// Show what is cached, its size, and the paths of kernel image, kernel tree and initramfs
     Status {
         /// Answer in JSON
@@ -215,6 +232,20 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
         LabCommand::Test { list: true, .. } => println!("{}", table::list()),
         LabCommand::Test { guest, names, .. } => return test(guest, &names),
         LabCommand::Bench(arguments) => return measure(arguments),
+        LabCommand::Soak {
+            guest,
+            jumps,
+            seed,
+            writes_during_freeze,
+        } => {
+            let soak = SoakOptions {
+                jumps: jumps as usize,
+                seed: seed.unwrap_or_else(SoakOptions::random_seed),
+                writes_during_freeze,
+            };
+            let (cache, built, options) = guest.prepare()?;
+            println!("{}", run_soak(&cache, &built, &options, soak)?);
+        }
         LabCommand::Status { json, checkout } => {
             let checkout = find_checkout(checkout.as_deref()).ok();
             let status = Status::of(&Cache::open()?, checkout.as_deref())?;

@@ -65,7 +65,8 @@ impl<'a> Mirror<'a> {
             }
         }
         bail!(
-            "no Debian mirror in the machine's apt set-up has {SUITE} and {SOURCE_SUITE}; name one with --mirror\n{}",
+            "no Debian mirror in the machine's apt set-up has {SUITE} and {SOURCE_SUITE}; name \
+             one with --mirror\n{}",
             reasons.join("\n")
         )
     }
@@ -117,7 +118,10 @@ fn configured_mirrors() -> Result<Vec<String>> {
         mirrors = index_targets()?;
     }
     if mirrors.is_empty() {
-        bail!("apt knows no package lists yet; run `apt-get update` as root, or name a Debian mirror with --mirror");
+        bail!(
+            "apt knows no package lists yet; run `apt-get update` as root, or name a Debian \
+               mirror with --mirror"
+        );
     }
     Ok(mirrors)
 }

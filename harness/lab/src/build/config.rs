@@ -28,7 +28,8 @@ pub(crate) fn check(fragment: &str, config: &Path) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "the kernel's configuration did not take these lines, something they depend on is missing:\n  {}\nsee {}",
+        "the kernel's configuration did not take these lines, something they depend on is \
+         missing:\n  {}\nsee {}",
         lost.join("\n  "),
         config.display()
     )

@@ -39,17 +39,26 @@ pub(crate) fn assemble(
     let path = part.path(format!("initramfs-{}.cpio", profile.name()));
     let luo_key = Key::of_trees([luo])?;
     let key = Key::of([&kernel.key, &selftests.key, toolchain.key(), &luo_key].map(Key::as_str));
-    part.step(&format!("initramfs-{}", profile.name()), "packing the initramfs", &key, |_| {
-        let luo = fs::read(luo).with_context(|| format!("reading {}", luo.display()))?;
-        if needs_interpreter(&luo) {
-            bail!("the luo for the guest is linked dynamically; build it with RUSTFLAGS='-C target-feature=+crt-static'");
-        }
-        let base = base_archive(toolchain, selftests, luo)?;
-        let image = fs::read(&kernel.image).with_context(|| format!("reading {}", kernel.image.display()))?;
-        let mut initramfs = Vec::new();
-        compose(&base, &image, &mut initramfs)?;
-        write_atomically(&path, &initramfs)
-    })?;
+    part.step(
+        &format!("initramfs-{}", profile.name()),
+        "packing the initramfs",
+        &key,
+        |_| {
+            let luo = fs::read(luo).with_context(|| format!("reading {}", luo.display()))?;
+            if needs_interpreter(&luo) {
+                bail!(
+                    "the luo for the guest is linked dynamically; build it with RUSTFLAGS='-C \
+                   target-feature=+crt-static'"
+                );
+            }
+            let base = base_archive(toolchain, selftests, luo)?;
+            let image = fs::read(&kernel.image)
+                .with_context(|| format!("reading {}", kernel.image.display()))?;
+            let mut initramfs = Vec::new();
+            compose(&base, &image, &mut initramfs)?;
+            write_atomically(&path, &initramfs)
+        },
+    )?;
     Ok(path)
 }
 

@@ -50,7 +50,11 @@ pub(crate) fn check(cache: &Cache, builds_luo: bool) -> Result<()> {
     let missing = missing_packages();
     let mut obstacles = obstacles(cache, &missing);
     if builds_luo && cargo().is_none() {
-        obstacles.push("it has no cargo to build luo for the guest: install Rust, or give a static luo with --guest-binary".into());
+        obstacles.push(
+            "it has no cargo to build luo for the guest: install Rust, or give a \
+                        static luo with --guest-binary"
+                .into(),
+        );
     }
     if !obstacles.is_empty() {
         bail!(
@@ -75,7 +79,11 @@ fn obstacles(cache: &Cache, missing: &[&str]) -> Vec<String> {
         ));
     }
     if find_program("apt-get").is_none() || find_program("dpkg-deb").is_none() {
-        obstacles.push("it has no apt: toolchain and kernel source come from Debian; use a Debian or a container of it".into());
+        obstacles.push(
+            "it has no apt: toolchain and kernel source come from Debian; use a Debian \
+                        or a container of it"
+                .into(),
+        );
     }
     if !is_root() {
         if !missing.is_empty() {
@@ -85,8 +93,9 @@ fn obstacles(cache: &Cache, missing: &[&str]) -> Vec<String> {
             ));
         } else if !user_namespaces_work() {
             obstacles.push(
-                "you are not root and cannot make user namespaces, one of which a build root needs: run as root, or allow \
-                 them (sysctl kernel.unprivileged_userns_clone=1, and a range for you in /etc/subuid and /etc/subgid)"
+                "you are not root and cannot make user namespaces, one of which a build root \
+                 needs: run as root, or allow them (sysctl kernel.unprivileged_userns_clone=1, \
+                 and a range for you in /etc/subuid and /etc/subgid)"
                     .into(),
             );
         }

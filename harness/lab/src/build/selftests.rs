@@ -28,7 +28,8 @@ shift
 tests=tools/testing/selftests/liveupdate
 make O="$out/headers-build" headers_install INSTALL_HDR_PATH="$out/usr"
 for name; do
-    gcc -static -O2 -nostdinc -nostdlib -I "$out/usr/include" -I tools/include/nolibc -I "$tests/lib/include" \
+    gcc -static -O2 -nostdinc -nostdlib -I "$out/usr/include" -I tools/include/nolibc \
+        -I "$tests/lib/include" \
         -o "$out/$name" "$tests/$name.c" "$tests/lib/lu_utils.c"
 done
 "#;

@@ -53,7 +53,8 @@ pub(crate) fn prepare(cache: &Cache, mirror: &Mirror) -> Result<Source> {
         },
     )?;
     cache.read_json(RECORD).context(
-        "the cache's record of the kernel source is unreadable; run `luo lab clean`, then build again",
+        "the cache's record of the kernel source is unreadable; run `luo lab clean`, then build \
+         again",
     )
 }
 
@@ -66,7 +67,10 @@ fn choose_package(mirror: &Mirror, progress: &Progress) -> Result<String> {
     let listing = String::from_utf8_lossy(&output.context("searching the kernel source")?.stdout)
         .into_owned();
     let Some(package) = newest_package(&listing) else {
-        bail!("{SOURCE_SUITE} has no linux-source of series {PREFERRED_SERIES} or its like; it lists:\n{listing}");
+        bail!(
+            "{SOURCE_SUITE} has no linux-source of series {PREFERRED_SERIES} or its like; it \
+               lists:\n{listing}"
+        );
     };
     if package != format!("linux-source-{PREFERRED_SERIES}") {
         progress.note(&format!(
@@ -182,7 +186,8 @@ mod unit_tests {
 
     #[test]
     fn else_the_newest_of_the_same_major_number() {
-        let listing = "linux-source-6.12 - x\nlinux-source-7.2 - x\nlinux-source-7.10 - x\nlinux-source-7 - x\n";
+        let listing = "linux-source-6.12 - x\nlinux-source-7.2 - x\nlinux-source-7.10 - \
+                       x\nlinux-source-7 - x\n";
         assert_eq!(
             newest_package(listing).as_deref(),
             Some("linux-source-7.10")

@@ -49,7 +49,8 @@ mod unit_tests {
 
     #[test]
     fn only_allocations_of_our_own_count() {
-        let others = "unreferenced object 0xffff888004a1d2c0 (size 64):\n  comm \"luo\", pid 1\n  backtrace (crc 0):\n    \
+        let others = "unreferenced object 0xffff888004a1d2c0 (size 64):\n  comm \"luo\", pid 1\n  \
+                      backtrace (crc 0):\n    \
                       luo_session_create+0x10/0x20\n";
         let ours = "unreferenced object 0xffff888004a1d300 (size 32):\n  backtrace (crc 1):\n    \
                     _RNvNtCs1_17luo_handler_memfd7handler+0x1/0x2\n";

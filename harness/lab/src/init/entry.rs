@@ -12,6 +12,7 @@ use crate::guest::mounts::mount_all;
 use crate::guest::reporter::Reporter;
 use crate::init::commands::{run_command, shell};
 use crate::init::series::measure;
+use crate::init::soak::soak;
 use crate::init::stages::run_stage;
 use crate::job::Job;
 
@@ -55,6 +56,7 @@ fn work(reporter: &mut Reporter) -> Result<()> {
             reporter.report(&Event::Exit { code })
         }
         Job::Test { name, stage } => run_stage(reporter, &command_line, &name, stage),
+        Job::Soak { options, stage } => soak(reporter, &command_line, options, stage),
         Job::Bench { series, stage } => measure(reporter, &command_line, series, stage),
     }
 }

@@ -5,4 +5,5 @@
 pub(crate) mod commands;
 pub mod entry;
 pub(crate) mod series;
+pub(crate) mod soak;
 pub(crate) mod stages;

@@ -63,7 +63,8 @@ pub fn run_command(
             }
             if run.timed_out {
                 bail!(
-                    "the command did not end in {}; give it more with --timeout; it printed:\n{output}",
+                    "the command did not end in {}; give it more with --timeout; it \
+                     printed:\n{output}",
                     duration(run.elapsed.as_secs_f64())
                 );
             }

@@ -48,8 +48,8 @@ impl Display for Summary {
         writeln!(f, "lab tests on {subject}:")?;
         writeln!(
             f,
-            "what our handlers did in {} kernels, by their own counters; some files are given up or \
-             lost on purpose:",
+            "what our handlers did in {} kernels, by their own counters; some files are given up \
+             or lost on purpose:",
             crossed.kernels
         )?;
         write!(f, "{}\n{passed} passed, {failed} failed", crossed.table())

@@ -88,7 +88,7 @@ pub(crate) fn failure(run: &GuestRun) -> Option<&str> {
 }
 
 /// The first line with which the kernel complains.
-fn kernel_report(console: &str) -> Option<&str> {
+pub(crate) fn kernel_report(console: &str) -> Option<&str> {
     let is_report = |line: &&str| KERNEL_REPORTS.iter().any(|report| line.contains(report));
     let is_harmless = |line: &str| HARMLESS.iter().any(|harmless| line.contains(harmless));
     console

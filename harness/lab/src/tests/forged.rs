@@ -80,16 +80,24 @@ static FORGED: &[Forged] = &[
     forged(0x31, VfioDevice("0000:00:11.0"), DataOf(SOUND_DEVICE), Errno::BUSY),
     // More regions than there is room for; a file in a host that preserves no files; a status of
     // another version
-    forged(0x32, VfioDevice("0000:00:13.0"), Record(|record| record.regions = U32::MAX_VALUE), Errno::INVAL),
+    forged(0x32, VfioDevice("0000:00:13.0"), Record(|record| {
+        record.regions = U32::MAX_VALUE;
+    }), Errno::INVAL),
     forged(0x33, VfioDevice("0000:00:14.0"), Record(|record| {
         record.kept = VfioFile::File as u8;
         record.file = U64::MAX_VALUE;
     }), Errno::OPNOTSUPP),
-    forged(0x34, VfioDevice("0000:02:00.0"), Record(|record| record.status = U32::MAX_VALUE), Errno::OPNOTSUPP),
+    forged(0x34, VfioDevice("0000:02:00.0"), Record(|record| {
+        record.status = U32::MAX_VALUE;
+    }), Errno::OPNOTSUPP),
     // A segment that does not exist; the machine's host bridge; a device of another vendor
-    forged(0x35, VfioDevice("0000:00:15.0"), Record(|record| record.segment = U32::new(0xdead)), Errno::NODEV),
+    forged(0x35, VfioDevice("0000:00:15.0"), Record(|record| {
+        record.segment = U32::new(0xdead);
+    }), Errno::NODEV),
     forged(0x36, VfioDevice("0000:00:16.0"), Record(|record| record.devfn = 0), Errno::NODEV),
-    forged(0x37, VfioDevice("0000:01:00.0"), Record(|record| record.header[0] ^= 0xff), Errno::NODEV),
+    forged(0x37, VfioDevice("0000:01:00.0"), Record(|record| {
+        record.header[0] ^= 0xff;
+    }), Errno::NODEV),
 ];
 
 fn preserve(session: &Session, token: u64, file: Kind) -> Result<()> {

@@ -44,7 +44,8 @@ pub(crate) fn begin_device_bench(command_line: &str) -> Result<()> {
 fn kexec_bench(command_line: &str, workloads: &str) -> Result<Command> {
     provide_initrd()?;
     let options = format!(
-        "bench --transport kexec --kernel {KERNEL_IN_GUEST} --initrd {INITRD} --json {REPORT} {workloads}"
+        "bench --transport kexec --kernel {KERNEL_IN_GUEST} --initrd {INITRD} --json {REPORT} \
+         {workloads}"
     );
     let mut bench = program(LUO, &options.split(' ').collect::<Vec<_>>());
     bench.args(["--command-line", &next_stage(command_line, 2, "", "")]);
@@ -139,7 +140,8 @@ fn check_report(rows: usize, runs: u32) -> Result<()> {
 /// `luo bench` in one kernel, with files of every type. An image holds no devices.
 pub(crate) fn bench_devices(_held: &mut HeldOpen) -> Result<()> {
     let options = format!(
-        "bench --handler vfio,ioport,memfd --files 2 --size 1M --fill dense --runs {RUNS} --json {REPORT}"
+        "bench --handler vfio,ioport,memfd --files 2 --size 1M --fill dense --runs {RUNS} --json \
+         {REPORT}"
     );
     let status = program(LUO, &options.split(' ').collect::<Vec<_>>()).status();
     let status = status.context("starting luo bench")?;

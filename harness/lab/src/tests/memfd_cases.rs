@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use crate::tests::case::Case;
 use crate::tests::expect::expect_errno;
 use crate::tests::memfds::{expect_memory, memfd, preserve, retrieve, verify};
+use crate::tests::{far_apart, folios, two_sessions};
 use luo_bench::memory::free_bytes;
 use luo_bench::workload::{allocated_bytes, meminfo, Fill, Pages, Workload};
 use luo_handler_api::Token;
@@ -102,6 +103,24 @@ pub(crate) static MEMFDS: &[Case] = &[
         "finish without retrieve frees the memory",
         |session| send(session, &[UNCLAIMED]),
         finish_without_retrieve,
+    ),
+    Case::new(
+        "split_and_collapsed",
+        "huge pages are split and others made between prepare and freeze",
+        folios::split_and_collapse,
+        folios::take_split_and_collapsed,
+    ),
+    Case::new(
+        "two_sessions",
+        "a memfd belongs to one session until that gives it up",
+        two_sessions::offer_in_both,
+        two_sessions::take_from_one,
+    ),
+    Case::new(
+        "far_apart",
+        "16 TiB with three pages",
+        far_apart::preserve_far_apart,
+        far_apart::take_far_apart,
     ),
     Case::local(
         "cancelled",

@@ -59,7 +59,8 @@ mod unit_tests {
 
     #[test]
     fn memory_is_what_iomem_calls_so() {
-        let iomem = "00000000-00000fff : Reserved\n00001000-0009fbff : System RAM\n  00002000-00002fff : Kernel code\n\
+        let iomem = "00000000-00000fff : Reserved\n00001000-0009fbff : System RAM\n  \
+                     00002000-00002fff : Kernel code\n\
                      100000000-13fffffff : System RAM\n";
         let found: Vec<_> = ram(iomem).collect();
         assert_eq!(found, [0x1000..0x9fc00, 0x1_0000_0000..0x1_4000_0000]);

@@ -7,7 +7,8 @@ use anyhow::{bail, Result};
 use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
-    devices, failing_freeze, forged, luo_bench, memfd_twice, session_shell, switched_off,
+    devices, failing_freeze, forged, luo_bench, memfd_twice, numa, session_shell, swap,
+    switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -83,8 +84,34 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 120,
     },
     Test {
+        name: "swap",
+        about: "memfds whose pages are in swap before prepare, and before freeze",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: swap::PARAMETERS,
+                ..check(swap::preserve_swapped, 2, 0)
+            },
+            check(swap::take_swapped, 0, 2),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "numa",
+        about: "memory of two NUMA nodes stays where it is",
+        machine: Machine::Numa,
+        stages: &[
+            check(numa::preserve_on_both, 2, 0),
+            check(numa::take_from_both, 0, 2),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
         name: "failing_freeze",
-        about: "memory that goes bad after prepare: the jump is refused, all runs on, the next jump succeeds",
+        about: "memory that goes bad after prepare: the jump is refused, all runs on, the next \
+                jump succeeds",
         machine: Machine::Plain,
         stages: &[
             check(failing_freeze::survive_a_failing_freeze, 2, 0),
@@ -95,7 +122,8 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "switched_off",
-        about: "what arrives for a handler that is switched off fails alone; the kernel's own handler takes new files",
+        about: "what arrives for a handler that is switched off fails alone; the kernel's own \
+                handler takes new files",
         machine: Machine::Plain,
         stages: &[
             without_memfd(switched_off::preserve_with_the_kernels),
@@ -116,13 +144,15 @@ pub(crate) static TESTS: &[Test] = &[
         prints: &[
             "vfio: 0000:00:13.0: there is no such device",
             "vfio: 0000:00:14.0: it is not bound to vfio-pci",
-            "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x1234, is 0x1b36",
+            "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x1234, is \
+             0x1b36",
         ],
         seconds: 120,
     },
     Test {
         name: "busy_interrupts",
-        about: "a device whose interrupts are enabled: the jump is refused, all runs on, the next jump succeeds",
+        about: "a device whose interrupts are enabled: the jump is refused, all runs on, the next \
+                jump succeeds",
         machine: Machine::Vfio,
         stages: &[
             check(devices::survive_enabled_interrupts, 4, 0),
@@ -157,7 +187,8 @@ pub(crate) static TESTS: &[Test] = &[
             "ioport: 0x81",
             "vfio: dead:00:15.0: there is no such device",
             "vfio: 0000:00:00.0: it is not bound to vfio-pci",
-            "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x12cb, is 0x1234",
+            "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x12cb, is \
+             0x1234",
         ],
         seconds: 120,
     },

@@ -2,6 +2,7 @@
 //! One run of a guest in QEMU, which ends in bounded time and leaves its console in a file.
 
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -76,6 +77,11 @@ impl Guest<'_> {
 
     /// Runs the guest with its console in a file, until it ends or its time is over.
     pub(crate) fn run(&self) -> Result<GuestRun> {
+        self.run_and_watch(&mut |_| ())
+    }
+
+    /// Does the same, and calls `watch` for each event soon after it was reported.
+    pub(crate) fn run_and_watch(&self, watch: &mut dyn FnMut(&Event)) -> Result<GuestRun> {
         let child = self.start(
             &[
                 "-serial".into(),
@@ -83,7 +89,7 @@ impl Guest<'_> {
             ],
             Stdio::null(),
         )?;
-        self.watch(child)
+        self.wait(child, watch)
     }
 
     /// Runs the guest with its console on our terminal.
@@ -101,7 +107,7 @@ impl Guest<'_> {
             ],
             Stdio::inherit(),
         )?;
-        self.watch(child)
+        self.wait(child, &mut |_| ())
     }
 
     fn start(&self, console: &[String], stdin: Stdio) -> Result<Child> {
@@ -177,9 +183,11 @@ impl Guest<'_> {
         words.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    fn watch(&self, mut child: Child) -> Result<GuestRun> {
+    fn wait(&self, mut child: Child, watch: &mut dyn FnMut(&Event)) -> Result<GuestRun> {
         let started = Instant::now();
+        let mut events = EventFile::of(self.events());
         let timed_out = loop {
+            events.follow(watch)?;
             if child.try_wait().context("waiting for QEMU")?.is_some() {
                 break false;
             }
@@ -195,9 +203,9 @@ impl Guest<'_> {
             }
             std::thread::sleep(Duration::from_millis(50));
         };
-        let events = fs::read(self.events()).unwrap_or_default();
+        events.follow(watch)?;
         Ok(GuestRun {
-            events: parse_events(&String::from_utf8_lossy(&events)),
+            events: events.found,
             console: self.console(),
             timed_out,
             elapsed: started.elapsed(),
@@ -205,7 +213,43 @@ impl Guest<'_> {
     }
 }
 
-/// Nothing is on a machine but what we ask for; a reboot, and with `panic=-1` a crash, ends the run.
+/// The file that a guest's events go to, read as it grows.
+struct EventFile {
+    path: PathBuf,
+    read: u64,
+    found: Vec<Event>,
+}
+
+impl EventFile {
+    fn of(path: PathBuf) -> Self {
+        Self {
+            path,
+            read: 0,
+            found: Vec::new(),
+        }
+    }
+
+    /// Reads the lines that are new and whole.
+    fn follow(&mut self, watch: &mut dyn FnMut(&Event)) -> Result<()> {
+        let mut file =
+            File::open(&self.path).with_context(|| format!("opening {}", self.path.display()))?;
+        file.seek(SeekFrom::Start(self.read))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let whole = bytes
+            .iter()
+            .rposition(|&byte| byte == b'\n')
+            .map_or(0, |end| end + 1);
+        self.read += whole as u64;
+        for event in parse_events(&String::from_utf8_lossy(&bytes[..whole])) {
+            watch(&event);
+            self.found.push(event);
+        }
+        Ok(())
+    }
+}
+
+/// Nothing is on a machine but what we ask for. A reboot ends the run, and with `panic=-1` a crash.
 const BARE: [&str; 4] = ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"];
 
 /// QEMU reads a comma in an option's value as its end, unless doubled.
@@ -216,6 +260,26 @@ fn escape(path: &Path) -> String {
 #[cfg(test)]
 mod unit_tests {
     use super::*;
+
+    #[test]
+    fn events_are_read_as_they_come_and_only_when_they_are_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let mut events = EventFile::of(path.clone());
+        let mut seen = 0;
+        for (text, whole) in [
+            ("", 0),
+            ("{\"event\":\"ready\"}\n{\"event\":", 1),
+            (
+                "{\"event\":\"ready\"}\n{\"event\":\"exit\",\"code\":0}\n",
+                2,
+            ),
+        ] {
+            fs::write(&path, text).unwrap();
+            events.follow(&mut |_| seen += 1).unwrap();
+            assert_eq!((seen, events.found.len()), (whole, whole));
+        }
+    }
 
     #[test]
     fn the_command_line_ends_with_the_arguments_of_init() {
@@ -235,7 +299,9 @@ mod unit_tests {
         };
         assert_eq!(
             guest.command_line(),
-            "console=ttyS0 panic=-1 oops=panic no_timer_check liveupdate=on kho=on luo.accel=tcg intel_iommu=on vfio-pci.ids=1234:11e8,1b36:0005 mem=1G luo.test=t luo.stage=1 rdinit=/bin/luo -- lab guest-init"
+            "console=ttyS0 panic=-1 oops=panic no_timer_check liveupdate=on kho=on luo.accel=tcg \
+             intel_iommu=on vfio-pci.ids=1234:11e8,1b36:0005 mem=1G luo.test=t luo.stage=1 \
+             rdinit=/bin/luo -- lab guest-init"
         );
         assert_eq!(escape(Path::new("/a,b")), "/a,,b");
     }
