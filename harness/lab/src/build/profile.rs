@@ -30,8 +30,8 @@ impl Profile {
             // KASAN's shadow memory makes KHO ask for scratch memory of a quarter of the machine,
             // in one piece: a kernel that lies anywhere often leaves none. An interrupt while the
             // kernel identifies the processor, when it takes five levels of page tables for four,
-            // makes KASAN report memory that is fine. The page table checks are built in, but off.
-            Self::Debug => "nokaslr no5lvl page_table_check=on",
+            // makes KASAN report memory that is fine.
+            Self::Debug => "nokaslr no5lvl",
         }
     }
 

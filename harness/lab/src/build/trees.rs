@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::build::profile::Profile;
 use crate::build::source::Source;
 use crate::cache::directory::Cache;
+use crate::cache::files::write_atomically;
 use crate::cache::key::Key;
 use crate::cache::progress::Progress;
 use crate::cache::removal::remove_tree;
@@ -32,6 +33,8 @@ use crate::cache::removal::remove_tree;
 const DIRECTORY: &str = "checkouts";
 const RECORD: &str = "checkout.json";
 const SOURCE: &str = "linux";
+/// Of the page table checks, in the kernel's mm/Kconfig.
+const CONDITION: &str = "\tdef_bool y\n\tdepends on !DEVMEM || STRICT_DEVMEM\n";
 /// Digits of a path's digest that tell checkouts of one name apart.
 const DIGITS: usize = 12;
 
@@ -102,7 +105,7 @@ impl Trees {
     }
 
     fn link_source(&self) -> Result<()> {
-        let key = Key::of([&self.source.version]);
+        let key = Key::of([self.source.version.as_str(), CONDITION]);
         let tree = self.source();
         let link = |progress: &Progress| {
             if tree.exists() {
@@ -113,7 +116,8 @@ impl Trees {
                     .args(["--archive", "--link", "--no-target-directory"])
                     .arg(&self.source.tree)
                     .arg(&tree),
-            )
+            )?;
+            allow_forging_with_page_table_checks(&tree)
         };
         self.part.step(
             "tree",
@@ -122,6 +126,20 @@ impl Trees {
             link,
         )
     }
+}
+
+/// Lets a kernel have both `/dev/mem` on all of memory, with which the tests forge records, and the
+/// page table checks, which are only offered without it: what maps memory through `/dev/mem` could
+/// trip them. The tests map nothing.
+fn allow_forging_with_page_table_checks(tree: &Path) -> Result<()> {
+    const KCONFIG: &str = "mm/Kconfig";
+    let kconfig = tree.join(KCONFIG);
+    let text =
+        fs::read_to_string(&kconfig).with_context(|| format!("reading {}", kconfig.display()))?;
+    write_atomically(
+        &kconfig,
+        text.replace(CONDITION, "\tdef_bool y\n").as_bytes(),
+    )
 }
 
 /// The part of the cache that belongs to a checkout.
@@ -214,6 +232,8 @@ mod unit_tests {
         let tree = cache.path("source-1/linux");
         fs::create_dir_all(tree.join("drivers")).unwrap();
         fs::write(tree.join("drivers/Kconfig"), "endmenu\n").unwrap();
+        fs::create_dir_all(tree.join("mm")).unwrap();
+        fs::write(tree.join("mm/Kconfig"), format!("config X\n{CONDITION}")).unwrap();
         Fixture {
             base: directory.path().into(),
             _directory: directory,
@@ -261,6 +281,9 @@ mod unit_tests {
             second.seen_at(Profile::Release)
         );
         assert!(second.source().join("drivers/Kconfig").is_file());
+        let kconfig = |tree: &Path| fs::read_to_string(tree.join("mm/Kconfig")).unwrap();
+        assert!(!kconfig(&first.source()).contains(CONDITION));
+        assert!(kconfig(&fixture.source.tree).contains(CONDITION));
     }
 
     #[test]
