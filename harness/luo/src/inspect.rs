@@ -263,7 +263,7 @@ fn read_record(
             Some(summary.map(|summary| Record::Memfd(summary.into())))
         }
         "vfio-v1" => {
-            let record = luo_handler_vfio::Record::read(host()?, data);
+            let record = luo_handler_vfio::DeviceRecord::read(host()?, data);
             Some(record.map(|record| Record::Vfio((&record.description).into())))
         }
         "ioport-v1" => {
@@ -283,7 +283,7 @@ impl From<luo_handler_ioport::Record> for Port {
 
 impl From<&luo_handler_vfio::Description> for Device {
     fn from(device: &luo_handler_vfio::Description) -> Self {
-        use luo_handler_vfio::{description::Opened, record::FLAGS_RESET};
+        use luo_handler_vfio::description::{Opened, FLAGS_RESET};
         let id = |vendor: u16, device: u16| format!("{vendor:04x}:{device:04x}");
         Self {
             address: device.address.to_string(),

@@ -8,7 +8,7 @@ use crate::vm::qemu::GuestRun;
 
 /// What the kernel prints when one of its own checks fails; a test with one of these on its console
 /// has failed.
-const KERNEL_REPORTS: [&str; 9] = [
+const KERNEL_REPORTS: [&str; 10] = [
     "BUG: ",
     "WARNING: ",
     "Kernel panic",
@@ -18,6 +18,7 @@ const KERNEL_REPORTS: [&str; 9] = [
     "INFO: task ",
     "kmemleak: ",
     "list_add corruption",
+    "nobody cared",
 ];
 /// Lines that look like a report and are not one.
 const HARMLESS: [&str; 4] = [

@@ -47,8 +47,8 @@ pub(crate) struct Arrived {
     file: File,
 }
 
-/// Makes what crosses, has it fail and given up as planned, and leaves it ready for the jump. Returns
-/// who is to write meanwhile.
+/// Makes what crosses, has it fail and given up as planned, and leaves it ready for the jump.
+/// Returns who is to write meanwhile.
 pub(crate) fn depart(
     update: &Update,
     mut arrived: Vec<Arrived>,
@@ -240,15 +240,16 @@ fn take(plan: &SessionPlan) -> Result<Vec<Arrived>> {
         };
         compare().with_context(|| format!("token {token}"))?;
     }
-    // They were described in the order in which they were preserved.
-    devices.sort_by_key(|(place, _)| *place);
-    let descriptions = File::from(session.retrieve(DESCRIPTIONS)?);
-    let descriptions: Vec<Description> = serde_json::from_reader(descriptions)?;
-    ensure!(descriptions.len() == devices.len(), "devices are missing");
-    for ((place, device), description) in devices.iter().zip(&descriptions) {
-        device
-            .expect(description)
-            .with_context(|| format!("token {}", place + 1))?;
+    let described = File::from(session.retrieve(DESCRIPTIONS)?);
+    let described: Vec<Description> = serde_json::from_reader(described)?;
+    let files = plan.files.iter().enumerate();
+    let places = files.filter(|(_, file)| matches!(file, FilePlan::Device { .. }));
+    for ((place, _), description) in places.zip(&described) {
+        if let Some((_, device)) = devices.iter().find(|(found, _)| *found == place) {
+            device
+                .expect(description)
+                .with_context(|| format!("token {}", place + 1))?;
+        }
     }
     session.finish()?;
     Ok(memfds)

@@ -14,7 +14,7 @@ use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
-use crate::tests::records::{sign, VfioFile, VfioRecord, VFIO_MAGIC};
+use crate::tests::records::{sign, VfioCrossing, VfioRecord, VFIO_MAGIC};
 use crate::tests::vfio_client::Client;
 use luo_bench::workload::{Fill, Workload};
 use luo_handler_api::Token;
@@ -84,7 +84,7 @@ static FORGED: &[Forged] = &[
         record.regions = U32::MAX_VALUE;
     }), Errno::INVAL),
     forged(0x33, VfioDevice("0000:00:14.0"), Record(|record| {
-        record.kept = VfioFile::File as u8;
+        record.crossing = VfioCrossing::OpenFile as u8;
         record.file = U64::MAX_VALUE;
     }), Errno::OPNOTSUPP),
     forged(0x34, VfioDevice("0000:02:00.0"), Record(|record| {

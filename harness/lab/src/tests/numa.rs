@@ -14,7 +14,8 @@ use luo_liveupdate::Device;
 const SESSION: &str = "two-nodes";
 /// Each has one processor, of its own number.
 const NODES: [usize; 2] = [0, 1];
-/// One for each node; the first half of the pages of each is of the one, the rest of the other node.
+/// One for each node; the first half of the pages of each is of the one, the rest of the other
+/// node.
 const MEMFDS: [Workload; 2] = [
     memfd(32 << 20, Fill::Sparse(5000), 1),
     memfd(16 << 20, Fill::Shuffled, 2),

@@ -11,7 +11,7 @@ use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
 pub(crate) use luo_handler_vfio::record::{
-    Kept as VfioFile, RecordBytes as VfioRecord, MAGIC as VFIO_MAGIC,
+    Crossing as VfioCrossing, RecordBytes as VfioRecord, MAGIC as VFIO_MAGIC,
 };
 
 /// Makes the checksum of a record right again.

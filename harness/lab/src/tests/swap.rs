@@ -25,8 +25,8 @@ const EARLY: Workload = memfd(64 << 20, Fill::Sparse(300), 2);
 /// Fills all that [`EARLY`] fills, and more.
 const LATE: Workload = memfd(64 << 20, Fill::Sparse(3000), 2);
 
-/// One file is in swap when it is preserved; of another, pages that are new since prepare are in swap
-/// when it is frozen.
+/// One file is in swap when it is preserved; of another, pages that are new since prepare are in
+/// swap when it is frozen.
 pub(crate) fn preserve_swapped(held: &mut HeldOpen) -> Result<()> {
     for command in ["mkswap", "swapon"] {
         let code = exit_code(&mut program(BUSYBOX, &[command, DISK]))?;
