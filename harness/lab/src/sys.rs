@@ -80,7 +80,7 @@ impl SharedMapping {
     /// Stores a number, after all that was stored before.
     pub(crate) fn store(&self, offset: usize, value: u64) {
         assert!(
-            offset % align_of::<AtomicU64>() == 0,
+            offset.is_multiple_of(align_of::<AtomicU64>()),
             "{offset} is not aligned"
         );
         let to = self.at(offset, size_of::<u64>()).cast();
@@ -180,7 +180,7 @@ impl Registers {
     /// If one of them is not in the mapping, or not at a multiple of four.
     pub(crate) fn write_and_read(&mut self, written: u64, value: u32, read: u64) -> u32 {
         let at = |register: u64| {
-            let inside = register < LENGTH as u64 && register % 4 == 0;
+            let inside = register < LENGTH as u64 && register.is_multiple_of(4);
             assert!(inside, "there is no register at {register:#x}");
             self.0.as_ptr().wrapping_byte_add(register as usize)
         };

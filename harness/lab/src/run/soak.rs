@@ -143,7 +143,7 @@ impl Progress {
     /// So many jumps are done.
     fn arrived(&self, done: usize) {
         self.bar.set_position(done as u64);
-        if self.is_plain && done > 0 && (done % JUMPS_A_LINE == 0 || done == self.jumps) {
+        if self.is_plain && done > 0 && (done.is_multiple_of(JUMPS_A_LINE) || done == self.jumps) {
             let each = self.started.elapsed().as_secs_f64() / done as f64;
             let left = each * self.jumps.saturating_sub(done) as f64;
             eprintln!("lab: jump {done}/{}, {} left", self.jumps, duration(left));

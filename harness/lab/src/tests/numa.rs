@@ -29,7 +29,7 @@ pub(crate) fn preserve_on_both(held: &mut HeldOpen) -> Result<()> {
     for (node, workload) in NODES.into_iter().zip(MEMFDS) {
         run_on(node)?;
         let before = shared_memory(node)?;
-        preserve(&session, &[workload.clone()])?;
+        preserve(&session, std::slice::from_ref(&workload))?;
         expect_memory(node, before, &workload, "was preserved")?;
     }
     held.hold(&session)
