@@ -31,10 +31,11 @@ impl Machine {
     #[rustfmt::skip]
     pub(crate) fn arguments(self) -> &'static [&'static str] {
         match self {
-            Self::Plain => &["-machine", "q35"],
+            Self::Plain => &["-machine", "q35", "-smp", "2"],
             Self::Vfio => &[
                 // Interrupts can be remapped only where KVM does not take them all itself.
                 "-machine", "q35,kernel-irqchip=split",
+                "-smp", "2",
                 "-device", "intel-iommu,intremap=on",
                 "-device", "edu,addr=10",
                 "-device", "pci-testdev,addr=11",
@@ -50,6 +51,8 @@ impl Machine {
             ],
             Self::Numa => &[
                 "-machine", "q35",
+                // One processor would not be close to two memories.
+                "-smp", "2,sockets=2",
                 "-numa", "node,nodeid=0,cpus=0,memdev=node0",
                 "-numa", "node,nodeid=1,cpus=1,memdev=node1",
             ],

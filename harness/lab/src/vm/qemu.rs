@@ -124,7 +124,6 @@ impl Guest<'_> {
             .args(self.machine.memory_arguments(self.memory))
             .args(self.machine.arguments())
             .args(self.accel.qemu_arguments())
-            .args(["-smp", "2"])
             .args(console);
         command
             .args(self.ports())
