@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use luo_bench::counters::Shares;
 use luo_bench::environment::Environment;
-use luo_bench::run::Outcome;
+use luo_bench::outcome::Outcome;
 
 /// What a guest reports, one line of JSON each.
 #[derive(Clone, Debug, Serialize, Deserialize)]

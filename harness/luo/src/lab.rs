@@ -9,10 +9,9 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
-use luo_bench::comparison::comparison;
-use luo_bench::options::{parse_size, Outputs, Workloads};
-use luo_bench::series::{Peer, Series};
-use luo_bench::Transport;
+use crate::bench::{print_comparison, publish};
+use crate::bench_arguments::{parse_size, OutputArguments, PeerArgument, WorkloadArguments};
+use luo_bench::outputs::Outputs;
 use luo_lab::build::built::Built;
 use luo_lab::build::checkout::find_checkout;
 use luo_lab::build::options::BuildOptions;
@@ -198,12 +197,12 @@ pub struct LabBenchArguments {
     #[command(flatten)]
     guest: GuestArguments,
     #[command(flatten)]
-    workloads: Workloads,
+    workloads: WorkloadArguments,
     /// Measure another handler as well, in turn with ours
     #[arg(long, value_enum, value_name = "HANDLER")]
-    compare: Option<Peer>,
+    compare: Option<PeerArgument>,
     #[command(flatten)]
-    outputs: Outputs,
+    outputs: OutputArguments,
 }
 
 /// Runs one command of the lab.
@@ -281,15 +280,13 @@ fn measure(arguments: LabBenchArguments) -> Result<ExitCode> {
         compare,
         outputs,
     } = arguments;
-    workloads.check_peer(compare);
+    let series = workloads.series(compare);
+    let outputs = Outputs::from(outputs);
     outputs.check()?;
     let (cache, built, options) = guest.prepare()?;
-    let plan = workloads.plan(vec![Transport::Kexec], "/".into());
-    let report = bench::measure(&cache, &built, &options, &Series::new(plan, compare))?;
-    outputs.publish(&report)?;
-    for line in comparison(&report) {
-        println!("{line}");
-    }
+    let report = bench::measure(&cache, &built, &options, &series)?;
+    publish(&report, &outputs)?;
+    print_comparison(&report);
     Ok(match report.verified() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,

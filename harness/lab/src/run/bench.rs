@@ -19,7 +19,7 @@ use crate::vm::machine::Machine;
 use crate::vm::options::GuestOptions;
 use crate::vm::probe;
 use luo_bench::environment::Environment;
-use luo_bench::report::{Report, SCHEMA};
+use luo_bench::report::Report;
 use luo_bench::series::{Series, Step};
 use luo_bench::subject::Subject;
 
@@ -71,12 +71,7 @@ pub fn measure(
     }
     let mut environment = environment.context("the guest did not report where it runs")?;
     environment.accel = format!("QEMU with {}", accel.name());
-    Ok(Report {
-        schema: SCHEMA,
-        environment,
-        results: series.rows(&outcomes),
-        skipped: Vec::new(),
-    })
+    Ok(Report::new(environment, series.rows(&outcomes), Vec::new()))
 }
 
 /// The one that has what is measured.

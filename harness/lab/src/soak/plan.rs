@@ -5,7 +5,9 @@ use fastrand::Rng;
 use rustix::fs::OFlags;
 
 use crate::soak::options::SoakOptions;
-use luo_bench::workload::{Fill, Pages, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::pages::Pages;
 
 /// The addresses of all devices that the board has.
 const DEVICES: [&str; 9] = [
@@ -76,6 +78,8 @@ pub(crate) struct MemfdPlan {
     pub(crate) early: Workload,
     /// Fills all that `early` fills, and perhaps more.
     pub(crate) late: Workload,
+    /// How much of `late` is filled, in hundredths of a percent, if that is not all of it.
+    pub(crate) part: Option<u32>,
     /// Whether its data is something else until prepare.
     pub(crate) rewritten: bool,
     /// It came with the last update and crosses again.
@@ -125,12 +129,14 @@ fn passed_on(options: SoakOptions, number: u64, last: &Update) -> Vec<MemfdPlan>
     });
     let mut memfds: Vec<MemfdPlan> = retrieved
         .filter_map(|file| match file {
-            FilePlan::Memfd(memfd) if memfd.late.pages == Pages::Base => Some(MemfdPlan {
-                early: memfd.late.clone(),
-                late: more_filled(&memfd.late, &mut random),
-                rewritten: false,
-                passed_on: true,
-            }),
+            FilePlan::Memfd(memfd) if memfd.late.pages == Pages::Base => {
+                let again = plan_of(memfd.late.clone(), memfd.part, &mut random);
+                Some(MemfdPlan {
+                    rewritten: false,
+                    passed_on: true,
+                    ..again
+                })
+            }
             _ => None,
         })
         .collect();
@@ -207,16 +213,17 @@ fn memfd(random: &mut Rng) -> MemfdPlan {
         _ => Pages::Base,
     };
     let data = random.u64(..=MEMFD_MAX);
-    let fill = match random.u8(..8) {
-        0 | 1 => Fill::Dense,
-        2 => Fill::Shuffled,
-        // From nothing to nearly all, in hundredths of a percent; mostly not much.
-        _ => Fill::Sparse([0, 1, 50, 500, 3000, 9000][random.usize(..6)]),
+    // From nothing to nearly all, in hundredths of a percent; mostly not much.
+    let part = [0, 1, 50, 500, 3000, 9000][random.usize(..6)];
+    let (fill, part) = match random.u8(..8) {
+        0 | 1 => (Fill::Dense, None),
+        2 => (Fill::Shuffled, None),
+        _ => (Fill::sparse(part), Some(part)),
     };
     // Holes cost nothing: what has few pages is large.
-    let size = match fill {
-        Fill::Sparse(part @ 1..=500) => data * 5_000 / u64::from(part).max(50) + 1,
-        Fill::Sparse(0) => random.u64(..=1 << 32),
+    let size = match part {
+        Some(0) => random.u64(..=1 << 32),
+        Some(part @ ..=500) => data * 5_000 / u64::from(part).max(50) + 1,
         _ => data,
     };
     let early = Workload {
@@ -225,25 +232,26 @@ fn memfd(random: &mut Rng) -> MemfdPlan {
         fill,
         seed: random.u64(1..),
     };
-    MemfdPlan {
-        late: more_filled(&early, random),
-        rewritten: pages == Pages::Base && random.bool(),
-        early,
-        passed_on: false,
-    }
+    plan_of(early, part, random)
 }
 
-/// The same memfd with more of its holes filled. What is made of huge pages is left as it is.
-fn more_filled(workload: &Workload, random: &mut Rng) -> Workload {
-    let fill = match workload.fill {
-        Fill::Sparse(part @ 1..) if workload.pages == Pages::Base => {
-            Fill::Sparse((part * random.u32(1..=3)).min(10_000))
-        }
-        fill => fill,
+/// A memfd, more of whose holes are filled later. What is made of huge pages is left as it is.
+fn plan_of(early: Workload, part: Option<u32>, random: &mut Rng) -> MemfdPlan {
+    let is_base = early.pages == Pages::Base;
+    let part = match part {
+        Some(part @ 1..) if is_base => Some((part * random.u32(1..=3)).min(10_000)),
+        part => part,
     };
-    Workload {
-        fill,
-        ..workload.clone()
+    let late = Workload {
+        fill: part.map_or(early.fill, Fill::sparse),
+        ..early.clone()
+    };
+    MemfdPlan {
+        early,
+        late,
+        part,
+        rewritten: is_base && random.bool(),
+        passed_on: false,
     }
 }
 

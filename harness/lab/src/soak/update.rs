@@ -15,11 +15,11 @@ use crate::soak::writer::{self, Writer};
 use crate::tests::failing_freeze::{spoil, BAD_MEMFD};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::vfio_client::{Client, Description};
-use luo_bench::port::PortFile;
+use luo_bench::subject::ioport::PortFile;
 use luo_handler_api::Token;
 use luo_liveupdate::kexec::{self, KexecError};
 use luo_liveupdate::{Device, Session};
-use luo_orchestrator::{holes, sys::reopen};
+use luo_orchestrator::holes::{self, reopen};
 
 /// Beside the devices of a session: what they report of themselves.
 const DESCRIPTIONS: Token = Token(u64::MAX);

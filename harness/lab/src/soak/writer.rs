@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{fence, Ordering};
 use std::thread;
 
 use anyhow::{ensure, Context, Result};
@@ -14,9 +15,9 @@ use rustix::fs::MemfdFlags;
 use rustix::param::page_size;
 
 use crate::soak::plan::Access;
-use crate::sys::SharedMapping;
 use crate::tests::held_open::HeldOpen;
 use luo_handler_api::Token;
+use luo_orchestrator::SharedMapping;
 use luo_liveupdate::{Device, Session};
 
 const SESSION: &str = "soak-writer";
@@ -46,9 +47,11 @@ pub(crate) fn start(writer: Writer) -> Result<()> {
     let page = page_size();
     let store: Box<dyn Fn(usize, u64) -> Result<()> + Send> = match access {
         Access::Mapping => {
-            let mapping = SharedMapping::of(&file, PAGES * page as u64)?;
+            let mapping = SharedMapping::new(&file, 0..PAGES * page as u64)?;
             Box::new(move |offset, number| {
-                mapping.store(offset, number);
+                mapping.write(offset, &number.to_ne_bytes());
+                // The next store must not come before this one.
+                fence(Ordering::SeqCst);
                 Ok(())
             })
         }

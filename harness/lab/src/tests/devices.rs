@@ -17,7 +17,7 @@ use crate::tests::expect::{expect_errno, expect_lost, expect_refused_jump};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::vfio_client::{Client, Description};
 use crate::tests::{pci, ports};
-use luo_bench::vfio::open_cdev;
+use luo_bench::subject::vfio::open_cdev;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 

@@ -7,19 +7,20 @@ use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
-use crate::sys::SharedMapping;
 use crate::tests::expect::{expect_errno, expect_refused_jump};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{memfd, preserve, retrieve, verify};
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_orchestrator::SharedMapping;
 use luo_liveupdate::Device;
 
 const SOUND: &str = "sound";
 const BAD: &str = "bad";
-const SOUND_MEMFD: Workload = memfd(4 << 20, Fill::Sparse(3000), 1);
+const SOUND_MEMFD: Workload = memfd(4 << 20, Fill::sparse(3000), 1);
 /// Fills all that [`SOUND_MEMFD`] fills, and more.
-const SOUND_LATER: Workload = memfd(4 << 20, Fill::Sparse(6000), 1);
-pub(crate) const BAD_MEMFD: Workload = memfd(1 << 20, Fill::Sparse(0), 2);
+const SOUND_LATER: Workload = memfd(4 << 20, Fill::sparse(6000), 1);
+pub(crate) const BAD_MEMFD: Workload = memfd(1 << 20, Fill::sparse(0), 2);
 
 /// Memory goes bad between prepare and the jump: the jump is refused, what was frozen is not any
 /// more, all runs on, and without the bad memory the next jump succeeds.
@@ -43,7 +44,7 @@ pub(crate) fn survive_a_failing_freeze(held: &mut HeldOpen) -> Result<()> {
 /// Writes to a hole, and has the kernel believe that its memory is broken.
 pub(crate) fn spoil(file: &File) -> Result<()> {
     let page = rustix::param::page_size();
-    let mapping = SharedMapping::of(file, BAD_MEMFD.size).context("mapping a memfd")?;
+    let mapping = SharedMapping::new(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
     mapping.write(0, &[1]);
     mapping
         .advise(0..page, Advice::LinuxHwPoison)

@@ -6,10 +6,14 @@ use std::os::fd::AsFd;
 
 use anyhow::{ensure, Context, Result};
 
-use crate::sys::SharedMapping;
+use crate::sys::collapse;
 use crate::tests::memfds::{memfd, retrieve};
-use luo_bench::workload::{meminfo, Fill, Pages, Workload};
+use luo_bench::memory::meminfo;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::pages::Pages;
 use luo_handler_api::Token;
+use luo_orchestrator::SharedMapping;
 use luo_liveupdate::Session;
 
 const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
@@ -22,9 +26,9 @@ const HUGE: Workload = Workload {
     seed: 1,
 };
 /// With holes in each huge page's worth.
-const SPARSE: Workload = memfd(16 << 20, Fill::Sparse(2000), 2);
+const SPARSE: Workload = memfd(16 << 20, Fill::sparse(2000), 2);
 /// Nothing of it is there at prepare.
-const EMPTY: Workload = memfd(16 << 20, Fill::Sparse(0), 3);
+const EMPTY: Workload = memfd(16 << 20, Fill::sparse(0), 3);
 const FILLED: Workload = memfd(16 << 20, Fill::Dense, 3);
 
 /// The folios that were preserved are asked to become others, and new ones do.
@@ -40,13 +44,12 @@ pub(super) fn split_and_collapse(session: &Session) -> Result<()> {
     fs::write(SPLIT, "1").context("splitting all huge pages; it takes debugfs")?;
     HUGE.verify(huge.as_fd(), |_| ())?;
     // Whether pages that are held can be collapsed is the kernel's affair; they must not get lost.
-    let _ = SharedMapping::of(&sparse, SPARSE.size)?.collapse();
+    let _ = collapse(&SharedMapping::new(&sparse, 0..SPARSE.size)?);
     SPARSE.verify(sparse.as_fd(), |_| ())?;
 
     FILLED.write(&empty, |_| ())?;
     let before = meminfo("ShmemHugePages:").unwrap_or(0);
-    SharedMapping::of(&empty, FILLED.size)?
-        .collapse()
+    collapse(&SharedMapping::new(&empty, 0..FILLED.size)?)
         .context("collapsing pages that are new since prepare")?;
     let collapsed = meminfo("ShmemHugePages:").unwrap_or(0) - before;
     ensure!(

@@ -16,7 +16,8 @@ use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
 use crate::tests::records::{sign, VfioCrossing, VfioRecord, VFIO_MAGIC};
 use crate::tests::vfio_client::Client;
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 
@@ -54,7 +55,7 @@ use Kind::{Memfd, Port, VfioDevice};
 /// Nobody else has such a token, so it shows where the kernel's list is; it is the first that is
 /// preserved.
 const SOUND_PORT: u64 = 0x666f_7267_6564_0001;
-const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::Sparse(3000), 2);
+const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 2);
 const SOUND_DEVICE: u64 = 3;
 const SOUND_ADDRESS: &str = "0000:00:12.0";
 

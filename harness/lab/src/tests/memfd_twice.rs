@@ -8,7 +8,8 @@ use anyhow::{ensure, Result};
 
 use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{memfd, preserve, retrieve, verify};
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
 use luo_liveupdate::Device;
 
@@ -16,7 +17,7 @@ const TWICE: &str = "memfd-twice";
 /// The odd size is not a whole number of pages.
 const TWICE_MEMFDS: [Workload; 2] = [
     memfd((3 << 20) + 123, Fill::Dense, 0x11),
-    memfd(64 << 20, Fill::Sparse(500), 0x12),
+    memfd(64 << 20, Fill::sparse(500), 0x12),
 ];
 
 pub(crate) fn preserve_memfds(held: &mut HeldOpen) -> Result<()> {

@@ -6,7 +6,10 @@ use std::os::fd::AsFd;
 
 use anyhow::{ensure, Context, Result};
 
-use luo_bench::workload::{allocated_bytes, Fill, Pages, Workload};
+use luo_bench::memory::allocated_bytes;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::pages::Pages;
 use luo_handler_api::Token;
 use luo_liveupdate::Session;
 

@@ -8,7 +8,8 @@ use rustix::thread::{sched_setaffinity, CpuSet};
 
 use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{memfd, preserve, retrieve};
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_liveupdate::Device;
 
 const SESSION: &str = "two-nodes";
@@ -17,7 +18,7 @@ const NODES: [usize; 2] = [0, 1];
 /// One for each node; the first half of the pages of each is of the one, the rest of the other
 /// node.
 const MEMFDS: [Workload; 2] = [
-    memfd(32 << 20, Fill::Sparse(5000), 1),
+    memfd(32 << 20, Fill::sparse(5000), 1),
     memfd(16 << 20, Fill::Shuffled, 2),
 ];
 /// What the kernel may count late.

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 
 use crate::tests::expect::expect_errno;
-use luo_bench::port::PortFile;
+use luo_bench::subject::ioport::PortFile;
 use luo_liveupdate::Session;
 
 /// The position after the last port of an x86.

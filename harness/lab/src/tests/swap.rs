@@ -8,11 +8,13 @@ use anyhow::{ensure, Context, Result};
 use rustix::mm::Advice;
 
 use crate::guest::programs::{exit_code, program, BUSYBOX};
-use crate::sys::SharedMapping;
 use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{memfd, preserve, retrieve};
-use luo_bench::workload::{meminfo, Fill, Workload};
+use luo_bench::memory::meminfo;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
+use luo_orchestrator::SharedMapping;
 use luo_liveupdate::Device;
 
 /// Gives the RAM disk room for both memfds.
@@ -21,9 +23,9 @@ const DISK: &str = "/dev/ram0";
 const SESSION: &str = "swapped";
 
 const SWAPPED: Workload = memfd(24 << 20, Fill::Dense, 1);
-const EARLY: Workload = memfd(64 << 20, Fill::Sparse(300), 2);
+const EARLY: Workload = memfd(64 << 20, Fill::sparse(300), 2);
 /// Fills all that [`EARLY`] fills, and more.
-const LATE: Workload = memfd(64 << 20, Fill::Sparse(3000), 2);
+const LATE: Workload = memfd(64 << 20, Fill::sparse(3000), 2);
 
 /// One file is in swap when it is preserved; of another, pages that are new since prepare are in
 /// swap when it is frozen.
@@ -66,7 +68,7 @@ pub(crate) fn take_swapped(_held: &mut HeldOpen) -> Result<()> {
 
 /// Has the kernel swap out what it can of a file.
 fn swap_out(file: &File, size: u64) -> Result<()> {
-    let mapping = SharedMapping::of(file, size).context("mapping a memfd")?;
+    let mapping = SharedMapping::new(file, 0..size).context("mapping a memfd")?;
     // Reclaim goes by the page tables: what is not in them is not found.
     let whole = || 0..size as usize;
     mapping

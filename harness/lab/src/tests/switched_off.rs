@@ -8,7 +8,8 @@ use crate::tests::expect::expect_lost;
 use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{memfd, preserve, retrieve};
 use luo_bench::counters::Counters;
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_liveupdate::Device;
 
 const BY_THE_KERNELS: &str = "by-the-kernels-handler";

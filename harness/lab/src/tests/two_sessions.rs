@@ -8,12 +8,13 @@ use rustix::io::Errno;
 
 use crate::tests::expect::expect_errno;
 use crate::tests::memfds::{memfd, retrieve};
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
-use luo_orchestrator::sys::reopen;
+use luo_orchestrator::holes::reopen;
 
-const SHARED: Workload = memfd(4 << 20, Fill::Sparse(3000), 1);
+const SHARED: Workload = memfd(4 << 20, Fill::sparse(3000), 1);
 
 /// It belongs to the session that has it, until that one gives it up.
 pub(super) fn offer_in_both(session: &Session) -> Result<()> {
