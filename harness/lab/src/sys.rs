@@ -8,8 +8,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::{null_mut, NonNull};
 
-use rustix::ioctl::{ioctl, opcode, Opcode, Setter};
 use luo_orchestrator::SharedMapping;
+use rustix::ioctl::{ioctl, opcode, Opcode, Setter};
 use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP, VFIO_DEVICE_FEATURE_SET, VFIO_TYPE,

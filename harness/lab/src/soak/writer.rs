@@ -17,8 +17,8 @@ use rustix::param::page_size;
 use crate::soak::plan::Access;
 use crate::tests::held_open::HeldOpen;
 use luo_handler_api::Token;
-use luo_orchestrator::SharedMapping;
 use luo_liveupdate::{Device, Session};
+use luo_orchestrator::SharedMapping;
 
 const SESSION: &str = "soak-writer";
 const TOKEN: Token = Token(1);

@@ -12,8 +12,8 @@ use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{memfd, preserve, retrieve, verify};
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
-use luo_orchestrator::SharedMapping;
 use luo_liveupdate::Device;
+use luo_orchestrator::SharedMapping;
 
 const SOUND: &str = "sound";
 const BAD: &str = "bad";

@@ -46,7 +46,7 @@ pub(super) fn preserve_far_apart(session: &Session) -> Result<()> {
 pub(super) fn take_far_apart(session: &Session) -> Result<()> {
     let file = File::from(session.retrieve(TOKEN)?);
     ensure!(file.metadata()?.len() == SIZE, "the size is another one");
-    let found = holes::data_ranges(&luo_orchestrator::holes::reopen(file.as_fd())?, SIZE)?;
+    let found = holes::data_ranges(&holes::reopen(file.as_fd())?, SIZE)?;
     ensure!(
         found == filled(),
         "expected data at {:x?}, found it at {found:x?}",

@@ -13,8 +13,8 @@ use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
 use luo_bench::subject::pages::Pages;
 use luo_handler_api::Token;
-use luo_orchestrator::SharedMapping;
 use luo_liveupdate::Session;
+use luo_orchestrator::SharedMapping;
 
 const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
 const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";

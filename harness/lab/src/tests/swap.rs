@@ -14,8 +14,8 @@ use luo_bench::memory::meminfo;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
-use luo_orchestrator::SharedMapping;
 use luo_liveupdate::Device;
+use luo_orchestrator::SharedMapping;
 
 /// Gives the RAM disk room for both memfds.
 pub(crate) const PARAMETERS: &str = "brd.rd_size=131072";
