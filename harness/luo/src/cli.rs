@@ -148,20 +148,26 @@ fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
         let plugin = origins.iter().find(|(name, _)| *name == compatible);
         plugin.map_or(origin.to_owned(), |(_, file)| file.display().to_string())
     };
-    let handlers = registry.handlers().into_iter().map(|handler| ListedHandler {
-        kind: "handler",
-        origin: plugin_or(handler.compatible().to_string(), handler.origin()),
-        hosts: handler.hosts().names(),
-        abi_version: handler.abi_version(),
-        compatible: handler.compatible().to_string(),
-    });
-    let subsystems = registry.subsystems().into_iter().map(|subsystem| ListedHandler {
-        kind: "subsystem",
-        origin: plugin_or(subsystem.compatible().to_string(), subsystem.origin()),
-        hosts: subsystem.hosts().names(),
-        abi_version: subsystem.abi_version(),
-        compatible: subsystem.compatible().to_string(),
-    });
+    let handlers = registry
+        .handlers()
+        .into_iter()
+        .map(|handler| ListedHandler {
+            kind: "handler",
+            origin: plugin_or(handler.compatible().to_string(), handler.origin()),
+            hosts: handler.hosts().names(),
+            abi_version: handler.abi_version(),
+            compatible: handler.compatible().to_string(),
+        });
+    let subsystems = registry
+        .subsystems()
+        .into_iter()
+        .map(|subsystem| ListedHandler {
+            kind: "subsystem",
+            origin: plugin_or(subsystem.compatible().to_string(), subsystem.origin()),
+            hosts: subsystem.hosts().names(),
+            abi_version: subsystem.abi_version(),
+            compatible: subsystem.compatible().to_string(),
+        });
     let listed: Vec<ListedHandler> = handlers.chain(subsystems).collect();
     if json {
         return print_json(&listed);

@@ -53,8 +53,8 @@ pub mod holes;
 pub mod incoming;
 #[cfg(feature = "image")]
 pub mod inspection;
-pub mod memory_file;
 mod member;
+pub mod memory_file;
 mod new_side;
 mod old_side;
 pub mod orchestrator;

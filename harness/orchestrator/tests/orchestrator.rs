@@ -11,8 +11,8 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use luo_handler_api::hosted::{Handler, SubsystemRef};
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, InvalidReason, NeededBy, OwnedFile, Prepared,
-    Preserved, Subsystem, Token,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, InvalidReason, NeededBy, OwnedFile,
+    Prepared, Preserved, Subsystem, Token,
 };
 use luo_handler_memfd as _;
 use luo_orchestrator::devicetree::{decode, BadReason, FileEntry, SubsystemEntry, Tree};
@@ -625,10 +625,15 @@ fn two_handlers_of_one_name_are_refused() {
     assert_eq!(refused.reason, InvalidReason::Duplicate);
     assert!(refused.to_string().contains("notes-0"), "{refused}");
     let new = |ops| Handler::new(ops).unwrap();
-    let both = [new(ops(Notes::<1>(desk.clone()))), new(ops(Notes::<0>(desk)))];
+    let both = [
+        new(ops(Notes::<1>(desk.clone()))),
+        new(ops(Notes::<0>(desk))),
+    ];
     let clock = SubsystemRef::new(subsystem_ops(Clock(AtomicUsize::new(0)))).unwrap();
     registry.register_all(&both, &[clock]).unwrap_err();
-    registry.register_all(&both[..1], &[clock, clock]).unwrap_err();
+    registry
+        .register_all(&both[..1], &[clock, clock])
+        .unwrap_err();
     assert_eq!(registry.handlers().len(), 1, "all or none");
     assert_eq!(registry.subsystems().len(), 0, "all or none");
     registry.register_all(&both[..1], &[clock]).unwrap();
