@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! `luo bench` on hosts that lack something: little memory, no /proc, a file system that is read-only.
+//! `luo bench` on hosts that lack something: little memory, no /proc, a read-only file system.
 //!
-//! Each host is a set of namespaces, made by unshare(1). A machine that forbids them skips the test and
-//! reports it.
+//! Each host is a set of namespaces, made by unshare(1). On a machine that forbids them, the test
+//! reports that and is skipped.
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -128,6 +128,24 @@ fn without_proc_a_bench_works_or_names_what_is_missing() {
                 assert!(stderr.contains("mount /proc"), "{stderr}");
             }
         }
+    }
+}
+
+#[test]
+fn huge_pages_that_are_not_there_are_skipped_with_the_reason() {
+    let script = "mount -t tmpfs none /sys/kernel/mm
+        exec $LUO bench --transport exec --size 1M --pages 4k,thp,hugetlb,hugetlb:1G --fill dense \
+            --runs 1 --json -";
+    if let Some(output) = on_host(USER, script) {
+        let report = report(&output);
+        assert_all_verified(&report, 1);
+        let reasons = reasons(&report);
+        assert_eq!(reasons.len(), 3);
+        assert!(
+            reasons[0].contains("no transparent huge pages"),
+            "{reasons:?}"
+        );
+        assert!(reasons[2].contains("no huge pages of 1"), "{reasons:?}");
     }
 }
 
