@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the dispatch and the handlers ask of C, and what C asks of the dispatch.
- *
- * The Rust sides of these declarations are in shim.rs and, for those of a handler, in
- * that handler's kernel.rs.
+ * What the dispatch asks of C, and what C asks of the dispatch. The Rust side is in
+ * shim.rs. What only one handler needs is in that handler's crate.
  */
 #ifndef _LUO_SHIM_H
 #define _LUO_SHIM_H
@@ -44,117 +42,5 @@ void luo_unpreserve(const void *handler, struct file *file, u64 data, void *priv
 int luo_retrieve(const void *handler, u64 data, struct file **file);
 bool luo_can_finish(const void *handler, struct file *file, u64 data, int status);
 void luo_finish(const void *handler, struct file *file, u64 data, int status);
-
-/* luo_shim_memfd.c */
-
-/* What makes a memfd besides its contents; the flags and seals are the uapi's. */
-struct luo_memfd_attributes {
-	u64 size;
-	u64 position;
-	u32 seals;
-	u32 flags;
-	u32 mode;
-};
-
-/* What is found in a page cache. */
-struct luo_found {
-	u64 index;
-	u64 pfn;
-	u32 pages;
-	u8 order;
-	u8 state;
-};
-
-/* A run of folios of one order, in consecutive frames at consecutive places. */
-struct luo_run {
-	u64 index;
-	u64 pfn;
-	u64 pages;
-	u8 order;
-};
-
-enum luo_found_state {
-	LUO_FOUND_HELD,		/* a folio, of which the finder holds a reference */
-	LUO_FOUND_UNWRITTEN,	/* the same, but allocated and never written */
-	LUO_FOUND_MOVABLE,	/* the same, but where it cannot stay */
-	LUO_FOUND_SWAPPED,	/* swapped out */
-	LUO_FOUND_GONE,		/* was on its way out; look again */
-	LUO_FOUND_POISONED,	/* memory that fails */
-};
-
-#define LUO_FOUND_MAX 31
-
-bool luo_memfd_is_known(struct file *file);
-unsigned long luo_memfd_id(struct file *file);
-void luo_memfd_freeze(struct file *file, bool freeze);
-int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attributes);
-u64 luo_memfd_pages(struct file *file);
-u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found);
-int luo_memfd_swap_in(struct file *file, u64 index);
-int luo_memfd_move(struct file *file, u64 index, u64 last);
-void luo_frames_put(u64 pfn, u64 pages, u8 order);
-void luo_frames_write_zeros(u64 pfn);
-int luo_frames_preserve(u64 pfn, u64 pages, u8 order);
-void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order);
-void luo_frames_discard(u64 pfn, u64 pages, u8 order);
-struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes);
-int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count);
-
-/* luo_shim_ioport.c */
-bool luo_port_is_known(struct file *file);
-u64 luo_port_look(struct file *file, u32 *flags);
-struct file *luo_port_open(u32 flags, u64 position);
-
-/* luo_shim_vfio.c */
-
-#define LUO_VFIO_HEADER_LENGTH 64
-#define LUO_VFIO_REGIONS_MAX 16
-#define LUO_VFIO_IRQS_MAX 8
-
-struct luo_vfio_region {
-	u64 offset;
-	u64 size;
-	u32 flags;
-};
-
-struct luo_vfio_irq {
-	u32 flags;
-	u32 count;
-};
-
-/* A device; the flags are the uapi's. */
-struct luo_vfio_description {
-	u32 segment;
-	u32 info_flags;
-	u32 regions;
-	u32 irqs;
-	u8 bus;
-	u8 devfn;
-	u8 header[LUO_VFIO_HEADER_LENGTH];
-	struct luo_vfio_region region[LUO_VFIO_REGIONS_MAX];
-	struct luo_vfio_irq irq[LUO_VFIO_IRQS_MAX];
-};
-
-enum luo_vfio_kind {
-	LUO_VFIO_OTHER,			/* nothing of VFIO */
-	LUO_VFIO_DEVICE,		/* from its character device, and bound to an iommufd */
-	LUO_VFIO_DEVICE_OF_GROUP,	/* from a group */
-	LUO_VFIO_UNBOUND,		/* from its character device, and not bound */
-	LUO_VFIO_GROUP,
-	LUO_VFIO_CONTAINER,
-	LUO_VFIO_FOREIGN,		/* a device with another driver than vfio-pci itself */
-	LUO_VFIO_VIRTUAL_FUNCTION,
-};
-
-u8 luo_vfio_kind(struct file *file);
-void *luo_vfio_device(struct file *file, u32 *flags);
-int luo_vfio_pin(void *device);
-void luo_vfio_unpin(void *device);
-void luo_vfio_let_go(void *device);
-int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found, size_t size);
-int luo_vfio_quiesce(void *device, bool *was_master);
-void luo_vfio_resume(void *device, bool was_master);
-void *luo_vfio_find(u32 segment, u8 bus, u8 devfn);
-struct file *luo_vfio_open(void *device, u32 flags);
 
 #endif /* _LUO_SHIM_H */

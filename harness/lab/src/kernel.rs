@@ -4,11 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{anyhow, Context, Result};
 
 use crate::cache::{write_atomically, Cache, Key, Progress};
 use crate::config;
-use crate::integrate;
+use crate::integrate::{self, Integrated, LocalEdits, Selection};
 use crate::source::Source;
 use crate::toolchain::Toolchain;
 
@@ -88,7 +88,7 @@ pub(super) fn build(
             .arg(format!("O={}", build_tree.display()))
             .args(profile.make_arguments())
             .args(targets);
-        progress.run(&mut command)
+        progress.run(&mut command).map_err(|error| handlers.with_sources_named(error))
     };
 
     let config_key = Key::of([
@@ -121,34 +121,47 @@ pub(super) fn build(
 
 /// What kmod/ adds to the kernel.
 struct Handlers {
-    /// The lines of its `lab.config`.
+    /// The lines of the configuration that it wants.
     fragment: String,
     /// The key of what configuring depends on.
     options: Key,
     /// The key of what building depends on.
     sources: Key,
+    /// `None` without kmod/.
+    integrated: Option<Integrated>,
+}
+
+impl Handlers {
+    /// The error of a build with the author's files in it, not their copies in the kernel tree.
+    fn with_sources_named(&self, error: anyhow::Error) -> anyhow::Error {
+        match &self.integrated {
+            Some(integrated) => anyhow!("{}", integrated.with_sources_named(&format!("{error:#}"))),
+            None => error,
+        }
+    }
 }
 
 /// Puts the checkout's kmod/ into the source tree. A checkout without one gets the kernel's own handlers only.
 fn integrate_handlers(checkout: &Path, source: &Source) -> Result<Handlers> {
-    let kmod = checkout.join("kmod");
-    if !kmod.is_dir() {
-        integrate::remove(&source.tree)?;
+    // The tree is the lab's, so what was changed in it is nobody's.
+    let edits = LocalEdits::Overwrite;
+    if !checkout.join("kmod").is_dir() {
+        integrate::remove(&source.tree, edits)?;
         let none = || Key::of(["no kmod"]);
         return Ok(Handlers {
             fragment: String::new(),
             options: none(),
             sources: none(),
+            integrated: None,
         });
     }
-    let integrated = integrate::put(checkout, &source.tree, &integrate::Selection::All)?;
-    let own = kmod.join("lab.config");
-    let fragment =
-        fs::read_to_string(&own).with_context(|| format!("reading {}", own.display()))?;
+    let integrated = integrate::put(checkout, &source.tree, &Selection::All, edits)?;
+    let kconfigs = integrated.kconfigs().map(|file| source.tree.join(file));
     Ok(Handlers {
-        fragment,
-        options: Key::of_trees([integrated.join("Kconfig")])?,
-        sources: Key::of_trees([integrated])?,
+        fragment: integrated.fragment.clone(),
+        options: Key::of_trees(kconfigs)?,
+        sources: Key::of_trees([&integrated.directory])?,
+        integrated: Some(integrated),
     })
 }
 

@@ -13,12 +13,12 @@ use rustix::fs::statfs;
 use serde::Serialize;
 
 use crate::inspect;
+use crate::integrate::{self, IntegrateOptions};
 use crate::session::{self, SessionCommand};
 use luo_bench::machine::{self, KexecOptions};
 use luo_bench::options::{wrong_usage, Outputs, Workloads};
 use luo_bench::run::{self, ArriveOptions};
 use luo_bench::Transport;
-use luo_lab::integrate::{self, IntegrateOptions};
 use luo_lab::{self as lab, LabCommand};
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;

@@ -13,8 +13,10 @@
 //!
 //! - [`cli`]: the command line
 //! - [`inspect`]: what a handover holds
+//! - [`integrate`]: the handlers into a kernel tree
 //! - [`session`]: sessions of the running kernel
 
 pub mod cli;
 pub mod inspect;
+pub mod integrate;
 pub mod session;

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! A kernel source tree: where our parts go, and whether it can take them.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{bail, Context, Result};
+use rustix::fs::{flock, FlockOperation};
+use rustix::io::Errno;
+
+use super::lines::{Edit, Place};
+
+/// Our directory in a kernel tree.
+pub(super) const DIRECTORY: &str = "drivers/luo_handlers";
+/// Where changes wait until all of them are written.
+pub(super) const STAGING: &str = "drivers/luo_handlers.new";
+const DRIVERS: &str = "drivers";
+const LINKER_SCRIPT: &str = "include/asm-generic/vmlinux.lds.h";
+
+/// The files of the kernel that get a line, and which.
+pub(super) const EDITS: [Edit; 3] = [
+    Edit {
+        file: "drivers/Kconfig",
+        line: "source \"drivers/luo_handlers/Kconfig\"",
+        place: Place::BeforeEndmenu,
+    },
+    Edit {
+        file: "drivers/Makefile",
+        line: "obj-$(CONFIG_LUO_HANDLERS)\t+= luo_handlers/",
+        place: Place::Last,
+    },
+    // What no line names lld puts after the kernel's end. Ours goes among the tables of pointers in
+    // the kernel's data.
+    Edit {
+        file: LINKER_SCRIPT,
+        line: "\tBOUNDED_SECTION_BY(luo_handlers, _luo_handlers)\t\t\t\\",
+        place: Place::Before("\tBOUNDED_SECTION_BY(__dyndbg_classes,"),
+    },
+];
+
+/// A tree in which one of these files is missing, or does not have the word, cannot hold the
+/// handlers.
+pub(super) const NEEDED: [(&str, &str, &str); 5] = [
+    ("drivers/Kconfig", "endmenu", NOT_A_TREE),
+    ("drivers/Makefile", "", NOT_A_TREE),
+    (LINKER_SCRIPT, "", NOT_A_TREE),
+    (
+        "include/linux/liveupdate.h",
+        "retrieve_status",
+        "its Live Update Orchestrator has another interface than the one kmod/ is written for; \
+         take 7.3 or later",
+    ),
+    ("rust/kernel/lib.rs", "", "its kernel has no Rust support"),
+];
+const NOT_A_TREE: &str = "it is not a kernel source tree";
+
+/// Refuses a tree that cannot hold the handlers.
+pub(super) fn check(kernel: &Path) -> Result<()> {
+    for (file, word, reason) in NEEDED {
+        let lack = match fs::read_to_string(kernel.join(file)) {
+            Ok(text) if text.contains(word) => continue,
+            Ok(_) => format!("{file} does not contain {word}"),
+            Err(error) => format!("{file}: {error}"),
+        };
+        bail!(
+            "{} cannot take the handlers: {reason} ({lack})",
+            kernel.display()
+        );
+    }
+    Ok(())
+}
+
+/// Keeps others who integrate out of the tree until the answer is dropped, or the process ends.
+pub(super) fn lock(kernel: &Path) -> Result<File> {
+    let drivers = kernel.join(DRIVERS);
+    let directory = File::open(&drivers).with_context(|| {
+        format!(
+            "opening {}: {} {NOT_A_TREE}",
+            drivers.display(),
+            kernel.display()
+        )
+    })?;
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => bail!(
+            "another `luo integrate` is at work in {}; run this again when it has ended",
+            kernel.display()
+        ),
+        // Some network file systems cannot lock directories; there it is up to the user.
+        _ => Ok(directory),
+    }
+}
+
+/// What a file holds; `None` if there is no such file.
+pub(super) fn contents(file: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::symlink_metadata(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
+        Ok(metadata) if !metadata.is_file() => {
+            bail!(
+                "{} is not a regular file; move it away first",
+                file.display()
+            )
+        }
+        Ok(_) => {
+            let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            Ok(Some(bytes))
+        }
+    }
+}
