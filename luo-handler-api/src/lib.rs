@@ -61,6 +61,8 @@ pub mod host;
 pub mod hosted;
 #[cfg(luo_kernel)]
 pub mod kernel;
+#[doc(hidden)]
+pub mod note;
 pub mod ops;
 mod panics;
 pub mod plugin;

@@ -125,6 +125,7 @@ macro_rules! register_handler {
                 $crate::registry::crate_of(::core::module_path!()),
             );
             $crate::__collect!(handler OPS);
+            $crate::__note!($type);
         };
     };
 }
