@@ -4,7 +4,7 @@
 CARGO ?= cargo
 # Figures and plots of `make bench` go here.
 RESULTS ?= target/luo-bench
-# Which reader `make fuzz` feeds: handover, memfd_record or device_records.
+# Which reader `make fuzz` feeds: handover, memfd_record, device_records or kernel_image.
 FUZZ ?= handover
 # Coverage, as cargo-fuzz asks for it, on a stable compiler.
 FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

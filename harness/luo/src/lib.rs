@@ -12,10 +12,12 @@
 //! # Map
 //!
 //! - [`cli`]: the command line
+//! - [`check`]: whether the next kernel can take what is preserved
 //! - [`inspect`]: what a handover holds
 //! - [`integrate`]: the handlers into a kernel tree
 //! - [`session`]: sessions of the running kernel
 
+pub mod check;
 pub mod cli;
 pub mod inspect;
 pub mod integrate;
