@@ -16,6 +16,7 @@ struct file;
 
 /* luo_shim.c: registration */
 const char *luo_disabled(void);
+bool luo_is_disabled(const char *name);
 void luo_section(const void ***start, const void ***stop);
 int luo_register(const char *compatible, const void *handler);
 

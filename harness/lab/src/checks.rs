@@ -8,10 +8,14 @@ use anyhow::{bail, ensure, Context, Result};
 use rustix::io::Errno;
 
 use crate::counters::Counters;
-use luo_bench::workload::{allocated_bytes, Fill, Pages, Workload};
+use luo_bench::memory::allocated_bytes;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::pages::Pages;
 use luo_handler_api::Token;
 use luo_liveupdate::kexec::{self, KexecError};
 use luo_liveupdate::{Device, Session};
+use luo_orchestrator::SharedMapping;
 
 /// What the init process holds open over the jump: closing a session gives its files up.
 #[derive(Debug, Default)]
@@ -127,7 +131,7 @@ const TWICE: &str = "memfd-twice";
 /// The odd size is not a whole number of pages.
 const TWICE_MEMFDS: [Workload; 2] = [
     memfd((3 << 20) + 123, Fill::Dense, 0x11),
-    memfd(64 << 20, Fill::Sparse(500), 0x12),
+    memfd(64 << 20, Fill::sparse(500), 0x12),
 ];
 
 pub(super) fn preserve_memfds(kept: &mut Kept) -> Result<()> {
@@ -219,10 +223,10 @@ pub(super) fn fail_to_retrieve(_kept: &mut Kept) -> Result<()> {
 
 const SOUND: &str = "sound";
 const BAD: &str = "bad";
-const SOUND_MEMFD: Workload = memfd(4 << 20, Fill::Sparse(3000), 1);
+const SOUND_MEMFD: Workload = memfd(4 << 20, Fill::sparse(3000), 1);
 /// Fills all that [`SOUND_MEMFD`] fills, and more.
-const SOUND_LATER: Workload = memfd(4 << 20, Fill::Sparse(6000), 1);
-pub(super) const BAD_MEMFD: Workload = memfd(1 << 20, Fill::Sparse(0), 2);
+const SOUND_LATER: Workload = memfd(4 << 20, Fill::sparse(6000), 1);
+pub(super) const BAD_MEMFD: Workload = memfd(1 << 20, Fill::sparse(0), 2);
 
 /// Memory goes bad between prepare and the jump: the jump is refused, what was frozen is not any more, all runs on, and
 /// without the bad memory the next jump succeeds.
@@ -246,11 +250,10 @@ pub(super) fn survive_a_failing_freeze(kept: &mut Kept) -> Result<()> {
 /// Writes to a hole, and has the kernel believe that the memory behind it is broken.
 pub(super) fn spoil(file: &File) -> Result<()> {
     let page = rustix::param::page_size();
-    let mut mapping =
-        luo_orchestrator::sys::map_own(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
-    mapping[0] = 1;
+    let mapping = SharedMapping::new(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
+    mapping.write(0, &[1]);
     mapping
-        .advise_range(memmap2::Advice::HwPoison, 0, page)
+        .advise(0..page, rustix::mm::Advice::LinuxHwPoison)
         .context("declaring memory broken; it takes CONFIG_MEMORY_FAILURE")
 }
 
