@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A kernel's ELF file: its notes and its read-only data.
+//! A kernel's ELF file: its notes and its data.
 
 use object::elf::{FileHeader64, PT_LOAD, PT_NOTE, SHT_NOTE, SHT_PROGBITS};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
@@ -19,8 +19,8 @@ const NOTES_MAX: usize = 1 << 20;
 pub(crate) struct Parts<'data> {
     /// All notes, one after the other.
     pub(crate) notes: Vec<u8>,
-    /// Pieces of read-only data.
-    pub(crate) read_only: Vec<&'data [u8]>,
+    /// Pieces of the kernel's data.
+    pub(crate) data_pieces: Vec<&'data [u8]>,
 }
 
 /// Finds them.
@@ -43,7 +43,7 @@ pub(crate) fn read<'data, R: ReadRef<'data>>(data: R) -> Result<Parts<'data>, Im
     };
     let mut parts = Parts {
         notes: Vec::new(),
-        read_only: Vec::new(),
+        data_pieces: Vec::new(),
     };
     let sections = header.sections(endian, data).map_err(damaged)?;
     for section in sections.iter() {
@@ -52,20 +52,21 @@ pub(crate) fn read<'data, R: ReadRef<'data>>(data: R) -> Result<Parts<'data>, Im
             SHT_NOTE => parts.add_notes(bounded(offset, size)?)?,
             SHT_PROGBITS => {
                 let name = sections.section_name(endian, section).map_err(damaged)?;
-                if name.starts_with(b".rodata") {
-                    parts.read_only.push(bounded(offset, size)?);
+                // The compatible of the kernel's own handler is in a struct that it writes to.
+                if name.starts_with(b".rodata") || name == b".data" {
+                    parts.data_pieces.push(bounded(offset, size)?);
                 }
             }
             _ => {}
         }
     }
-    if parts.notes.is_empty() && parts.read_only.is_empty() {
+    if parts.notes.is_empty() && parts.data_pieces.is_empty() {
         // Without sections: what is loaded.
         for segment in header.program_headers(endian, data).map_err(damaged)? {
             let (offset, size) = (segment.p_offset(endian), segment.p_filesz(endian));
             match segment.p_type(endian) {
                 PT_NOTE => parts.add_notes(bounded(offset, size)?)?,
-                PT_LOAD => parts.read_only.push(bounded(offset, size)?),
+                PT_LOAD => parts.data_pieces.push(bounded(offset, size)?),
                 _ => {}
             }
         }

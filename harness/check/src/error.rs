@@ -7,7 +7,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The file cannot be read.
-    #[error("reading the file: {0}")]
+    #[error("reading the file")]
     Read(#[from] io::Error),
     /// The file is something else.
     #[error("this is not a kernel that can be checked: {0}; it takes a bzImage, a vmlinux or a unified kernel image, for 64 bits")]

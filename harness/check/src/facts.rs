@@ -27,7 +27,7 @@ const HANDLERS_MAX: usize = 4096;
 pub enum Origin {
     /// The notes of kmod.
     Notes,
-    /// Strings in the kernel's read-only data: a kernel without kmod.
+    /// Strings in the kernel's data: a kernel without kmod.
     Guess,
 }
 
@@ -102,7 +102,7 @@ impl Facts {
         }
     }
 
-    /// From a kernel's read-only data.
+    /// From a kernel's data.
     pub fn guess(data: &[u8]) -> Self {
         let mut facts = Self::new(Origin::Guess);
         for bytes in data.split(|&byte| byte == 0) {

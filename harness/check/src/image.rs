@@ -170,13 +170,13 @@ impl Image {
         compression: Option<Compression>,
     ) -> Result<Self, ImageError> {
         let parts = elf::read(data)?;
-        let banner = parts.read_only.iter().find_map(|data| banner(data));
+        let banner = parts.data_pieces.iter().find_map(|data| banner(data));
         let facts = match Facts::from_notes(&parts.notes)? {
             Some(facts) => facts,
             None if banner.is_none() => {
                 return Err(ImageError::NotAKernel("its data have no `Linux version`"))
             }
-            None => Facts::guess(&parts.read_only.join(&0)),
+            None => Facts::guess(&parts.data_pieces.join(&0)),
         };
         Ok(Self {
             format,

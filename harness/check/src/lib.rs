@@ -19,7 +19,7 @@
 //! # Map
 //!
 //! - [`image`]: bzImage, vmlinux and unified kernel images, and what they hold; `decoder`: their
-//!   compressions, bounded; `elf`: notes and read-only data
+//!   compressions, bounded; `elf`: notes and data
 //! - [`facts`]: what a kernel can take, from its notes or guessed
 //! - [`machine`]: what is preserved in the running kernel, and what room there is
 //! - [`verdict`]: both compared

@@ -90,7 +90,7 @@ fn print(report: &Report, machine: &Machine, is_running: bool) {
         next.banner.as_deref().unwrap_or("its banner was not found")
     );
     if next.facts.origin == Origin::Guess {
-        println!("it has no notes from kmod: what it can take is guessed from its read-only data");
+        println!("it has no notes from kmod: what it can take is guessed from its data");
     }
     let mut table = Table::new();
     table
