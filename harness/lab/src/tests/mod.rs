@@ -22,6 +22,7 @@ mod quiet;
 mod records;
 mod reserved;
 mod session_shell;
+mod subsystems;
 mod swap;
 mod switched_off;
 pub mod table;

@@ -9,7 +9,7 @@ use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
     devices, failing_freeze, forged, luo_bench, memfd_twice, numa, quiet, reserved, session_shell,
-    swap, switched_off,
+    subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -133,6 +133,27 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &[],
         seconds: 120,
+    },
+    Test {
+        name: "subsystem_lineage",
+        about:
+            "a subsystem crosses with the first file that needs it and is finished with the last",
+        machine: Machine::Plain,
+        stages: &[
+            check(subsystems::preserve_first, 4, 0),
+            check(subsystems::pass_on_first, 2, 2),
+            check(subsystems::pass_on_second, 2, 2),
+            Stage {
+                parameters: "luo_handlers.disable=lineage",
+                ..check(subsystems::pass_on_without, 2, 2)
+            },
+            check(subsystems::begin_again, 2, 2),
+        ],
+        prints: &[
+            "subsystem luo-handlers,lineage-v1 came in",
+            "luo-handlers,lineage-v1 of luo_handler_lineage takes no part (luo_handlers.disable)",
+        ],
+        seconds: 150,
     },
     Test {
         name: "device_files",
