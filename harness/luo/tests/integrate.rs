@@ -14,7 +14,7 @@ const MEMFD: &[&str] = &["--handlers", "memfd"];
 const REMOVE: &[&str] = &["--remove"];
 
 /// What a kernel tree has to have.
-const TREE: [(&str, &str); 5] = [
+const TREE: [(&str, &str); 6] = [
     (
         "drivers/Kconfig",
         "menu \"Device Drivers\"\n\nsource \"drivers/amba/Kconfig\"\n\nendmenu\n",
@@ -26,6 +26,10 @@ const TREE: [(&str, &str); 5] = [
     ),
     ("include/linux/liveupdate.h", "\tint retrieve_status;\n"),
     ("rust/kernel/lib.rs", ""),
+    (
+        "rust/bindings/bindings_helper.h",
+        "#include <linux/kref.h>\n#include <linux/mdio.h>\n",
+    ),
 ];
 
 type Files = BTreeMap<PathBuf, Vec<u8>>;

@@ -12,7 +12,9 @@
 //!     luo-integrated                    what we put here, so that nothing else is overwritten or removed
 //! KERNEL/drivers/Kconfig, Makefile      one line each
 //! KERNEL/include/asm-generic/vmlinux.lds.h
-//!                                       one line: what no line names lld puts after the kernel's end
+//!                                       two lines: what no line names lld puts after the kernel's end
+//! KERNEL/rust/bindings/bindings_helper.h
+//!                                       one line: mainline's interface, for the ops made from traits
 //! ```
 //!
 //! Doing it twice changes nothing, not even a file's time, so that a rebuild builds only what is new.
@@ -193,14 +195,8 @@ fn changes_to_put(
     {
         writes.remove(file);
     }
-    for edit in tree::EDITS {
-        let file = kernel.join(edit.file);
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        let changed = edit.add(&text)?;
-        if changed != text {
-            writes.write(file, changed.into_bytes());
-        }
+    for (file, text) in tree::edited(kernel, |edit, text| edit.add(text))? {
+        writes.write(kernel.join(file), text.into_bytes());
     }
 
     // The list comes first, with all that may be found if this stops on its way, and last, as it is then.
@@ -239,15 +235,9 @@ pub fn remove(kernel: &Path, edits: LocalEdits) -> Result<Removed> {
     let list = List::read(&directory)?;
     let mut changes = Changes::default();
     let mut lines = Vec::new();
-    for edit in tree::EDITS {
-        let file = kernel.join(edit.file);
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        let changed = edit.take_out(&text);
-        if changed != text {
-            changes.write(file, changed.into_bytes());
-            lines.push(edit.file);
-        }
+    for (file, text) in tree::edited(kernel, |edit, text| Ok(edit.take_out(text)))? {
+        changes.write(kernel.join(file), text.into_bytes());
+        lines.push(file);
     }
     if let Some(list) = list {
         let names: Vec<&PathBuf> = list.names().collect();
@@ -396,7 +386,7 @@ mod tests {
     use super::*;
 
     const KCONFIG: &str = "drivers/Kconfig";
-    const TEXTS: [(&str, &str); 3] = [
+    const TEXTS: [(&str, &str); 4] = [
         (
             KCONFIG,
             "menu \"Device Drivers\"\n\nsource \"drivers/amba/Kconfig\"\n\nendmenu\n",
@@ -405,6 +395,10 @@ mod tests {
         (
             "include/asm-generic/vmlinux.lds.h",
             "\t. = ALIGN(8);\t\\\n\tBOUNDED_SECTION_BY(__dyndbg_classes, ___dyndbg_classes)\t\\\n",
+        ),
+        (
+            "rust/bindings/bindings_helper.h",
+            "#include <linux/kref.h>\n#include <linux/mdio.h>\n",
         ),
     ];
 
@@ -539,7 +533,7 @@ mod tests {
         assert_eq!(trees.put(&Selection::All).unwrap().changed, (0, 0));
         assert_eq!((trees.files(), times()), (present.clone(), before));
         let removed = trees.remove();
-        assert_eq!(removed.lines.len(), 3);
+        assert_eq!(removed.lines.len(), 4);
         assert_eq!(removed.left, Vec::<PathBuf>::new());
         assert!(removed.files > 8);
         assert_eq!(trees.files(), untouched);
@@ -798,6 +792,26 @@ mod tests {
             fs::metadata(&file).unwrap().permissions().mode() & 0o777,
             0o640
         );
+    }
+
+    #[test]
+    fn a_tree_of_hard_links_does_not_change_what_it_was_linked_from() {
+        let trees = Trees::new();
+        let untouched = trees.files();
+        let linked = trees.kernel.with_file_name("linked");
+        let mut copy = std::process::Command::new("cp");
+        copy.args(["--archive", "--link"])
+            .args([&trees.kernel, &linked]);
+        assert!(copy.status().unwrap().success());
+        put(
+            &trees.checkout,
+            &linked,
+            &Selection::All,
+            LocalEdits::Refuse,
+        )
+        .unwrap();
+        assert_ne!(read(linked.join(KCONFIG)), TEXTS[0].1);
+        assert_eq!(trees.files(), untouched);
     }
 
     #[test]

@@ -16,10 +16,12 @@ pub(super) const DIRECTORY: &str = "drivers/luo_handlers";
 /// Where changes wait until all of them are written.
 pub(super) const STAGING: &str = "drivers/luo_handlers.new";
 const DRIVERS: &str = "drivers";
+const BINDINGS: &str = "rust/bindings/bindings_helper.h";
+const LINKER_SCRIPT_NEXT: &str = "\tBOUNDED_SECTION_BY(__dyndbg_classes,";
 const LINKER_SCRIPT: &str = "include/asm-generic/vmlinux.lds.h";
 
 /// The files of the kernel that get a line, and which.
-pub(super) const EDITS: [Edit; 3] = [
+pub(super) const EDITS: [Edit; 5] = [
     Edit {
         file: "drivers/Kconfig",
         line: "source \"drivers/luo_handlers/Kconfig\"",
@@ -30,18 +32,29 @@ pub(super) const EDITS: [Edit; 3] = [
         line: "obj-$(CONFIG_LUO_HANDLERS)\t+= luo_handlers/",
         place: Place::Last,
     },
-    // What no line names lld puts after the kernel's end. Ours goes among the tables of pointers in
-    // the kernel's data.
+    // What no line names lld puts after the kernel's end. Ours go among the tables of pointers in the
+    // kernel's data.
     Edit {
         file: LINKER_SCRIPT,
         line: "\tBOUNDED_SECTION_BY(luo_handlers, _luo_handlers)\t\t\t\\",
-        place: Place::Before("\tBOUNDED_SECTION_BY(__dyndbg_classes,"),
+        place: Place::Before(LINKER_SCRIPT_NEXT),
+    },
+    Edit {
+        file: LINKER_SCRIPT,
+        line: "\tBOUNDED_SECTION_BY(luo_subsystems, _luo_subsystems)\t\t\\",
+        place: Place::Before(LINKER_SCRIPT_NEXT),
+    },
+    // What Rust knows of the kernel's C; it is sorted.
+    Edit {
+        file: BINDINGS,
+        line: "#include <linux/liveupdate.h>",
+        place: Place::Before("#include <linux/mdio.h>"),
     },
 ];
 
 /// A tree in which one of these files is missing, or does not have the word, cannot hold the
 /// handlers.
-pub(super) const NEEDED: [(&str, &str, &str); 5] = [
+pub(super) const NEEDED: [(&str, &str, &str); 6] = [
     ("drivers/Kconfig", "endmenu", NOT_A_TREE),
     ("drivers/Makefile", "", NOT_A_TREE),
     (LINKER_SCRIPT, "", NOT_A_TREE),
@@ -52,6 +65,7 @@ pub(super) const NEEDED: [(&str, &str, &str); 5] = [
          take 7.3 or later",
     ),
     ("rust/kernel/lib.rs", "", "its kernel has no Rust support"),
+    (BINDINGS, "", "its kernel has no Rust support"),
 ];
 const NOT_A_TREE: &str = "it is not a kernel source tree";
 
@@ -107,4 +121,28 @@ pub(super) fn contents(file: &Path) -> Result<Option<Vec<u8>>> {
             Ok(Some(bytes))
         }
     }
+}
+
+/// The kernel's files with their lines changed: those that are different then, in the order of their
+/// lines, each with what it will hold.
+pub(super) fn edited(
+    kernel: &Path,
+    change: impl Fn(&Edit, &str) -> Result<String>,
+) -> Result<Vec<(&'static str, String)>> {
+    let mut files: Vec<(&'static str, String, String)> = Vec::new();
+    for edit in &EDITS {
+        if files.last().is_none_or(|(file, ..)| *file != edit.file) {
+            let path = kernel.join(edit.file);
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            files.push((edit.file, text.clone(), text));
+        }
+        if let Some((_, _, text)) = files.last_mut() {
+            *text = change(edit, text)?;
+        }
+    }
+    let different = files
+        .into_iter()
+        .filter(|(_, before, after)| before != after);
+    Ok(different.map(|(file, _, after)| (file, after)).collect())
 }
