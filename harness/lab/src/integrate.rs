@@ -10,6 +10,7 @@
 //! KERNEL/drivers/Kconfig, Makefile      one line each
 //! KERNEL/include/asm-generic/vmlinux.lds.h
 //!                                       one line: what no line names lld puts behind the kernel's end
+//! KERNEL/mm/...                         what handlers/memfd/kmod/*.patch change
 //! ```
 //!
 //! Doing it twice changes nothing, not even a file's time, so that a rebuild builds only what is new.
@@ -23,6 +24,8 @@ use std::process::ExitCode;
 
 use anyhow::{bail, Context, Result};
 use clap::Args;
+
+use crate::patches;
 
 /// Our directory in a kernel tree.
 const DIRECTORY: &str = "drivers/luo_handlers";
@@ -121,6 +124,20 @@ pub fn put(checkout: &Path, kernel: &Path, selection: &Selection) -> Result<Path
             directory.display()
         );
     }
+    // A patch that is there in another version, or not wanted any more, goes out first.
+    for old in before
+        .iter()
+        .flatten()
+        .filter(|name| patches::is_patch(name))
+    {
+        let present = directory.join(old);
+        if !files.get(old).is_some_and(|new| is_same(new, &present)) {
+            patches::take_out(kernel, &present.canonicalize()?)?;
+        }
+    }
+    for source in files.values().filter(|path| patches::is_patch(path)) {
+        patches::put_in(kernel, &source.canonicalize()?)?;
+    }
     for (target, source) in &files {
         copy_if_different(source, &directory.join(target))?;
     }
@@ -154,6 +171,9 @@ pub fn remove(kernel: &Path) -> Result<bool> {
     let Some(names) = read_manifest(&directory)? else {
         return Ok(false);
     };
+    for patch in names.iter().filter(|name| patches::is_patch(name)) {
+        patches::take_out(kernel, &directory.join(patch).canonicalize()?)?;
+    }
     for name in &names {
         remove_file(&directory, name)?;
     }
@@ -237,7 +257,17 @@ fn add_crate(files: &mut BTreeMap<PathBuf, PathBuf>, directory: &Path) -> Result
         };
         files.insert(Path::new(&name).join(target), source);
     }
+    let kmod = directory.join("kmod");
+    if kmod.is_dir() {
+        for (relative, source) in files_of(&kmod)? {
+            files.insert(Path::new(&name).join(relative), source);
+        }
+    }
     Ok(())
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((fs::read(one), fs::read(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The name rustc knows a package's library by.
@@ -386,6 +416,15 @@ mod tests {
     const LINKER_SCRIPT_TEXT: &str =
         "\t. = ALIGN(8);\t\\\n\tBOUNDED_SECTION_BY(__dyndbg_classes, ___dyndbg_classes)\t\\\n";
 
+    const SHMEM_TEXT: &str = "one\ntwo\nthree\n";
+
+    /// Puts a word after the first line of that text.
+    fn patch(word: &str) -> String {
+        format!(
+            "--- a/mm/shmem.c\n+++ b/mm/shmem.c\n@@ -1,3 +1,4 @@\n one\n+{word}\n two\n three\n"
+        )
+    }
+
     fn write(path: PathBuf, text: &str) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
@@ -417,6 +456,11 @@ mod tests {
         write(kernel.join(KCONFIG), KCONFIG_TEXT);
         write(kernel.join(MAKEFILE), MAKEFILE_TEXT);
         write(kernel.join(LINKER_SCRIPT), LINKER_SCRIPT_TEXT);
+        write(kernel.join("mm/shmem.c"), SHMEM_TEXT);
+        write(
+            checkout.join("handlers/memfd/kmod/shmem.patch"),
+            &patch("held"),
+        );
         (directory, checkout, kernel)
     }
 
@@ -454,8 +498,25 @@ mod tests {
         assert_eq!(read(kernel.join(KCONFIG)), KCONFIG_TEXT);
         assert_eq!(read(kernel.join(MAKEFILE)), MAKEFILE_TEXT);
         assert_eq!(read(kernel.join(LINKER_SCRIPT)), LINKER_SCRIPT_TEXT);
+        assert_eq!(read(kernel.join("mm/shmem.c")), SHMEM_TEXT);
         assert!(!place.exists());
         assert!(!remove(&kernel).unwrap());
+    }
+
+    #[test]
+    fn a_patch_is_replaced_by_its_next_version_and_goes_with_its_handler() {
+        let (_directory, checkout, kernel) = trees();
+        let shmem = kernel.join("mm/shmem.c");
+        put(&checkout, &kernel, &Selection::All).unwrap();
+        assert_eq!(read(shmem.clone()), "one\nheld\ntwo\nthree\n");
+        write(
+            checkout.join("handlers/memfd/kmod/shmem.patch"),
+            &patch("more"),
+        );
+        put(&checkout, &kernel, &Selection::All).unwrap();
+        assert_eq!(read(shmem.clone()), "one\nmore\ntwo\nthree\n");
+        put(&checkout, &kernel, &Selection::Named(vec!["vfio".into()])).unwrap();
+        assert_eq!(read(shmem), SHMEM_TEXT);
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub mod integrate;
 mod job;
 mod kernel;
 mod kmemleak;
+mod patches;
 mod pci;
 mod ports;
 mod qemu;
