@@ -77,6 +77,7 @@ mod fake;
 pub mod handler;
 #[cfg(luo_kernel)]
 mod kernel;
+pub mod name;
 pub mod record;
 pub mod summary;
 #[cfg(not(luo_kernel))]
@@ -84,11 +85,12 @@ mod user;
 mod wire;
 
 pub use backend::{MemfdBackend, ShowRun};
-pub use extent::{Extent, ExtentBuilder};
+pub use extent::{Contents, Extent, ExtentBuilder, Run};
 pub use handler::{MemfdHandler, Private};
 #[cfg(luo_kernel)]
 pub use kernel::{KernelBackend, MEMFD};
-pub use record::{Attributes, Contents, Kind, Record};
+pub use name::Name;
+pub use record::{Attributes, Kind, Record};
 pub use summary::Summary;
 #[cfg(not(luo_kernel))]
 pub use user::{inspect, UserBackend, MEMFD};

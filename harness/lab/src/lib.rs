@@ -39,6 +39,7 @@ pub mod integrate;
 mod job;
 mod kernel;
 mod kmemleak;
+mod late_writes;
 mod patches;
 mod pci;
 mod ports;

@@ -9,6 +9,7 @@ use crate::commands;
 use crate::counters::Share;
 use crate::devices;
 use crate::forged;
+use crate::late_writes;
 use crate::qemu::Machine;
 
 /// One test.
@@ -184,6 +185,28 @@ pub(super) static TESTS: &[Test] = &[
         ],
         says: &[],
         seconds: 90,
+    },
+    Test {
+        name: "late_writes",
+        about: "stores that come until the last moment before the jump: none is half preserved",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(late_writes::write_on), 0, 0),
+            check(late_writes::compare, 0, 6),
+        ],
+        says: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "writers_go_on",
+        about: "a jump is refused while writers are at work: they go on, and cross with the next one",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(late_writes::write_on_after_a_refusal), 0, 0),
+            check(late_writes::compare, 0, 6),
+        ],
+        says: &[],
+        seconds: 120,
     },
     Test {
         name: "switched_off",
