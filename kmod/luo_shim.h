@@ -110,6 +110,7 @@ void luo_frames_write_zeros(u64 pfn);
 int luo_frames_preserve(u64 pfn, u64 pages, u8 order);
 void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order);
 void luo_frames_discard(u64 pfn, u64 pages, u8 order);
+int luo_memfd_has_room(u64 pages);
 struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes);
 int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count);
 

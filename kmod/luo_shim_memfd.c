@@ -240,7 +240,7 @@ static int __init show_moved_bytes(void)
 	struct dentry *directory = debugfs_lookup("luo_handlers", NULL);
 
 	if (directory)
-		debugfs_create_file_unsafe("memfd_moved_bytes", 0444, directory, NULL,
+		debugfs_create_file_unsafe("moved_bytes", 0444, directory, NULL,
 					   &moved_bytes_fops);
 	dput(directory);
 	return 0;
@@ -335,6 +335,7 @@ int luo_frames_preserve(u64 pfn, u64 pages, u8 order)
 	int err;
 
 	for (; pfn < end; pfn += size) {
+		cond_resched();
 		size = piece(pfn, end, order);
 		err = order ? kho_preserve_folio(pfn_folio(pfn)) :
 			      kho_preserve_pages(pfn_to_page(pfn), size);
@@ -352,6 +353,7 @@ void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order)
 	u64 end = pfn + pages, size;
 
 	for (; pfn < end; pfn += size) {
+		cond_resched();
 		size = piece(pfn, end, order);
 		if (order)
 			kho_unpreserve_folio(pfn_folio(pfn));
@@ -407,6 +409,35 @@ void luo_frames_discard(u64 pfn, u64 pages, u8 order)
 		pfn += taken ? : 1UL << order;
 		cond_resched();
 	}
+}
+
+/*
+ * Counters and reclaim of cgroups are internal to mm. Whether there is room for @pages under
+ * the limits that what is retrieved is charged to: -EAGAIN if not. Asked before the first
+ * frame is taken, since what was taken is given up if the rest does not follow.
+ */
+int luo_memfd_has_room(u64 pages)
+{
+#ifdef CONFIG_MEMCG
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(NULL);
+	struct page_counter *full;
+	int tries = 16, err = 0;
+
+	while (!page_counter_try_charge(&memcg->memory, pages, &full)) {
+		err = luo_pause() ? : -EAGAIN;
+		if (err == -EINTR || !tries-- ||
+		    !try_to_free_mem_cgroup_pages(mem_cgroup_from_counter(full, memory), pages,
+						  GFP_KERNEL, MEMCG_RECLAIM_MAY_SWAP, NULL))
+			goto put;
+	}
+	page_counter_uncharge(&memcg->memory, pages);
+	err = 0;
+put:
+	mem_cgroup_put(memcg);
+	return err;
+#else
+	return 0;
+#endif
 }
 
 /* memfd_alloc_file() is internal, and so are the fields of what it makes. */

@@ -194,6 +194,7 @@ impl MemfdBackend for KernelBackend {
         if record.attributes.kind != Kind::Shmem {
             return Err(Errno::EOPNOTSUPP);
         }
+        expect_room(record, host)?;
         let file = create(record)?;
         for extents in record.chains(self.frame_end(), host) {
             fill(&file, &extents)?;
@@ -596,6 +597,20 @@ impl shim::Found {
     }
 }
 
+/// Refuses what the memory limits have no room for, before anything is taken. The kernel's core
+/// remembers every other failure for good (`retry.patch`, in kmod/).
+fn expect_room(record: &Record, host: Host<'_>) -> Result<(), Errno> {
+    let pages = record.pages();
+    // SAFETY: a handler is called where it may sleep.
+    Errno::check(unsafe { shim::luo_memfd_has_room(pages) }).inspect_err(|_| {
+        let (name, bytes) = (record.name, pages << PAGE_SHIFT);
+        host.explain(format_args!(
+            "memfd:{name}: the cgroup has no room for {bytes} bytes; raise its memory limit, then \
+             retrieve again"
+        ));
+    })
+}
+
 /// An empty memfd with all of a record but its contents.
 fn create(record: &Record) -> Result<OwnedFile, Errno> {
     let attributes = &record.attributes;
@@ -768,6 +783,7 @@ mod shim {
         pub(super) fn luo_frames_preserve(pfn: u64, pages: u64, order: u8) -> i32;
         pub(super) fn luo_frames_unpreserve(pfn: u64, pages: u64, order: u8);
         pub(super) fn luo_frames_discard(pfn: u64, pages: u64, order: u8);
+        pub(super) fn luo_memfd_has_room(pages: u64) -> i32;
         pub(super) fn luo_memfd_create(attributes: *const MemfdAttributes) -> *mut c_void;
         pub(super) fn luo_memfd_insert(file: *mut c_void, runs: *const Run, count: u32) -> i32;
     }

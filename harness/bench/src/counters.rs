@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 const DIRECTORY: &str = "/sys/kernel/debug/luo_handlers";
-/// The file among those of the handlers that is none of one.
+/// The files beside those of the handlers.
 const KEPT_BYTES: &str = "kept_bytes";
+const MOVED_BYTES: &str = "moved_bytes";
 /// Has entries of the kernel's own wherever debugfs is mounted.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
@@ -66,7 +67,7 @@ fn each() -> Result<BTreeMap<String, Counters>> {
     for entry in entries {
         let entry = entry.context("listing the handlers' counters")?;
         let (name, path) = (entry.file_name(), entry.path());
-        if name != KEPT_BYTES {
+        if name != KEPT_BYTES && name != MOVED_BYTES {
             let text =
                 fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
             each.insert(name.to_string_lossy().into_owned(), Counters::parse(&text));
@@ -134,7 +135,16 @@ impl Counters {
 
 /// Bytes that our handlers keep for the next kernel beside the files' contents.
 pub fn kept_bytes() -> Result<u64> {
-    let path = Path::new(DIRECTORY).join(KEPT_BYTES);
+    number(KEPT_BYTES)
+}
+
+/// Bytes of memfds that had to be moved in this kernel, because they lay where nothing can stay.
+pub fn moved_bytes() -> Result<u64> {
+    number(MOVED_BYTES)
+}
+
+fn number(file: &str) -> Result<u64> {
+    let path = Path::new(DIRECTORY).join(file);
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let bytes = text.trim().parse();
     bytes.with_context(|| format!("{} says {text:?}", path.display()))

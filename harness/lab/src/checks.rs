@@ -232,7 +232,7 @@ pub(super) fn survive_a_failing_freeze(kept: &mut Kept) -> Result<()> {
     let bad_session = Device::open()?.create_session(BAD)?;
     let bad = preserve(&bad_session, &[BAD_MEMFD])?;
     for file in &bad {
-        spoil(file)?;
+        spoil(file, 0)?;
     }
     expect_refused_jump(Errno::IO, 1)?;
     for file in &sound {
@@ -243,15 +243,17 @@ pub(super) fn survive_a_failing_freeze(kept: &mut Kept) -> Result<()> {
     kept.keep(&session)
 }
 
-/// Writes to a hole, and has the kernel believe that the memory behind it is broken.
-pub(super) fn spoil(file: &File) -> Result<()> {
-    let page = rustix::param::page_size();
+/// Writes to a page in the first MiB, and has the kernel believe that its memory is broken.
+pub(super) fn spoil(file: &File, page: usize) -> Result<()> {
+    let size = rustix::param::page_size();
     let mut mapping =
         luo_orchestrator::sys::map_own(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
-    mapping[0] = 1;
-    mapping
-        .advise_range(memmap2::Advice::HwPoison, 0, page)
-        .context("declaring memory broken; it takes CONFIG_MEMORY_FAILURE")
+    mapping[page * size] = 1;
+    match mapping.advise_range(memmap2::Advice::HwPoison, page * size, size) {
+        // What is preserved cannot be taken away from the file, but it is marked as broken.
+        Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => Ok(()),
+        result => result.context("declaring memory broken; it takes CONFIG_MEMORY_FAILURE"),
+    }
 }
 
 pub(super) fn take_sound(_kept: &mut Kept) -> Result<()> {

@@ -10,6 +10,9 @@ use std::os::unix::fs::FileExt;
 use anyhow::{ensure, Context, Result};
 use luo_handler_api::crc32c;
 use luo_handler_api::Token;
+use luo_handler_memfd::chain::BlockHeader;
+use luo_handler_memfd::extent::Extent;
+use luo_handler_memfd::record::RecordHeader;
 use luo_handler_vfio::record::{Kept as Whereabouts, RecordBytes};
 use rustix::io::Errno;
 use zerocopy::little_endian::{U32, U64};
@@ -47,9 +50,12 @@ enum Change {
     DataOf(u64),
     /// To the record that a device's handler kept. Its checksum is right again afterwards.
     Record(fn(&mut RecordBytes)),
+    /// To the record of a memfd and its first extent, which is the only one of its block then. The
+    /// checksums are right again afterwards.
+    Extents(fn(&mut RecordHeader, &mut Extent)),
 }
 
-use Change::{Data, DataOf, Record};
+use Change::{Data, DataOf, Extents, Record};
 use Kind::{Device as At, Memfd, Port};
 
 /// Nobody else has such a token, so it shows where the kernel's list is; it is the first that is preserved.
@@ -76,6 +82,30 @@ static FORGED: &[Forged] = &[
     // Memory that nobody kept, and memory that there is not
     forged(0x20, Memfd, Data(|_| 1 << 24 | 4096), Errno::NOENT),
     forged(0x30, At("0000:00:10.0"), Data(|_| !0), Errno::NOENT),
+    // Frames beyond memory, and more than there are: close(2) of the session must not look for each
+    // of them. The same frames for the same places twice
+    forged(0x21, Memfd, Extents(|record, extent| {
+        record.size = U64::new(i64::MAX as u64);
+        record.chain.pages = U64::new(u32::MAX.into());
+        *extent = Extent::new(0, 1 << 39, u32::MAX.into()).expect("an extent");
+    }), Errno::INVAL),
+    forged(0x23, Memfd, Extents(|record, extent| {
+        record.chain.pages = U64::new(extent.length());
+        record.late = record.chain;
+    }), Errno::INVAL),
+    // The owner that no user is; set-uid; a name without an end
+    forged(0x24, Memfd, Extents(|record, extent| {
+        record.chain.pages = U64::new(extent.length());
+        record.uid = U32::MAX_VALUE;
+    }), Errno::INVAL),
+    forged(0x25, Memfd, Extents(|record, extent| {
+        record.chain.pages = U64::new(extent.length());
+        record.mode = U32::new(0o4755);
+    }), Errno::INVAL),
+    forged(0x26, Memfd, Extents(|record, extent| {
+        record.chain.pages = U64::new(extent.length());
+        record.name = [b'x'; 256];
+    }), Errno::INVAL),
     // A device of another file, which has it already
     forged(0x31, At("0000:00:11.0"), DataOf(SOUND_DEVICE), Errno::BUSY),
     // More regions than there is room for; a file in a host that keeps none; a status of another version
@@ -190,10 +220,44 @@ fn forge_all() -> Result<()> {
                 record.checksum = U32::new(crc32c(0, record.as_bytes()));
                 memory.write_all_at(record.as_bytes(), at)?;
             }
+            Extents(change) => change_extents(&memory, data, change)?,
         }
         memory.write_all_at(entry.as_bytes(), at)?;
     }
     Ok(())
+}
+
+/// Changes the record of a memfd with the handle `data`, and the first extent of its last block.
+fn change_extents(
+    memory: &File,
+    data: u64,
+    change: fn(&mut RecordHeader, &mut Extent),
+) -> Result<()> {
+    let page = rustix::param::page_size() as u64;
+    let at = (data >> 24) * page;
+    let mut record: RecordHeader = load(memory, at)?;
+    ensure!(
+        record.magic == luo_handler_memfd::record::MAGIC,
+        "there is no record at {at:#x}"
+    );
+    let block_at = (record.chain.last_block.get() >> 24) * page;
+    let extent_at = block_at + size_of::<BlockHeader>() as u64;
+    let mut block: BlockHeader = load(memory, block_at)?;
+    let mut extent: Extent = load(memory, extent_at)?;
+    let length = (size_of::<BlockHeader>() + size_of::<Extent>()) as u64;
+    record.chain.last_block = U64::new(block_at / page << 24 | length);
+    record.chain.extents = U64::new(1);
+    change(&mut record, &mut extent);
+    record.checksum = U32::ZERO;
+    record.checksum = U32::new(crc32c(0, record.as_bytes()));
+    block.count = U32::new(1);
+    block.previous = U64::ZERO;
+    block.extents_checksum = U32::new(crc32c(0, extent.as_bytes()));
+    block.checksum = U32::ZERO;
+    block.checksum = U32::new(crc32c(0, block.as_bytes()));
+    memory.write_all_at(extent.as_bytes(), extent_at)?;
+    memory.write_all_at(block.as_bytes(), block_at)?;
+    Ok(memory.write_all_at(record.as_bytes(), at)?)
 }
 
 /// Where the page is that begins with the first file.

@@ -213,7 +213,7 @@ pub(super) fn write_on_after_a_refusal(_command_line: &str) -> Result<()> {
     let bad = Way::Mapping.begin(&bad_session)?;
     let spoilt = sized_memfd()?;
     bad_session.preserve(SECOND, spoilt.as_fd())?;
-    spoil(&spoilt)?;
+    spoil(&spoilt, 0)?;
     let files = WRITERS.len() as u64 + 1;
     expect_refused_jump(Errno::IO, files + 1)?;
     for writer in writers.iter().chain([&bad]) {

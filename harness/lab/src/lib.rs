@@ -24,6 +24,7 @@
 
 mod accel;
 mod apt;
+mod attributes;
 mod bench;
 mod cache;
 mod cases;
@@ -32,6 +33,7 @@ mod commands;
 mod config;
 mod devices;
 mod forged;
+mod freeze;
 mod guest;
 mod host;
 mod initramfs;
@@ -40,6 +42,7 @@ mod job;
 mod kernel;
 mod kmemleak;
 mod late_writes;
+mod limit;
 mod patches;
 mod pci;
 mod ports;

@@ -3,13 +3,16 @@
 
 use anyhow::{bail, Result};
 
+use crate::attributes;
 use crate::cases::{self, Case};
 use crate::checks::{self, Kept};
 use crate::commands;
 use crate::counters::Share;
 use crate::devices;
 use crate::forged;
+use crate::freeze;
 use crate::late_writes;
+use crate::limit;
 use crate::qemu::Machine;
 
 /// One test.
@@ -209,6 +212,61 @@ pub(super) static TESTS: &[Test] = &[
         seconds: 120,
     },
     Test {
+        name: "memory_that_failed",
+        about: "memory that was preserved goes bad: the jump is refused, with file and offset",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::spoil_what_is_preserved, 2, 0),
+            check(freeze::take_what_is_sound, 0, 1),
+        ],
+        says: &["memfd: memfd:spoilt: the memory at offset 0x5000 has failed"],
+        seconds: 90,
+    },
+    Test {
+        name: "cheap_freeze",
+        about: "with 500000 extents and no change a freeze takes less than 1 % of prepare, and no memory",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::freeze_without_a_change, 2, 0),
+            check(freeze::take_many, 0, 1),
+        ],
+        says: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "fragmented_memory",
+        about: "memfds are prepared and frozen where free memory is single pages",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::preserve_in_fragments, 3, 0),
+            check(freeze::take_fragments, 0, 1),
+        ],
+        says: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "memfd_attributes",
+        about: "what makes a memfd besides its contents, each in a session of its own",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Depart(attributes::CASES), 15, 0),
+            stage(Action::Arrive(attributes::CASES), 0, 15),
+        ],
+        says: &["memfd: only memfds are preserved"],
+        seconds: 120,
+    },
+    Test {
+        name: "memory_limit",
+        about: "a memory limit is found out before anything is taken; with a higher one the memfd comes back",
+        machine: Machine::Plain,
+        stages: &[
+            check(limit::preserve_much, 1, 0),
+            check(limit::retrieve_under_a_limit, 0, 1),
+        ],
+        says: &["memfd:luo-workload-1: the cgroup has no room for 33554432 bytes"],
+        seconds: 90,
+    },
+    Test {
         name: "switched_off",
         about: "what arrives for a handler that is switched off fails alone; the kernel's own handler takes new files",
         machine: Machine::Plain,
@@ -265,7 +323,7 @@ pub(super) static TESTS: &[Test] = &[
         about: "what a hostile previous kernel left fails alone, with a reason",
         machine: Machine::Vfio,
         stages: &[
-            check(forged::preserve_all, 15, 0),
+            check(forged::preserve_all, 20, 0),
             check(forged::refuse_forged, 0, 3),
         ],
         says: &[
