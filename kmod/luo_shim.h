@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the dispatch and the handlers ask of C, and what C asks of the dispatch.
+ * What the module and the handlers ask of C.
  *
  * The Rust sides of these declarations are in shim.rs and, for those of a handler, in
  * that handler's kernel.rs.
@@ -13,13 +13,17 @@
 
 struct file;
 
-/* Handlers that can be registered: each has a get_id() of its own, see there. */
-#define LUO_MAX_HANDLERS 16
+struct liveupdate_flb;
 
-/* luo_shim.c: registration */
+/* luo_shim.c: what was linked in */
 const char *luo_disabled(void);
-void luo_section(const void ***start, const void ***stop);
-int luo_register(const char *compatible, const void *handler);
+bool luo_is_disabled(const char *name);
+const char *luo_switched_on(void);
+void luo_handlers_section(const void ***start, const void ***stop);
+void luo_subsystems_section(const void ***start, const void ***stop);
+
+/* luo_shim.c: mainline's subsystems */
+void luo_flb_did_not_come(struct liveupdate_flb *flb);
 
 /* luo_shim.c: bytes that cross */
 int luo_bytes_preserve(size_t len, void **bytes, unsigned long *pfn);
@@ -33,17 +37,6 @@ int luo_kept_order(unsigned long pfn);
 
 /* luo_shim.c: checksums */
 u32 luo_crc32c(u32 so_far, const void *bytes, size_t len);
-
-/* luo_handlers.rs: one for each op of mainline */
-bool luo_can_preserve(const void *handler, struct file *file);
-unsigned long luo_get_id(const void *handler, struct file *file);
-int luo_preserve(const void *handler, struct file *file, u64 *data, void **private);
-int luo_freeze(const void *handler, struct file *file, u64 *data, void *private);
-void luo_unfreeze(const void *handler, struct file *file, u64 data, void *private);
-void luo_unpreserve(const void *handler, struct file *file, u64 data, void *private);
-int luo_retrieve(const void *handler, u64 data, struct file **file);
-bool luo_can_finish(const void *handler, struct file *file, u64 data, int status);
-void luo_finish(const void *handler, struct file *file, u64 data, int status);
 
 /* luo_shim_memfd.c */
 
@@ -119,11 +112,15 @@ bool luo_port_is_known(struct file *file);
 u64 luo_port_look(struct file *file, u32 *flags);
 struct file *luo_port_open(u32 flags, u64 position);
 
+/* luo_shim_lineage.c */
+u32 luo_lineage_version(void);
+
 /* luo_shim_vfio.c */
 
 #define LUO_VFIO_HEADER_LENGTH 64
 #define LUO_VFIO_REGIONS_MAX 16
 #define LUO_VFIO_IRQS_MAX 8
+#define LUO_VFIO_RESET_METHODS 8
 
 struct luo_vfio_region {
 	u64 offset;
@@ -160,15 +157,32 @@ enum luo_vfio_kind {
 	LUO_VFIO_VIRTUAL_FUNCTION,
 };
 
+/* What is restored if the jump does not come. */
+struct luo_vfio_quiet {
+	u16 command;
+	u8 reset_methods[LUO_VFIO_RESET_METHODS];
+};
+
+/* Who has a device open; 0 and nothing if that is not known. */
+struct luo_vfio_owner {
+	int pid;
+	char name[16];
+};
+
+/* No address of a device. */
+#define LUO_VFIO_NOWHERE U64_MAX
+
 u8 luo_vfio_kind(struct file *file);
 void *luo_vfio_device(struct file *file, u32 *flags);
+u64 luo_vfio_address(void *device);
 int luo_vfio_pin(void *device);
 void luo_vfio_unpin(void *device);
-void luo_vfio_let_go(void *device);
-int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found, size_t size);
-int luo_vfio_quiesce(void *device, bool *was_master);
-void luo_vfio_resume(void *device, bool was_master);
-void *luo_vfio_find(u32 segment, u8 bus, u8 devfn);
+int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found);
+int luo_vfio_quiesce(void *device, struct luo_vfio_quiet *quiet);
+void luo_vfio_resume(void *device, const struct luo_vfio_quiet *quiet);
+void *luo_vfio_find(u32 segment, u8 bus, u8 devfn, struct luo_vfio_owner *owner);
+void luo_vfio_lose(void *device);
+void luo_vfio_finish(void *device, u64 address);
 struct file *luo_vfio_open(void *device, u32 flags);
 
 #endif /* _LUO_SHIM_H */

@@ -4,16 +4,19 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::panic::panic_any;
 use std::sync::Once;
 
-use luo_handler_api::{FileHandler, HandlerOps, Subsystem};
+use luo_handler_api::{FileHandler, HandlerOps, Subsystem, SubsystemOps};
 use luo_orchestrator::error::Error;
-use luo_orchestrator::incoming::{Incoming, NoFiles};
-use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::files::NoFiles;
+use luo_orchestrator::handover::{Arrival, Handover};
+use luo_orchestrator::incoming::Incoming;
+use luo_orchestrator::orchestrator::Orchestrator;
+use luo_orchestrator::outgoing::Outgoing;
 
 /// What handlers throw that are to panic.
 const EXPECTED: &str = "expected";
@@ -39,9 +42,9 @@ pub fn ops<T: FileHandler>(handler: T) -> &'static HandlerOps {
 }
 
 /// The same of a subsystem.
-pub fn subsystem_ops<S: Subsystem>(subsystem: S) -> &'static HandlerOps {
+pub fn subsystem_ops<S: Subsystem>(subsystem: S) -> &'static SubsystemOps {
     let subsystem = Box::leak(Box::new(subsystem));
-    Box::leak(Box::new(HandlerOps::of_subsystem(subsystem, "tests")))
+    Box::leak(Box::new(SubsystemOps::of(subsystem, "tests")))
 }
 
 pub fn memfd(contents: &[u8]) -> File {
@@ -69,30 +72,20 @@ pub struct Crossing {
 
 impl Crossing {
     pub fn of(update: &Orchestrator) -> Self {
-        update
-            .handover(|handover| {
-                let mut file = tempfile::tempfile().unwrap();
-                handover.outgoing.write_memory(&file).unwrap();
-                let mut memory = Vec::new();
-                file.read_to_end(&mut memory).unwrap();
-                Ok::<_, Error>(Self {
-                    devicetree: handover.devicetree,
-                    memory,
-                })
+        let handover = |handover: Handover<'_>| {
+            Ok::<_, Error>(Self {
+                memory: memory_of(handover.outgoing),
+                devicetree: handover.devicetree,
             })
-            .unwrap()
+        };
+        update.handover(handover).unwrap()
     }
 
-    /// The same without any bytes that handlers kept.
+    /// The same without any bytes that handlers preserved.
     pub fn of_tree(tree: &luo_orchestrator::devicetree::Tree) -> Self {
-        let file = tempfile::tempfile().unwrap();
-        let outgoing = luo_orchestrator::outgoing::Outgoing::default();
-        outgoing.write_memory(&file).unwrap();
-        let mut memory = vec![0; file.metadata().unwrap().len() as usize];
-        file.read_exact_at(&mut memory, 0).unwrap();
         Self {
             devicetree: luo_orchestrator::devicetree::encode(tree).unwrap(),
-            memory,
+            memory: memory_of(&Outgoing::default()),
         }
     }
 
@@ -103,4 +96,12 @@ impl Crossing {
             incoming: Incoming::new(self.memory, NoFiles).unwrap(),
         }
     }
+}
+
+fn memory_of(outgoing: &Outgoing) -> Vec<u8> {
+    let file = tempfile::tempfile().unwrap();
+    outgoing.write_memory(&file).unwrap();
+    let mut memory = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut memory, 0).unwrap();
+    memory
 }
