@@ -27,14 +27,19 @@
 //! - [`devicetree`]: what crosses, as numbers and names
 //! - [`outgoing`], [`incoming`]: the bytes and files that handlers preserve, on either side
 //! - [`transport`]: the ways over the jump
+//! - `envelope`: the program's own state, for the next version and the one before
 //!
 //! # Features
 //!
 //! - `image`: the transport that writes contents to a directory
 //! - `plugin`: handlers out of shared objects
+//! - `fdstore`: the transport that leaves files with systemd
+//! - `state`: the program's own state, by versions
 
 mod arrived;
 pub mod devicetree;
+#[cfg(feature = "state")]
+pub mod envelope;
 pub mod error;
 pub mod holes;
 pub mod incoming;
