@@ -9,9 +9,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{bail, Context, Result};
@@ -24,9 +22,11 @@ use serde::{Deserialize, Serialize};
 use crate::report::duration;
 use crate::workload::{allocated_bytes, MakeError};
 use crate::{Case, Transport};
-use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::holes;
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::sys;
+use luo_orchestrator::transport::program::Program;
 use luo_orchestrator::transport::{exec, image};
 
 /// The hidden command of the old side.
@@ -220,28 +220,30 @@ fn update(files: &[File], mut crossing: Crossing, directory: &Path) -> Result<()
     outcome.extra_memory_bytes = allocated(files)?.saturating_sub(before) + outcome.metadata_bytes;
     write_state(&state, &crossing)?;
 
-    let mut command = Command::new("/proc/self/exe");
-    command.arg(ARRIVE_COMMAND);
+    let mut program = Program::new("/proc/self/exe");
+    program.arg(ARRIVE_COMMAND);
     let mut handover_ns = 0;
     let error = orchestrator.handover(|handover| match crossing.case.transport {
         Transport::Exec => {
             let mut departure = timed(&mut handover_ns, || {
-                exec::Departure::new(&handover, &mut command)
+                exec::Departure::new(&handover, &mut program)
             })?;
             departure
-                .command()
+                .program()
                 .args([handover_ns.to_string(), now().to_string()]);
-            Ok::<_, anyhow::Error>(departure.jump())
+            match departure.jump() {
+                Ok(never) => match never {},
+                Err(error) => Ok::<_, anyhow::Error>(error),
+            }
         }
         Transport::Kexec => bail!("a kexec is no matter of this process"),
         Transport::Image => {
             timed(&mut handover_ns, || {
                 image::save(&handover, directory, &say_bytes)
             })?;
-            sys::inherit_nothing()?;
-            command.args([handover_ns.to_string(), now().to_string()]);
-            command.arg(directory);
-            Ok(command.exec())
+            program.args([handover_ns.to_string(), now().to_string()]);
+            program.arg(directory);
+            Ok(program.replace_process())
         }
     })?;
     Err(error).context("cannot start the new side")
@@ -360,7 +362,7 @@ fn read_state(orchestrator: &Orchestrator) -> Result<Crossing> {
     let state = orchestrator
         .retrieve(STATE)
         .context("the harness's own state did not cross")?;
-    let mut state = sys::reopen(state.as_fd())?;
+    let mut state = holes::reopen(state.as_fd())?;
     let mut text = String::new();
     state.rewind()?;
     state.read_to_string(&mut text)?;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use luo_orchestrator::transport::image::hugetlb_size;
-use luo_orchestrator::{holes, sys};
+use luo_orchestrator::{holes, SharedMapping};
 
 /// Which pages a memfd is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -198,26 +198,22 @@ impl Workload {
             // A mapping reserves huge pages for all of it, holes included.
             for range in self.filled_ranges() {
                 let start = range.start;
-                let mut mapping =
-                    sys::map_own(memfd.as_file(), range.clone()).map_err(cannot_map)?;
+                let mapping =
+                    SharedMapping::new(memfd.as_file(), range.clone()).map_err(cannot_map)?;
                 for block in blocks(range) {
-                    let place = (block.start - start) as usize..(block.end - start) as usize;
-                    progress(place.len() as u64);
-                    self.pattern(block.start, &mut mapping[place]);
+                    progress(block.end - block.start);
+                    self.write_pattern(&mapping, start, block);
                 }
             }
             return Ok(memfd);
         }
-        let mut mapping = sys::map_own(memfd.as_file(), 0..self.size).map_err(cannot_map)?;
+        let mapping = SharedMapping::new(memfd.as_file(), 0..self.size).map_err(cannot_map)?;
         if self.pages == Pages::Thp {
-            mapping.advise(memmap2::Advice::HugePage)?;
+            mapping.advise(0..mapping.len(), rustix::mm::Advice::LinuxHugepage)?;
         }
         for range in self.ranges_to_write() {
-            self.pattern(
-                range.start,
-                &mut mapping[range.start as usize..range.end as usize],
-            );
             progress(range.end - range.start);
+            blocks(range).for_each(|block| self.write_pattern(&mapping, 0, block));
         }
         if self.pages == Pages::Thp {
             let huge = shmem_huge_bytes(&mapping)?;
@@ -294,6 +290,13 @@ impl Workload {
         self.filled_ranges().into_iter().flat_map(blocks).collect()
     }
 
+    /// Fills `block` of a memfd by a mapping that begins at `start`.
+    fn write_pattern(&self, mapping: &SharedMapping, start: u64, block: Range<u64>) {
+        let mut bytes = vec![0; (block.end - block.start) as usize];
+        self.pattern(block.start, &mut bytes);
+        mapping.write((block.start - start) as usize, &bytes);
+    }
+
     /// What stands at `offset` and behind it; `offset` is a multiple of 8.
     fn pattern(&self, offset: u64, bytes: &mut [u8]) {
         let base = mix(self.seed).wrapping_add(offset / 8);
@@ -315,7 +318,7 @@ impl Workload {
         progress: impl Fn(u64) + Sync,
     ) -> Result<(), Mismatch> {
         self.verify_attributes(file)?;
-        let contents = sys::reopen(file)?;
+        let contents = holes::reopen(file)?;
         let filled = self.filled_ranges();
         if self.pages != Pages::Hugetlb {
             let found = holes::data_ranges(&contents, self.size)?;
@@ -471,7 +474,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
 }
 
 /// Bytes of a mapping that are mapped by huge pages of shmem.
-fn shmem_huge_bytes(mapping: &[u8]) -> io::Result<u64> {
+fn shmem_huge_bytes(mapping: &SharedMapping) -> io::Result<u64> {
     let start = format!("{:x}-", mapping.as_ptr() as usize);
     let smaps = fs::read_to_string("/proc/self/smaps")?;
     let entry = smaps.find(&start).map_or("", |at| &smaps[at..]);

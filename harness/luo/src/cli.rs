@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::inspect;
 use crate::session::{self, SessionCommand};
+use crate::sys;
 use luo_bench::machine::{self, KexecOptions};
 use luo_bench::options::{wrong_usage, Outputs, Workloads};
 use luo_bench::run::{self, ArriveOptions};
@@ -22,7 +23,6 @@ use luo_lab::integrate::{self, IntegrateOptions};
 use luo_lab::{self as lab, LabCommand};
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::sys;
 
 /// Keeps file descriptors alive across live updates, and measures how fast
 #[derive(Debug, Parser)]
@@ -49,7 +49,8 @@ enum Cmd {
         #[arg(long)]
         json: bool,
     },
-    /// Take large memfds, or devices and port files, through live updates and report how long each phase takes
+    /// Take large memfds, or devices and port files, through live updates and report how long each
+    /// phase takes
     Bench(BenchOptions),
     /// Show what a handover holds: entries, handlers, sizes, bad entries
     Inspect {
@@ -90,7 +91,8 @@ struct BenchOptions {
     transport: Vec<Transport>,
     #[command(flatten)]
     workloads: Workloads,
-    /// Where images are written; by default memory, /dev/shm, or else the directory for temporary files
+    /// Where images are written; by default memory, /dev/shm, or else the directory for temporary
+    /// files
     #[arg(long, value_name = "DIR")]
     image_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -132,7 +134,7 @@ impl Cli {
                 let inspection = inspect::inspect(&file, &registry)?;
                 match json {
                     true => print_json(&inspection)?,
-                    false => println!("{}", inspection.text()),
+                    false => println!("{}", inspect::text(&inspection)),
                 }
             }
             Cmd::Session(command) => return session::run(command),

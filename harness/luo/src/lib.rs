@@ -12,9 +12,11 @@
 //! # Map
 //!
 //! - [`cli`]: the command line
-//! - [`inspect`]: what a handover holds
+//! - [`inspect`]: prints what a handover holds; [`records`]: the records that it can read
 //! - [`session`]: sessions of the running kernel
 
 pub mod cli;
 pub mod inspect;
+pub mod records;
 pub mod session;
+mod sys;
