@@ -27,6 +27,7 @@
 //!
 //! Each module knows only those below it.
 //!
+//! - [`guide`]: what a program has to know that updates itself; nothing but text
 //! - `envelope`: the program's own state, for the next version and the one before
 //! - [`transport`]: the ways over the jump; `inspection`: what a handover holds
 //! - [`orchestrator`]: the states; `old_side`, `new_side`: its file tables before and after the
@@ -53,6 +54,7 @@ pub mod devicetree;
 pub mod envelope;
 pub mod error;
 pub mod files;
+pub mod guide;
 pub mod handover;
 pub mod holes;
 pub mod incoming;

@@ -3,6 +3,7 @@
 //! brings an [`Arrival`](crate::handover::Arrival) on the new one.
 //!
 //! - [`exec`]: the process replaces itself; files and metadata are inherited, nothing is copied
+//! - [`fdstore`](self#features): systemd holds files and metadata until the next start of the service
 //! - [`image`](self#features): contents and metadata are written to a directory, and read by any
 //!   later process
 //! - [`loopback`]: within one process, for tests
@@ -10,6 +11,8 @@
 
 pub mod exec;
 mod executable;
+#[cfg(feature = "fdstore")]
+pub mod fdstore;
 #[cfg(feature = "image")]
 pub mod image;
 mod inheritance;

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! A key-value server that replaces itself on SIGHUP, and loses neither a value nor a connection.
+//!
+//!     cargo run --example server          # and in another terminal:
+//!     cargo run --example load -- --help
+//!
+//! `set KEY VALUE` answers `ok`, `get KEY` the value, `updates` the process and how many updates there
+//! were. Keys and values are numbers; the values are in a memfd, eight bytes each. The environment
+//! names the rest: SERVER_ADDRESS, SERVER_BYTES, and SERVER_UPDATE, which is `spawn` or `exec`.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use luo_handler_api::Token;
+use luo_handler_memfd as _;
+use luo_handler_socket as _;
+use luo_orchestrator::envelope::{self, Versioned};
+use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::orchestrator::Orchestrator;
+use luo_orchestrator::registry::Registry;
+use luo_orchestrator::transport::{exec, program::Program};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{poll, PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
+
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+const VALUES: Token = Token(1);
+const LISTENER: Token = Token(2);
+const STATE: Token = Token(3);
+/// Connections have this token and those above it.
+const FIRST_CONNECTION: u64 = 16;
+
+struct Server {
+    values: File,
+    listener: TcpListener,
+    connections: BTreeMap<u64, Connection>,
+    updates: u64,
+}
+
+struct Connection {
+    stream: TcpStream,
+    /// What was read of a request that is not complete.
+    partial: Vec<u8>,
+}
+
+/// What is neither in the memfd nor in the kernel.
+#[derive(Serialize, Deserialize)]
+struct State {
+    updates: u64,
+    partial: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Versioned for State {
+    const NAME: &'static str = "server";
+    const VERSION: u32 = 1;
+}
+
+/// Runs until it is killed.
+pub fn main() -> Result<()> {
+    // A signal that comes while the next program starts waits until that program looks for it.
+    let signals = SigSet::from(Signal::SIGHUP);
+    signals.thread_block()?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
+    let mut server = match exec::arrive()? {
+        Some(arrival) => Server::take_over(arrival)?,
+        None => Server::start()?,
+    };
+    loop {
+        let (has_signal, has_connection, readable) = server.wait(&signals)?;
+        if has_signal && signals.read_signal()?.is_some() {
+            // If this returns, the update failed, and this program goes on.
+            if let Err(error) = server.update() {
+                eprintln!("no update: {error}");
+            }
+        }
+        if has_connection {
+            server.add(server.listener.accept()?.0)?;
+        }
+        for id in readable {
+            server.serve(id);
+        }
+    }
+}
+
+impl Server {
+    fn start() -> Result<Self> {
+        let address = env::var("SERVER_ADDRESS").unwrap_or_else(|_| "127.0.0.1:0".into());
+        let bytes: u64 = env::var("SERVER_BYTES").map_or(Ok(1 << 20), |bytes| bytes.parse())?;
+        let values = memfd::MemfdOptions::default().create("values")?.into_file();
+        rustix::fs::fallocate(&values, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+        let listener = TcpListener::bind(address)?;
+        println!("listening on {}", listener.local_addr()?);
+        let connections = BTreeMap::new();
+        Ok(Self {
+            values,
+            listener,
+            connections,
+            updates: 0,
+        })
+    }
+
+    /// What the program before this one left.
+    fn take_over(arrival: Arrival) -> Result<Self> {
+        let update = Orchestrator::arrived(Arc::new(Registry::linked()?), arrival);
+        let own = |token| Ok::<_, Box<dyn std::error::Error>>(update.retrieve(token)?.try_clone()?);
+        let state: State = envelope::from_file(own(STATE)?)?;
+        let mut connections = BTreeMap::new();
+        for (id, partial) in state.partial {
+            let stream = own(Token(id))?.into();
+            connections.insert(id, Connection { stream, partial });
+        }
+        let server = Self {
+            values: own(VALUES)?.into(),
+            listener: own(LISTENER)?.into(),
+            connections,
+            updates: state.updates + 1,
+        };
+        update.finish()?;
+        Ok(server)
+    }
+
+    /// Becomes the program in this one's file, which may be another one by now.
+    fn update(&self) -> Result<()> {
+        let update = Orchestrator::new(Arc::new(Registry::linked()?));
+        update.preserve(VALUES, &self.values)?;
+        update.preserve(LISTENER, &self.listener)?;
+        let mut partial = BTreeMap::new();
+        for (&id, connection) in &self.connections {
+            update.preserve(Token(id), &connection.stream)?;
+            partial.insert(id, connection.partial.clone());
+        }
+        let state = envelope::to_memfd(&State {
+            updates: self.updates,
+            partial,
+        })?;
+        update.preserve(STATE, &state)?;
+        update.prepare()?;
+        update.freeze()?;
+        let mut arguments = env::args_os();
+        let mut program = Program::new(arguments.next().ok_or("no name of a program")?);
+        program.args(arguments);
+        update.handover(|handover| {
+            exec::Departure::new(&handover, &mut program)?.jump()?;
+            Ok(())
+        })
+    }
+
+    /// Waits for something to do: a signal, a new connection, requests.
+    fn wait(&self, signals: &SignalFd) -> Result<(bool, bool, Vec<u64>)> {
+        let mut files = vec![
+            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        let streams = self
+            .connections
+            .values()
+            .map(|connection| &connection.stream);
+        files.extend(streams.map(|stream| PollFd::new(stream, PollFlags::IN)));
+        poll(&mut files, None)?;
+        let ready = |file: &PollFd<'_>| !file.revents().is_empty();
+        let readable = self.connections.keys().zip(&files[2..]);
+        let readable = readable.filter(|(_, file)| ready(file)).map(|(&id, _)| id);
+        Ok((ready(&files[0]), ready(&files[1]), readable.collect()))
+    }
+
+    fn add(&mut self, stream: TcpStream) -> Result<()> {
+        // Who does not read the answers does not hold the others up for long.
+        stream.set_write_timeout(Some(Duration::from_secs(1)))?;
+        stream.set_nodelay(true)?;
+        let last = self.connections.last_key_value();
+        let id = last.map_or(FIRST_CONNECTION, |(last, _)| last + 1);
+        self.connections.insert(
+            id,
+            Connection {
+                stream,
+                partial: Vec::new(),
+            },
+        );
+        Ok(())
+    }
+
+    /// Answers what is complete, and closes a connection that has ended.
+    fn serve(&mut self, id: u64) {
+        let Some(mut connection) = self.connections.remove(&id) else {
+            return;
+        };
+        let mut bytes = [0; 4096];
+        let Ok(length @ 1..) = connection.stream.read(&mut bytes) else {
+            return;
+        };
+        connection.partial.extend_from_slice(&bytes[..length]);
+        while let Some(end) = connection.partial.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = connection.partial.drain(..=end).collect();
+            let answer = self.answer(&String::from_utf8_lossy(&line));
+            let answer = answer.unwrap_or_else(|error| format!("error: {error}"));
+            if connection
+                .stream
+                .write_all(format!("{answer}\n").as_bytes())
+                .is_err()
+            {
+                return;
+            }
+        }
+        self.connections.insert(id, connection);
+    }
+
+    fn answer(&self, request: &str) -> Result<String> {
+        let words: Vec<&str> = request.split_whitespace().collect();
+        let place = |key: &str| Ok::<_, Box<dyn std::error::Error>>(key.parse::<u64>()? * 8);
+        match words[..] {
+            ["set", key, value] => {
+                let value: u64 = value.parse()?;
+                self.values
+                    .write_all_at(&value.to_le_bytes(), place(key)?)?;
+                Ok("ok".into())
+            }
+            ["get", key] => {
+                let mut value = [0; 8];
+                self.values.read_exact_at(&mut value, place(key)?)?;
+                Ok(u64::from_le_bytes(value).to_string())
+            }
+            ["updates"] => Ok(format!("{} {}", std::process::id(), self.updates)),
+            _ => Err("expected set KEY VALUE, get KEY or updates".into()),
+        }
+    }
+}
