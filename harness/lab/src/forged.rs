@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{ensure, Context, Result};
 use luo_handler_api::crc32c;
 use luo_handler_api::Token;
-use luo_handler_vfio::record::{Kept as Whereabouts, RecordBytes};
+use luo_handler_vfio::record::{Crossing, RecordBytes};
 use rustix::io::Errno;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -18,7 +18,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::checks::{self, expect_lost, memfd, Kept};
 use crate::ports;
 use crate::vfio::Client;
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_liveupdate::{Device, Session};
 
 const SESSION: &str = "forged";
@@ -54,7 +55,7 @@ use Kind::{Device as At, Memfd, Port};
 
 /// Nobody else has such a token, so it shows where the kernel's list is; it is the first that is preserved.
 const SOUND_PORT: u64 = 0x666f_7267_6564_0001;
-const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::Sparse(3000), 2);
+const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 2);
 const SOUND_DEVICE: u64 = 3;
 const SOUND_ADDRESS: &str = "0000:00:12.0";
 
@@ -81,7 +82,7 @@ static FORGED: &[Forged] = &[
     // More regions than there is room for; a file in a host that keeps none; a status of another version
     forged(0x32, At("0000:00:13.0"), Record(|record| record.regions = U32::MAX_VALUE), Errno::INVAL),
     forged(0x33, At("0000:00:14.0"), Record(|record| {
-        record.kept = Whereabouts::File as u8;
+        record.crossing = Crossing::OpenFile as u8;
         record.file = U64::MAX_VALUE;
     }), Errno::OPNOTSUPP),
     forged(0x34, At("0000:02:00.0"), Record(|record| record.status = U32::MAX_VALUE), Errno::OPNOTSUPP),

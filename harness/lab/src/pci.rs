@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 
-use luo_bench::vfio::directory;
+use luo_bench::subject::vfio::directory;
 
 const BUS: &str = "/sys/bus/pci";
 /// In a bridge's configuration: the numbers of the first and the last bus behind it.
@@ -21,9 +21,72 @@ pub(super) fn group_file(address: &str) -> Result<PathBuf> {
     Ok(Path::new("/dev/vfio").join(number))
 }
 
+/// In a device's configuration.
+const COMMAND: u64 = 0x04;
+const STATUS: u64 = 0x06;
+pub(super) const BUS_MASTER: u16 = 1 << 2;
+pub(super) const INTX_DISABLE: u16 = 1 << 10;
+const INTX_ASSERTED: u16 = 1 << 3;
+
+/// A device's command register, also of one that nobody has open.
+pub(super) fn command(address: &str) -> Result<u16> {
+    read_word(address, COMMAND)
+}
+
+/// Whether a device raises its pin, or would if the pin were not disabled.
+pub(super) fn asserts_intx(address: &str) -> Result<bool> {
+    Ok(read_word(address, STATUS)? & INTX_ASSERTED != 0)
+}
+
+/// Writes to a device's command register past its owner, as root may.
+pub(super) fn set_command(configuration: &File, command: u16) -> Result<()> {
+    configuration
+        .write_all_at(&command.to_le_bytes(), COMMAND)
+        .context("writing a command register")
+}
+
+fn read_word(address: &str, at: u64) -> Result<u16> {
+    let mut bytes = [0; 2];
+    configuration(address)?.read_exact_at(&mut bytes, at)?;
+    Ok(u16::from_le_bytes(bytes))
+}
+
+/// Resets a device, which takes its lock.
+pub(super) fn reset(address: &str) -> Result<()> {
+    tell(&directory(address).join("reset"), "1")
+}
+
+/// Whether a device sleeps: `suspended` or `active`.
+pub(super) fn runtime_status(address: &str) -> Result<String> {
+    let status = fs::read_to_string(directory(address).join("power/runtime_status"))?;
+    Ok(status.trim().to_owned())
+}
+
+/// Wakes a device that sleeps, as something outside of it might, and lets it sleep again.
+pub(super) fn wake(address: &str) -> Result<()> {
+    let control = directory(address).join("power/control");
+    tell(&control, "on")?;
+    tell(&control, "auto")
+}
+
+/// The file that a device is opened by.
+pub(super) fn device_file(address: &str) -> Result<PathBuf> {
+    let devices = directory(address).join("vfio-dev");
+    let entry = fs::read_dir(&devices)
+        .with_context(|| format!("reading {}", devices.display()))?
+        .next();
+    let entry = entry.with_context(|| format!("{address} has no device file"))??;
+    Ok(Path::new("/dev/vfio/devices").join(entry.file_name()))
+}
+
 /// Makes the kernel forget a device.
 pub(super) fn remove(address: &str) -> Result<()> {
     tell(&directory(address).join("remove"), "1")
+}
+
+/// Gives a device to vfio-pci.
+pub(super) fn bind(address: &str) -> Result<()> {
+    tell(&Path::new(BUS).join("drivers/vfio-pci/bind"), address)
 }
 
 /// Takes a device from its driver.
@@ -34,8 +97,8 @@ pub(super) fn unbind(address: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes what is behind each of two bridges appear where what is behind the other was: their buses swap numbers. What
-/// was removed before comes back as well.
+/// Makes what is behind each of two bridges appear where what is behind the other was: their buses
+/// swap numbers. What was removed before comes back as well.
 pub(super) fn swap(bridges: [&str; 2], behind: [&str; 2]) -> Result<()> {
     // With the devices removed, nobody talks to the wrong one.
     behind.into_iter().try_for_each(remove)?;
@@ -50,7 +113,7 @@ pub(super) fn swap(bridges: [&str; 2], behind: [&str; 2]) -> Result<()> {
     tell(&Path::new(BUS).join("rescan"), "1")
 }
 
-fn configuration(address: &str) -> Result<File> {
+pub(super) fn configuration(address: &str) -> Result<File> {
     let path = directory(address).join("config");
     let open = File::options().read(true).write(true).open(&path);
     open.with_context(|| format!("opening {}", path.display()))

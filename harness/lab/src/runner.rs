@@ -24,7 +24,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
 const DEBUG_SLOWNESS: u64 = 6;
 
 /// What the kernel prints when one of its own checks fails; a test with one of these on its console has failed.
-const KERNEL_REPORTS: [&str; 9] = [
+const KERNEL_REPORTS: [&str; 10] = [
     "BUG: ",
     "WARNING: ",
     "Kernel panic",
@@ -34,6 +34,7 @@ const KERNEL_REPORTS: [&str; 9] = [
     "INFO: task ",
     "kmemleak: ",
     "list_add corruption",
+    "nobody cared",
 ];
 /// Lines that look like a report and are none.
 const NO_REPORTS: [&str; 4] = [

@@ -10,6 +10,8 @@ use crate::counters::Share;
 use crate::devices;
 use crate::forged;
 use crate::qemu::Machine;
+use crate::quiet;
+use crate::reserved;
 
 /// One test.
 #[derive(Debug)]
@@ -203,11 +205,11 @@ pub(super) static TESTS: &[Test] = &[
         machine: Machine::Vfio,
         stages: &[
             stage(Action::Depart(devices::DEVICES), 20, 0),
-            stage(Action::Arrive(devices::DEVICES), 0, 14),
+            stage(Action::Arrive(devices::DEVICES), 0, 12),
         ],
         says: &[
             "vfio: 0000:00:13.0: there is no such device",
-            "vfio: 0000:00:14.0: it is not bound to vfio-pci",
+            "vfio: 0000:00:14.0: it is not bound to vfio-pci; bind devices before they are retrieved",
             "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x1234, is 0x1b36",
         ],
         seconds: 120,
@@ -222,6 +224,75 @@ pub(super) static TESTS: &[Test] = &[
         ],
         says: &["vfio: 0000:00:13.0 has interrupts enabled"],
         seconds: 90,
+    },
+    Test {
+        name: "devices_quiet",
+        about: "users that never rest find frozen devices closed, and go on after a refused jump",
+        machine: Machine::Vfio,
+        stages: &[
+            check(quiet::never_rest, 3, 0),
+            check(quiet::find_quiet, 0, 3),
+        ],
+        says: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "devices_intx",
+        about: "a device that raises INTx during the jump disturbs nobody who shares the line",
+        machine: Machine::Vfio,
+        stages: &[
+            check(quiet::raise_intx, 2, 0),
+            check(quiet::share_intx, 0, 2),
+        ],
+        says: &[],
+        seconds: 180,
+    },
+    Test {
+        name: "devices_low_power",
+        about: "a device in low power is refused, sleeps on, and its owner gets the wake event",
+        machine: Machine::Vfio,
+        stages: &[
+            check(quiet::sleep_on, 1, 0),
+            check(quiet::wake_up, 0, 1),
+        ],
+        says: &["vfio: 0000:00:10.0 is in low power"],
+        seconds: 120,
+    },
+    Test {
+        name: "devices_given_up",
+        about: "sessions that end without their devices release them, and everything else",
+        machine: Machine::Vfio,
+        stages: &[
+            check(reserved::preserve_to_give_up, 8, 0),
+            check(reserved::give_up, 0, 1),
+        ],
+        says: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "devices_reserved",
+        about: "nobody else opens a device before its session is finished; where somebody has it, retrieve names them",
+        machine: Machine::Vfio,
+        stages: &[
+            check(reserved::preserve_to_reserve, 4, 0),
+            check(reserved::hold_reserved, 0, 2),
+        ],
+        says: &[
+            "vfio: 0000:00:13.0: it is in use by luo (pid 1)",
+            "vfio: 0000:00:14.0: it is in use by luo (pid 1)",
+        ],
+        seconds: 120,
+    },
+    Test {
+        name: "devices_reset",
+        about: "a device that is being reset is waited for",
+        machine: Machine::Vfio,
+        stages: &[
+            check(reserved::preserve_to_reset, 1, 0),
+            check(reserved::retrieve_while_reset, 0, 1),
+        ],
+        says: &[],
+        seconds: 120,
     },
     Test {
         name: "vfio_switched_off",

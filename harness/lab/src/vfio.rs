@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The lab's client of VFIO devices: opened through the cdev, through a group or by a live update, and asked what they are.
+//! The lab's client of VFIO devices: opened through the cdev, through a group or by a live update,
+//! and asked what they are.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,25 +11,30 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_IRQS,
-    VFIO_PCI_NUM_REGIONS,
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
+    VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
 };
 use vfio_ioctls::{VfioContainer, VfioDevice};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
-use luo_bench::vfio::{bind, directory, open_cdev};
+use crate::pci::BUS_MASTER;
+use crate::sys::{self, Registers};
+use luo_bench::subject::vfio::{bind, directory, open_cdev};
 
 /// In the configuration: vendor and device, revision and class, subsystem.
 const IDENTITY: [u64; 3] = [0x00, 0x08, 0x2c];
 const COMMAND: u64 = 0x04;
-const BUS_MASTER: u16 = 1 << 2;
+const MEMORY: u16 = 1 << 1;
 
-/// Registers of QEMU's `edu` device: one that always reads the same, one that answers with what was written to it,
-/// inverted, and two that raise and lower its interrupt.
+/// Registers of QEMU's `edu` device: one that always reads the same, one that answers with what was
+/// written to it, inverted, two that raise and lower its interrupt, and two that compute a
+/// factorial and interrupt at its end.
 const IDENTIFICATION: u64 = 0x00;
 const LIVENESS: u64 = 0x04;
 const RAISE: u64 = 0x60;
 const ACKNOWLEDGE: u64 = 0x64;
+const FACTORIAL: u64 = 0x08;
+const INTERRUPT_AT_END: u64 = 0x20;
 const EDU: u32 = 0x0100_00ed;
 const QUESTION: u32 = 0x1234_5678;
 
@@ -143,6 +149,47 @@ impl Client {
         self.0.disable_msi().context("disabling interrupts")
     }
 
+    /// Enables the interrupt that has a pin. It masks itself when it arrives.
+    pub(super) fn enable_intx(&self) -> Result<EventFd> {
+        let event = EventFd::new(EFD_NONBLOCK).context("making an eventfd")?;
+        self.0
+            .enable_irq(VFIO_PCI_INTX_IRQ_INDEX, vec![&event])
+            .context("enabling INTx")?;
+        Ok(event)
+    }
+
+    pub(super) fn unmask_intx(&self) -> Result<()> {
+        self.0
+            .unmask_irq(VFIO_PCI_INTX_IRQ_INDEX)
+            .context("unmasking INTx")
+    }
+
+    /// Has an `edu` compute for some seconds, and interrupt then.
+    pub(super) fn interrupt_later(&self) {
+        self.set_register(INTERRUPT_AT_END, 0x80);
+        self.set_register(FACTORIAL, u32::MAX);
+    }
+
+    /// Writes the command register as a driver would that goes on.
+    pub(super) fn insist_on_bus_mastering(&self) {
+        let command = (MEMORY | BUS_MASTER).to_le_bytes();
+        self.0
+            .region_write(VFIO_PCI_CONFIG_REGION_INDEX, &command, COMMAND);
+    }
+
+    /// Puts the device into low power; its wake event arrives at what is returned.
+    pub(super) fn enter_low_power(&self) -> Result<EventFd> {
+        let event = EventFd::new(EFD_NONBLOCK).context("making an eventfd")?;
+        sys::enter_low_power(&self.0, &event).context("entering low power")?;
+        Ok(event)
+    }
+
+    /// The first page of its registers.
+    pub(super) fn map_registers(&self) -> Result<Registers> {
+        let offset = self.0.get_region_offset(VFIO_PCI_BAR0_REGION_INDEX);
+        Registers::map(self.as_fd(), offset).context("mapping a BAR")
+    }
+
     /// Has an `edu` raise its interrupt, and refuses one that does not arrive within a second.
     pub(super) fn expect_interrupt(&self, event: &EventFd) -> Result<()> {
         self.set_register(RAISE, 1);
@@ -179,19 +226,13 @@ impl Client {
     }
 }
 
+/// Whether mapped registers are still those of an `edu`, also while they are written to.
+pub(super) fn answers(registers: &mut Registers) -> bool {
+    registers.write_and_read(LIVENESS, QUESTION, IDENTIFICATION) == EDU
+}
+
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         sys::descriptor(&self.0)
-    }
-}
-
-/// What the crate of the ioctls has only in numbers.
-mod sys {
-    use super::{BorrowedFd, VfioDevice};
-    use std::os::fd::AsRawFd;
-
-    pub(super) fn descriptor(device: &VfioDevice) -> BorrowedFd<'_> {
-        // SAFETY: the device has its descriptor open for as long as it is borrowed.
-        unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) }
     }
 }

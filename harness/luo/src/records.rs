@@ -42,8 +42,8 @@ fn memfd(data: u64, host: Host<'_>) -> Result<Pairs, Errno> {
 }
 
 fn vfio(data: u64, host: Host<'_>) -> Result<Pairs, Errno> {
-    use luo_handler_vfio::{description::Opened, record::FLAGS_RESET};
-    let device = luo_handler_vfio::Record::read(host, data)?.description;
+    use luo_handler_vfio::description::{Opened, FLAGS_RESET};
+    let device = luo_handler_vfio::DeviceRecord::read(host, data)?.description;
     let opened = match device.opened {
         Opened::Cdev => "cdev",
         Opened::Group => "group",
