@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Hostile records of devices, ports and sockets: whatever the previous side kept, nothing panics, and
-//! only the device or socket that was recorded is handed over.
+//! Hostile records of devices, ports and sockets: whatever the previous side kept, nothing panics,
+//! and only the device or socket that was recorded is handed over.
 //!
-//! The first eight bytes of an input are what crossed of a port. The next one chooses: with its lowest bit
-//! the rest is a record, without it changes bytes of a true one. With the next bit length and checksum
-//! are made right, as somebody would who means harm. With the third bit it is the record of a socket.
+//! The first eight bytes of an input are what crossed of a port. The next one chooses: with its
+//! lowest bit the rest is a record, without it changes bytes of a true one. With the next bit
+//! length and checksum are made right, as somebody would who means harm. With the third bit it is
+//! the record of a socket.
 //!
 //! `make fuzz FUZZ=device_records` runs it.
 

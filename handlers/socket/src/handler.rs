@@ -70,7 +70,8 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
 
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for a socket of another kind, or on a host where files do not cross by themselves.
+    /// `EOPNOTSUPP` for a socket of another kind, or on a host where files do not cross by
+    /// themselves.
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Private>, Errno> {
         self.describe(file, host)?;
         let handle = host.preserve_file(file).map_err(|errno| match errno {

@@ -22,16 +22,16 @@
 //! A socket is a state of the running kernel, and only an open descriptor holds it. So it crosses
 //! where the next program gets that descriptor: over an exec, to a program started beside the old
 //! one, and through systemd's file descriptor store. An image refuses it, because there is nothing
-//! that could be written to a disk; a kexec does, because the state ends with its kernel. The handler
-//! is [`Hosts::Hosted`](luo_handler_api::Hosts::Hosted).
+//! that could be written to a disk; a kexec does, because the state ends with its kernel. The
+//! handler is [`Hosts::Hosted`](luo_handler_api::Hosts::Hosted).
 //!
 //! # What is preserved
 //!
-//! Unix stream, datagram and seqpacket sockets, TCP and UDP of both IP versions, whether they listen,
-//! are connected or neither. The open socket itself crosses, so all of it lives on: its addresses,
-//! options and status flags, connections that wait to be accepted, bytes and descriptors that were
-//! sent and not read, timers. The other end notices nothing. A connection whose other end closes it
-//! during the update crosses as well, and the next read finds its end.
+//! Unix stream, datagram and seqpacket sockets, TCP and UDP of both IP versions, whether they
+//! listen, are connected or neither. The open socket itself crosses, so all of it lives on: its
+//! addresses, options and status flags, connections that wait to be accepted, bytes and descriptors
+//! that were sent and not read, timers. The other end notices nothing. A connection whose other end
+//! closes it during the update crosses as well, and the next read finds its end.
 //!
 //! # What is not preserved
 //!
@@ -51,8 +51,8 @@
 //! crossed is then compared with it: domain, type and protocol, the local address, whether it
 //! listens, and `SO_COOKIE`, which no other socket of a running kernel has. So a descriptor that
 //! stands in the place of another one is refused with `ENOENT`, also if it is bound to the same
-//! address. A checksum is not a signature: who can write a record can describe any socket in it, and
-//! name any of the host's handles.
+//! address. A checksum is not a signature: who can write a record can describe any socket in it,
+//! and name any of the host's handles.
 
 mod backend;
 pub mod description;

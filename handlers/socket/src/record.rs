@@ -84,7 +84,7 @@ pub enum AddressKind {
 /// |---|---|
 /// | `ENOENT` | the host holds nothing under that handle |
 /// | `EBADMSG` | the checksum |
-/// | `EINVAL` | anything else that is malformed: length, magic, kind, an address of another kind, … |
+/// | `EINVAL` | anything else that is malformed: length, magic, kind, address, … |
 ///
 /// Whether the socket is the one that the record describes is not checked here.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 //!
 //!     cargo run --example downgrade -- 1 2 1 2 3 1
 //!
-//! The arguments are the versions that it becomes, one after the other, each by an exec. Version 2 adds
-//! to the state, and version 1 can read it still. Version 3 changes what the state means, so version 1
-//! refuses it: the last step fails, and the message names the versions.
+//! The arguments are the versions that it becomes, one after the other, each by an exec. Version 2
+//! adds to the state, and version 1 can read it still. Version 3 changes what the state means, so
+//! version 1 refuses it: the last step fails, and the message names the versions.
 
 use std::sync::Arc;
 

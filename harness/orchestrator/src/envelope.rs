@@ -2,11 +2,11 @@
 //! The program's own state, in a form that the next version of the program can read, and the one
 //! before.
 //!
-//! A live update goes forward most of the time. It has to go back as well: the new version is bad, and
-//! what it learned meanwhile must not be lost. So what crosses has two numbers: the version that wrote
-//! it, and the oldest version that may read it. A version that only adds to the state leaves the second
-//! number as it is; one that changes the meaning of what is there raises it, and older programs refuse
-//! the state with a reason instead of misreading it.
+//! A live update goes forward most of the time. It has to go back as well: the new version is bad,
+//! and what it learned meanwhile must not be lost. So what crosses has two numbers: the version
+//! that wrote it, and the oldest version that may read it. A version that only adds to the state
+//! leaves the second number as it is; one that changes the meaning of what is there raises it, and
+//! older programs refuse the state with a reason instead of misreading it.
 //!
 //! ```
 //! use luo_orchestrator::envelope::{self, Versioned};
@@ -71,8 +71,8 @@ const ENVELOPE: u32 = 1;
 
 /// A state that crosses from one version of a program to another.
 ///
-/// Fields are added with `#[serde(default)]`, and an older version skips those that it does not know:
-/// so leave out `#[serde(deny_unknown_fields)]`.
+/// Fields are added with `#[serde(default)]`, and an older version skips those that it does not
+/// know: so leave out `#[serde(deny_unknown_fields)]`.
 pub trait Versioned: Serialize + DeserializeOwned {
     /// What it is the state of. Another name is refused.
     const NAME: &'static str;
@@ -80,7 +80,8 @@ pub trait Versioned: Serialize + DeserializeOwned {
     /// The version of what this program writes; raised with each change.
     const VERSION: u32;
 
-    /// The oldest version of the program that can read what this one writes: where a downgrade ends.
+    /// The oldest version of the program that can read what this one writes: where a downgrade
+    /// ends.
     const OLDEST_READER: u32 = Self::VERSION;
 
     /// Makes a state of version `from` one of version `from + 1`; called once for each step up to
@@ -122,8 +123,8 @@ pub enum EnvelopeError {
     },
     /// This program is older than what may read it.
     #[error(
-        "the state {name:?} is of version {version}, which programs from version {oldest_reader} on \
-         can read; this one has version {ours}: go back no further than {oldest_reader}"
+        "the state {name:?} is of version {version}, which programs from version {oldest_reader} \
+         on can read; this one has version {ours}: go back no further than {oldest_reader}"
     )]
     TooNew {
         /// Its name.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The file descriptor store, with a small service manager in the place of systemd: it holds what is
-//! sent to its notify socket, and starts the next program with it.
+//! The file descriptor store, with a small service manager in the place of systemd: it holds what
+//! is sent to its notify socket, and starts the next program with it.
 //!
 //! The service is this program once more: a test of its own, ignored unless it is started so.
 
@@ -93,6 +93,7 @@ fn service() {
         "report" => drop(report()),
         "report and clear" => report().clear().unwrap(),
         "damaged" => damaged(),
+        "incomplete" => incomplete(),
         "nothing" => nothing(),
         "open twice" => {
             FdStore::open("luo").unwrap();
@@ -206,10 +207,7 @@ fn report() -> FdStore {
         .problems()
         .iter()
         .for_each(|problem| println!("problem: {problem}"));
-    let Some(arrival) = arrival else {
-        println!("nothing arrived");
-        return store;
-    };
+    let arrival = arrival.unwrap();
     let new = Orchestrator::arrived(registry(), arrival);
     for file in new.files().unwrap() {
         match new.retrieve(file.token) {
@@ -229,6 +227,18 @@ fn damaged() {
     assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
     println!("\n{error}");
     store.clear().unwrap();
+}
+
+fn incomplete() {
+    let mut store = FdStore::open("luo").unwrap();
+    let error = store.arrive().unwrap_err();
+    assert!(
+        matches!(error, StoreError::Incomplete { files: 3 }),
+        "{error}"
+    );
+    println!("\n{error}");
+    let (name, memory) = store.files().next().unwrap();
+    println!("{name}: {}", String::from_utf8_lossy(&contents(memory)));
 }
 
 fn nothing() {
@@ -329,14 +339,13 @@ fn what_a_full_store_dropped_silently_is_found_out_at_the_next_start() {
     manager.room = 3;
     stored(&manager, "store");
     assert_eq!(manager.names(), ["luo.file.1", "luo.file.2", "luo.file.3"]);
-    let text = run(&manager, "report");
-    assert!(text.contains("nothing arrived"), "{text}");
-    assert_eq!(
-        text.matches("left over by an older update").count(),
-        3,
+    let text = run(&manager, "incomplete");
+    assert!(
+        text.contains("holds 3 files and no update that lists them"),
         "{text}"
     );
-    assert_eq!(manager.names(), [""; 0]);
+    assert!(text.contains("luo.file.1: first bytes"), "{text}");
+    assert_eq!(manager.names().len(), 3, "all of them stay");
 }
 
 #[test]

@@ -210,7 +210,8 @@ fn a_server_on_tokio_is_updated_under_its_connections() {
         }
         rustix::process::kill_process(process, rustix::process::Signal::HUP).unwrap();
         for client in &mut clients {
-            // Nobody knows which of the two programs answers, but one does, and with the whole line.
+            // Nobody knows which of the two programs answers, but one does, and with the whole
+            // line.
             let answer = ask(client, "line\n");
             let (by, line) = answer.split_once(' ').unwrap();
             assert_eq!(line, "half line\n");

@@ -135,7 +135,8 @@ impl Client {
 ///
 /// # Errors
 ///
-/// Those of starting the server, and of its control connection; what happens to a client is counted.
+/// Those of starting the server, and of its control connection; what happens to a client is
+/// counted.
 pub fn run(plan: &Plan, mut server: Command) -> io::Result<Outcome> {
     server
         .env("SERVER_UPDATE", plan.by)
@@ -250,7 +251,12 @@ fn update(
             outcome.memory[place] = memory(process)?;
         }
     }
+    // The one before the last may be about to end still.
+    let deadline = Instant::now() + Duration::from_secs(5);
     let others = &processes[..processes.len() - 1];
+    while others.iter().any(|process| runs(*process)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     outcome.left_behind = others.iter().filter(|process| runs(**process)).count();
     Ok(outcome)
 }

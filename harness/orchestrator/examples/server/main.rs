@@ -4,9 +4,10 @@
 //!     cargo run --example server          # and in another terminal:
 //!     cargo run --example load -- --help
 //!
-//! `set KEY VALUE` answers `ok`, `get KEY` the value, `updates` the process and how many updates there
-//! were. Keys and values are numbers; the values are in a memfd, eight bytes each. The environment
-//! names the rest: SERVER_ADDRESS, SERVER_BYTES, and SERVER_UPDATE, which is `spawn` or `exec`.
+//! `set KEY VALUE` answers `ok`, `get KEY` the value, `updates` the process and how many updates
+//! there were. Keys and values are numbers; the values are in a memfd, eight bytes each. The
+//! environment names the rest: SERVER_ADDRESS, SERVER_BYTES, and SERVER_UPDATE, which is `spawn` or
+//! `exec`.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -31,7 +32,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{poll, PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
-type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+type Error = Box<dyn std::error::Error>;
+type Result<T> = std::result::Result<T, Error>;
 
 const VALUES: Token = Token(1);
 const LISTENER: Token = Token(2);
@@ -42,14 +44,9 @@ const FIRST_CONNECTION: u64 = 16;
 struct Server {
     values: File,
     listener: TcpListener,
-    connections: BTreeMap<u64, Connection>,
+    /// With what was read of a request that is not complete.
+    connections: BTreeMap<u64, (TcpStream, Vec<u8>)>,
     updates: u64,
-}
-
-struct Connection {
-    stream: TcpStream,
-    /// What was read of a request that is not complete.
-    partial: Vec<u8>,
 }
 
 /// What is neither in the memfd nor in the kernel.
@@ -83,11 +80,9 @@ pub fn main() -> Result<()> {
             }
         }
         if has_connection {
-            server.add(server.listener.accept()?.0)?;
+            server.accept();
         }
-        for id in readable {
-            server.serve(id);
-        }
+        readable.into_iter().for_each(|id| server.serve(id));
     }
 }
 
@@ -98,25 +93,25 @@ impl Server {
         let values = memfd::MemfdOptions::default().create("values")?.into_file();
         rustix::fs::fallocate(&values, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
         let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
         println!("listening on {}", listener.local_addr()?);
-        let connections = BTreeMap::new();
+        let (connections, updates) = (BTreeMap::new(), 0);
         Ok(Self {
             values,
             listener,
             connections,
-            updates: 0,
+            updates,
         })
     }
 
     /// What the program before this one left.
     fn take_over(arrival: Arrival) -> Result<Self> {
         let update = Orchestrator::arrived(Arc::new(Registry::linked()?), arrival);
-        let own = |token| Ok::<_, Box<dyn std::error::Error>>(update.retrieve(token)?.try_clone()?);
+        let own = |token| Ok::<_, Error>(update.retrieve(token)?.try_clone()?);
         let state: State = envelope::from_file(own(STATE)?)?;
         let mut connections = BTreeMap::new();
         for (id, partial) in state.partial {
-            let stream = own(Token(id))?.into();
-            connections.insert(id, Connection { stream, partial });
+            connections.insert(id, (own(Token(id))?.into(), partial));
         }
         let server = Self {
             values: own(VALUES)?.into(),
@@ -134,14 +129,12 @@ impl Server {
         update.preserve(VALUES, &self.values)?;
         update.preserve(LISTENER, &self.listener)?;
         let mut partial = BTreeMap::new();
-        for (&id, connection) in &self.connections {
-            update.preserve(Token(id), &connection.stream)?;
-            partial.insert(id, connection.partial.clone());
+        for (&id, (stream, bytes)) in &self.connections {
+            update.preserve(Token(id), stream)?;
+            partial.insert(id, bytes.clone());
         }
-        let state = envelope::to_memfd(&State {
-            updates: self.updates,
-            partial,
-        })?;
+        let updates = self.updates;
+        let state = envelope::to_memfd(&State { updates, partial })?;
         update.preserve(STATE, &state)?;
         update.prepare()?;
         update.freeze()?;
@@ -160,11 +153,8 @@ impl Server {
             PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
         ];
-        let streams = self
-            .connections
-            .values()
-            .map(|connection| &connection.stream);
-        files.extend(streams.map(|stream| PollFd::new(stream, PollFlags::IN)));
+        let streams = self.connections.values();
+        files.extend(streams.map(|(stream, _)| PollFd::new(stream, PollFlags::IN)));
         poll(&mut files, None)?;
         let ready = |file: &PollFd<'_>| !file.revents().is_empty();
         let readable = self.connections.keys().zip(&files[2..]);
@@ -172,55 +162,51 @@ impl Server {
         Ok((ready(&files[0]), ready(&files[1]), readable.collect()))
     }
 
-    fn add(&mut self, stream: TcpStream) -> Result<()> {
+    fn accept(&mut self) {
+        let Ok((stream, _)) = self.listener.accept() else {
+            return; // it was closed meanwhile
+        };
         // Who does not read the answers does not hold the others up for long.
-        stream.set_write_timeout(Some(Duration::from_secs(1)))?;
-        stream.set_nodelay(true)?;
+        let _ = stream.set_write_timeout(Some(Duration::from_secs(1)));
         let last = self.connections.last_key_value();
         let id = last.map_or(FIRST_CONNECTION, |(last, _)| last + 1);
-        self.connections.insert(
-            id,
-            Connection {
-                stream,
-                partial: Vec::new(),
-            },
-        );
-        Ok(())
+        self.connections.insert(id, (stream, Vec::new()));
     }
 
     /// Answers what is complete, and closes a connection that has ended.
     fn serve(&mut self, id: u64) {
-        let Some(mut connection) = self.connections.remove(&id) else {
+        let Some((mut stream, mut partial)) = self.connections.remove(&id) else {
             return;
         };
         let mut bytes = [0; 4096];
-        let Ok(length @ 1..) = connection.stream.read(&mut bytes) else {
+        let Ok(length @ 1..) = stream.read(&mut bytes) else {
             return;
         };
-        connection.partial.extend_from_slice(&bytes[..length]);
-        while let Some(end) = connection.partial.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = connection.partial.drain(..=end).collect();
+        partial.extend_from_slice(&bytes[..length]);
+        while let Some(end) = partial.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = partial.drain(..=end).collect();
             let answer = self.answer(&String::from_utf8_lossy(&line));
             let answer = answer.unwrap_or_else(|error| format!("error: {error}"));
-            if connection
-                .stream
-                .write_all(format!("{answer}\n").as_bytes())
-                .is_err()
-            {
+            if stream.write_all((answer + "\n").as_bytes()).is_err() {
                 return;
             }
         }
-        self.connections.insert(id, connection);
+        if partial.len() <= bytes.len() {
+            self.connections.insert(id, (stream, partial));
+        }
     }
 
     fn answer(&self, request: &str) -> Result<String> {
         let words: Vec<&str> = request.split_whitespace().collect();
-        let place = |key: &str| Ok::<_, Box<dyn std::error::Error>>(key.parse::<u64>()? * 8);
+        let places = self.values.metadata()?.len() / 8;
+        let place = |key: &str| {
+            let key = key.parse().ok().filter(|&key: &u64| key < places);
+            key.map(|key| key * 8).ok_or("no such key")
+        };
         match words[..] {
             ["set", key, value] => {
-                let value: u64 = value.parse()?;
-                self.values
-                    .write_all_at(&value.to_le_bytes(), place(key)?)?;
+                let value = value.parse::<u64>()?.to_le_bytes();
+                self.values.write_all_at(&value, place(key)?)?;
                 Ok("ok".into())
             }
             ["get", key] => {

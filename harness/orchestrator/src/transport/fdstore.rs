@@ -2,9 +2,9 @@
 //! Files stay with the service manager: systemd's file descriptor store holds the handover and the
 //! files, and passes them to the next start of the service.
 //!
-//! So they outlive a restart, a crash, `systemctl daemon-reexec` and a soft-reboot, and with systemd
-//! 261 or newer memfds outlive a kexec as well. It takes neither root nor a kernel of a certain version:
-//! the unit needs
+//! So they outlive a restart, a crash, `systemctl daemon-reexec` and a soft-reboot, and with
+//! systemd 261 or newer memfds outlive a kexec as well. It takes neither root nor a kernel of a
+//! certain version: the unit needs
 //!
 //! ```text
 //! [Service]
@@ -40,23 +40,27 @@
 //! # A crash
 //!
 //! What is in the store stays there until it is removed. A program that stores its files, unfreezes
-//! and goes on has them back after a crash, as they are then. One that crashes after it has arrived and
-//! before it calls [`FdStore::clear`] finds everything again at its next start. A later
+//! and goes on has them back after a crash, as they are then. One that crashes after it has arrived
+//! and before it calls [`FdStore::clear`] finds everything again at its next start. A later
 //! [`store`](FdStore::store) replaces an earlier one at once or not at all.
 //!
 //! # What is in the store
 //!
 //! | name | what |
 //! |---|---|
-//! | `PREFIX.file.N` | a preserved file. Its number is its own for as long as it is in the store, because systemd ignores a file that it has already, whatever its new name is |
+//! | `PREFIX.file.N` | a preserved file |
 //! | `PREFIX.update.N` | a memfd with everything else; the one with the highest number counts |
+//!
+//! The number of a file is its own for as long as it is in the store, also from one update to the
+//! next: systemd ignores a file that it has already, whatever its new name is.
 //!
 //! That memfd ends with a trailer, so that the memory file begins where it expects to:
 //!
 //! ```text
 //! memory file (see memory_file) | devicetree | list of files | trailer
 //! list:     32 bytes a file: handle u64 | N u64 | token u64 | 1 if it has a token, u64
-//! trailer:  "LUOFDST1" | bytes of each of the three, u64 | crc32c of devicetree, list and trailer, u64
+//! trailer:  "LUOFDST1" | bytes of each of the three, u64
+//!           | crc32c of devicetree, list and trailer, u64
 //! ```
 //!
 //! Numbers are little-endian.
@@ -64,9 +68,10 @@
 //! # Limits
 //!
 //! The store answers nothing. That it is full is known beforehand where systemd passes its size in
-//! `$FDSTORE` (254 or newer); otherwise what did not fit is missing at the next start, as
-//! [`Problem::Lost`]. Each preserved file takes one more descriptor of this process for as long as it
-//! is in the store, and one of the manager's.
+//! `$FDSTORE` (254 or newer). An older one drops what does not fit without a word, and the update
+//! comes last: the next start finds the files without it, which is [`StoreError::Incomplete`]. Each
+//! preserved file takes one more descriptor of this process for as long as it is in the store, and
+//! one of the manager's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -146,6 +151,15 @@ pub enum StoreError {
     /// The handover could not be written.
     #[error("cannot write the handover: {0}")]
     Write(io::Error),
+    /// There are files, but no update that lists them. They stay in the store.
+    #[error(
+        "the store holds {files} files and no update that lists them: it was full, or the program \
+         ended while it stored them; look at the files, or clear the store to begin without them"
+    )]
+    Incomplete {
+        /// How many.
+        files: usize,
+    },
     /// The update that counts is not usable. What is in the store stays there.
     #[error("{name} in the store is damaged: {what}; clear the store to begin without it")]
     Damaged {
@@ -161,7 +175,7 @@ pub enum StoreError {
 pub enum Problem {
     /// A file is missing: retrieving it fails with `ENOENT`.
     #[error(
-        "{name}{} is missing: the store had no room for it, or somebody removed it",
+        "{name}{} is missing from the store: somebody removed it",
         of(.token)
     )]
     Lost {
@@ -305,9 +319,9 @@ struct Trailer {
 impl FdStore {
     /// Takes over what the manager passed to this process.
     ///
-    /// To be called once, before other threads run and before the program closes descriptors that it
-    /// did not open. Names in the store begin with `prefix` and a dot; what has another name is left
-    /// to [`others`](Self::others).
+    /// To be called once, before other threads run and before the program closes descriptors that
+    /// it did not open. Names in the store begin with `prefix` and a dot; what has another name is
+    /// left to [`others`](Self::others).
     ///
     /// # Errors
     ///
@@ -365,13 +379,19 @@ impl FdStore {
         self.files.len() + self.updates.len()
     }
 
+    /// The files that are in the store under names of this program, whatever update they belong to.
+    pub fn files(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        let files = self.files.iter();
+        files.map(|(number, file)| (self.full_name(Name::File(*number)), file.as_fd()))
+    }
+
     /// The newest update in the store, once; `None` if there is none. It stays in the store until
     /// [`clear`](Self::clear) or a later [`store`](Self::store).
     ///
     /// # Errors
     ///
-    /// [`StoreError::Damaged`] if it cannot be used as a whole. A file that is missing is a
-    /// [`Problem`], and `ENOENT` to its handler.
+    /// [`StoreError::Damaged`] if it cannot be used as a whole, [`StoreError::Incomplete`] if there
+    /// are files without one. A file that is missing is a [`Problem`], and `ENOENT` to its handler.
     pub fn arrive(&mut self) -> Result<Option<Arrival>, StoreError> {
         if std::mem::replace(&mut self.has_arrived, true) {
             return Ok(None);
@@ -390,8 +410,10 @@ impl FdStore {
             }
         }
         let Some((&number, update)) = self.updates.last_key_value() else {
-            self.remove_leftovers(0, &[])?;
-            return Ok(None);
+            return match self.files.len() {
+                0 => Ok(None),
+                files => Err(StoreError::Incomplete { files }),
+            };
         };
         let read = Update::read(update).map_err(|what| self.damaged(number, what))?;
         let files = self.duplicates(&read.list)?;
@@ -439,14 +461,14 @@ impl FdStore {
         Ok(())
     }
 
-    /// Leaves a frozen set of files with the manager, in place of what is there; the program may end
-    /// then, or go on.
+    /// Leaves a frozen set of files with the manager, in place of what is there; the program may
+    /// end then, or go on.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Full`], [`StoreError::Write`] and [`StoreError::Manager`]. What was in the store
-    /// before is what counts then. Only if the manager does not answer at the very end it is unknown
-    /// which of the two it is.
+    /// [`StoreError::Full`], [`StoreError::Write`] and [`StoreError::Manager`]. What was in the
+    /// store before is what counts then. Only if the manager does not answer at the very end it is
+    /// unknown which of the two it is.
     pub fn store(&mut self, handover: &Handover<'_>) -> Result<(), StoreError> {
         let mut list = Vec::new();
         let mut added = Added::new(self).map_err(StoreError::Write)?;
@@ -623,8 +645,8 @@ fn check_prefix(prefix: &str) -> Result<(), StoreError> {
 /// The descriptors that the manager passed, with their names. Where the environment of this process
 /// names none, or names another process, there are none.
 ///
-/// The environment is the one that the process was started with. What the program has made of it since
-/// is not looked at: it could name descriptors that the program opened.
+/// The environment is the one that the process was started with. What the program has made of it
+/// since is not looked at: it could name descriptors that the program opened.
 fn passed() -> Result<Vec<(String, OwnedFd)>, StoreError> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
