@@ -4,7 +4,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,
+    Preserved,
 };
 
 use crate::{
@@ -28,7 +29,7 @@ pub struct Private {
 
 impl<B: SocketBackend> SocketHandler<B> {
     /// The socket as it is now, if it is of a kind that crosses.
-    fn describe(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Description, Errno> {
+    fn look(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Description, Errno> {
         let seen = self.0.look(file).map_err(|errno| {
             host.refuse(
                 errno,
@@ -53,7 +54,7 @@ impl<B: SocketBackend> SocketHandler<B> {
 
     /// Has the host hold a record of the socket as it is now.
     fn record(&self, socket: FileRef<'_>, file: u64, host: Host<'_>) -> Result<u64, Errno> {
-        let description = self.describe(socket, host)?;
+        let description = self.look(socket, host)?;
         Record { description, file }.keep(host)
     }
 }
@@ -73,7 +74,7 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
     /// `EOPNOTSUPP` for a socket of another kind, or on a host where files do not cross by
     /// themselves.
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Private>, Errno> {
-        self.describe(file, host)?;
+        self.look(file, host)?;
         let handle = host.preserve_file(file).map_err(|errno| match errno {
             Errno::EOPNOTSUPP => host.refuse(
                 errno,
@@ -127,7 +128,7 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
                     format_args!("the {kind} socket {address} did not cross"),
                 )
             })?;
-        let now = self.describe(socket.as_fd().into(), host)?;
+        let now = self.look(socket.as_fd().into(), host)?;
         if let Some(difference) = was.difference(&now) {
             return Err(host.refuse(
                 Errno::ENOENT,
@@ -146,6 +147,20 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
             }
         }
         file.host.release_bytes(file.data);
+    }
+
+    fn describe(&self, data: u64, host: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {
+        let Description {
+            kind,
+            listening,
+            cookie,
+            address,
+        } = Record::read(host, data)?.description;
+        pairs.put("kind", kind);
+        pairs.put("listening", listening);
+        pairs.put("address", address);
+        pairs.put("cookie", format_args!("{cookie:#x}"));
+        Ok(())
     }
 }
 
@@ -301,6 +316,26 @@ mod tests {
         assert_eq!(update.retrieve(data).unwrap_err(), Errno::ENOENT);
         let reason = update.host.reason();
         assert!(reason.contains("127.0.0.1:80 did not cross"), "{reason}");
+    }
+
+    #[test]
+    fn a_record_describes_itself() {
+        let update = rehearsal();
+        let data = update.frozen();
+        let mut lines = Vec::new();
+        let mut sink = |key: &str, value: &str| lines.push(format!("{key}={value}"));
+        let mut pairs = Pairs::new(&mut sink);
+        let host = update.host.lend();
+        update.handler.describe(data, host, &mut pairs).unwrap();
+        let unknown = update.handler.describe(data + 1, host, &mut pairs);
+        assert_eq!(unknown, Err(Errno::ENOENT));
+        let expected = [
+            "kind=TCP (IPv4)",
+            "listening=true",
+            "address=127.0.0.1:80",
+            "cookie=0x1234",
+        ];
+        assert_eq!(lines, expected);
     }
 
     #[test]

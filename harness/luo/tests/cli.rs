@@ -311,7 +311,7 @@ fn the_handlers_that_belong_into_the_program_are_there() {
             "kind": "handler",
             "origin": format!("luo_handler_{name}"),
             "hosts": hosts,
-            "abi_version": 2,
+            "abi_version": luo_handler_api::ABI_VERSION,
         })
     });
     assert_eq!(listed, Value::from(expected.to_vec()));
