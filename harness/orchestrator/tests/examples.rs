@@ -100,3 +100,8 @@ fn survives_updates(by: &'static str) {
 fn fifty_updates_by_exec_lose_nothing() {
     survives_updates("exec");
 }
+
+#[test]
+fn fifty_updates_by_spawn_lose_nothing() {
+    survives_updates("spawn");
+}

@@ -26,7 +26,9 @@ use luo_orchestrator::envelope::{self, Versioned};
 use luo_orchestrator::handover::Arrival;
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::transport::{exec, program::Program};
+use luo_orchestrator::transport::exec;
+use luo_orchestrator::transport::program::Program;
+use luo_orchestrator::transport::spawn::{self, Predecessor};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{poll, PollFd, PollFlags};
@@ -40,6 +42,8 @@ const LISTENER: Token = Token(2);
 const STATE: Token = Token(3);
 /// Connections have this token and those above it.
 const FIRST_CONNECTION: u64 = 16;
+/// A new program that is not ready by then is killed, and this one goes on.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 struct Server {
     values: File,
@@ -67,10 +71,14 @@ pub fn main() -> Result<()> {
     let signals = SigSet::from(Signal::SIGHUP);
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
+    let predecessor = Predecessor::find()?;
     let mut server = match exec::arrive()? {
         Some(arrival) => Server::take_over(arrival)?,
         None => Server::start()?,
     };
+    if let Some(predecessor) = predecessor {
+        predecessor.ready()?; // the old program has ended, and this one may serve
+    }
     loop {
         let (has_signal, has_connection, readable) = server.wait(&signals)?;
         if has_signal && signals.read_signal()?.is_some() {
@@ -141,10 +149,13 @@ impl Server {
         let mut arguments = env::args_os();
         let mut program = Program::new(arguments.next().ok_or("no name of a program")?);
         program.args(arguments);
-        update.handover(|handover| {
-            exec::Departure::new(&handover, &mut program)?.jump()?;
-            Ok(())
-        })
+        let by_exec = env::var("SERVER_UPDATE").is_ok_and(|transport| transport == "exec");
+        update.handover(|handover| match by_exec {
+            true => match exec::Departure::new(&handover, &mut program)?.jump()? {},
+            false => Ok::<_, Error>(spawn::spawn(&handover, &program, DEADLINE)?.tell_systemd()?),
+        })?;
+        update.depart();
+        std::process::exit(0);
     }
 
     /// Waits for something to do: a signal, a new connection, requests.
