@@ -6,7 +6,6 @@
 //! ends.
 
 #![allow(unsafe_code)] // an edge: opening a library runs its code
-#![allow(unsafe_code)] // an edge: opens shared objects
 
 use std::io;
 use std::mem::forget;
