@@ -23,8 +23,8 @@
 //! | fdstore | all is there at the next start | all is there at the next start | changes |
 //! | image | all is there later | all is there later | changes |
 //!
-//! They are the modules of [`transport`](crate::transport).
-//! Sockets and devices cross only where an open descriptor does: by exec, spawn and fdstore.
+//! They are the modules of [`transport`](crate::transport). Sockets and devices cross only where an
+//! open descriptor does: by exec, spawn and fdstore.
 //!
 //! # Signals
 //!
@@ -53,9 +53,9 @@
 //! (`pthread_mutexattr_setrobust(3)`), or take all of these locks before freeze and initialize them
 //! after the jump. Buffered output is lost: flush it.
 //!
-//! With spawn both programs run for a while. The old one must not touch what it handed over until
-//! it is told that the new one failed: both have the same open sockets, and a request that one of
-//! them has read is not there for the other.
+//! With [`spawn`](crate::transport::spawn) both programs run for a while. The old one must not
+//! touch what it handed over until it is told that the new one failed: both have the same open
+//! sockets, and a request that one of them has read is not there for the other.
 //!
 //! # Forks
 //!
@@ -112,8 +112,8 @@
 //!
 //! - After an exec the process id is the same, and systemd notices nothing. `Type=notify-reload`
 //!   with `ReloadSignal=SIGHUP` waits for `RELOADING=1` and `READY=1`, which the new program sends.
-//! - After spawn it changes: the new process sends `MAINPID=`, and the unit needs
-//!   `NotifyAccess=all`, because it is not the main process yet when it does so.
+//! - After spawn it changes: the old process names the new one with `MAINPID=` before it ends,
+//!   which `NotifyAccess=main` allows.
 //! - `LISTEN_FDS` and `LISTEN_PID` describe the descriptors of the first start; after an exec they
 //!   would name others with the same process id. The transports leave them out.
 //! - `FileDescriptorStorePreserve=yes` keeps the store while the service is stopped; without it
