@@ -15,7 +15,7 @@ use crate::{
 
 const LOW_POWER: &str = "is in low power, and waking it is up to its owner: leave low power first";
 
-/// Keeps VFIO PCI device files alive across a live update, by means of `B`.
+/// Preserves VFIO PCI device files across a live update, by means of `B`.
 #[derive(Debug)]
 pub struct VfioHandler<B>(pub B);
 

@@ -10,7 +10,7 @@ use anyhow::{ensure, Context, Result};
 use luo_bench::vfio::directory;
 
 const BUS: &str = "/sys/bus/pci";
-/// In a bridge's configuration: the numbers of the first and the last bus behind it.
+/// In a bridge's configuration: the numbers of the first and the last bus below it.
 const BUS_NUMBERS: u64 = 0x19;
 
 /// The device file of the group that the IOMMU puts a device into.
@@ -53,7 +53,7 @@ fn read_word(address: &str, at: u64) -> Result<u16> {
 
 /// Resets a device, which takes its lock.
 pub(super) fn reset(address: &str) -> Result<()> {
-    tell(&directory(address).join("reset"), "1")
+    write_word(&directory(address).join("reset"), "1")
 }
 
 /// Whether a device sleeps: `suspended` or `active`.
@@ -65,8 +65,8 @@ pub(super) fn runtime_status(address: &str) -> Result<String> {
 /// Wakes a device that sleeps, as something outside of it might, and lets it sleep again.
 pub(super) fn wake(address: &str) -> Result<()> {
     let control = directory(address).join("power/control");
-    tell(&control, "on")?;
-    tell(&control, "auto")
+    write_word(&control, "on")?;
+    write_word(&control, "auto")
 }
 
 /// The file that a device is opened by.
@@ -81,27 +81,27 @@ pub(super) fn device_file(address: &str) -> Result<PathBuf> {
 
 /// Makes the kernel forget a device.
 pub(super) fn remove(address: &str) -> Result<()> {
-    tell(&directory(address).join("remove"), "1")
+    write_word(&directory(address).join("remove"), "1")
 }
 
 /// Gives a device to vfio-pci.
 pub(super) fn bind(address: &str) -> Result<()> {
-    tell(&Path::new(BUS).join("drivers/vfio-pci/bind"), address)
+    write_word(&Path::new(BUS).join("drivers/vfio-pci/bind"), address)
 }
 
 /// Takes a device from its driver.
 pub(super) fn unbind(address: &str) -> Result<()> {
     let driver = directory(address).join("driver");
-    tell(&driver.join("unbind"), address)?;
+    write_word(&driver.join("unbind"), address)?;
     ensure!(!driver.exists(), "{address} is still bound to its driver");
     Ok(())
 }
 
-/// Makes what is behind each of two bridges appear where what is behind the other was: their buses
+/// Makes what is below each of two bridges appear where what is below the other was: their buses
 /// swap numbers. What was removed before comes back as well.
-pub(super) fn swap(bridges: [&str; 2], behind: [&str; 2]) -> Result<()> {
+pub(super) fn swap(bridges: [&str; 2], below: [&str; 2]) -> Result<()> {
     // With the devices removed, nobody talks to the wrong one.
-    behind.into_iter().try_for_each(remove)?;
+    below.into_iter().try_for_each(remove)?;
     let [one, other] = bridges.map(configuration);
     let (one, other) = (one?, other?);
     let (mut first, mut second) = ([0; 2], [0; 2]);
@@ -110,7 +110,7 @@ pub(super) fn swap(bridges: [&str; 2], behind: [&str; 2]) -> Result<()> {
     one.write_all_at(&second, BUS_NUMBERS)?;
     other.write_all_at(&first, BUS_NUMBERS)?;
     bridges.into_iter().try_for_each(remove)?;
-    tell(&Path::new(BUS).join("rescan"), "1")
+    write_word(&Path::new(BUS).join("rescan"), "1")
 }
 
 pub(super) fn configuration(address: &str) -> Result<File> {
@@ -119,6 +119,6 @@ pub(super) fn configuration(address: &str) -> Result<File> {
     open.with_context(|| format!("opening {}", path.display()))
 }
 
-fn tell(path: &Path, word: &str) -> Result<()> {
+fn write_word(path: &Path, word: &str) -> Result<()> {
     fs::write(path, word).with_context(|| format!("writing {word} to {}", path.display()))
 }

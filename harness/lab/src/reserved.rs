@@ -151,7 +151,7 @@ pub(super) fn preserve_to_reserve(kept: &mut Kept) -> Result<()> {
     kept.keep(&session)
 }
 
-/// Ends the reservation of a device, and opens it as somebody else might. It says how.
+/// Ends the reservation of a device, and opens one of its files as somebody else might.
 fn take_away(address: &str, path: fn(&str) -> Result<std::path::PathBuf>) -> Result<OwnedFd> {
     pci::unbind(address)?;
     pci::bind(address)?;
