@@ -84,8 +84,9 @@ pub(super) fn remove(address: &str) -> Result<()> {
     write_word(&directory(address).join("remove"), "1")
 }
 
-/// Gives a device to vfio-pci.
+/// Gives a device to vfio-pci, whatever its ids are.
 pub(super) fn bind(address: &str) -> Result<()> {
+    write_word(&directory(address).join("driver_override"), "vfio-pci")?;
     write_word(&Path::new(BUS).join("drivers/vfio-pci/bind"), address)
 }
 

@@ -226,3 +226,32 @@ pub(super) fn retrieve_while_reset(_kept: &mut Kept) -> Result<()> {
     session.finish()?;
     device.expect_answers()
 }
+
+const LATE: &str = "late";
+/// Two that no driver takes at boot: one is bound before it is retrieved.
+const BOUND_LATE: &str = "0000:00:10.0";
+const NEVER_BOUND: &str = "0000:00:12.0";
+
+pub(super) fn preserve_to_bind_late(kept: &mut Kept) -> Result<()> {
+    let session = Device::open()?.create_session(LATE)?;
+    preserve(&session, &[BOUND_LATE, NEVER_BOUND])?;
+    kept.keep(&session)
+}
+
+/// In a kernel in which vfio-pci does not know the ids of the devices: one is reserved as soon as
+/// it is bound, the other is lost.
+pub(super) fn bind_late(_kept: &mut Kept) -> Result<()> {
+    pci::bind(BOUND_LATE)?;
+    expect_reserved(BOUND_LATE)?;
+    let session = Device::open()?.retrieve_session(LATE)?;
+    let device = Client::retrieved(session.retrieve(Token(1))?)?;
+    expect_lost(&session, 2, Errno::NODEV)?;
+    pci::bind(NEVER_BOUND)?;
+    expect_lost(&session, 2, Errno::NODEV)?;
+    session.finish()?;
+    device.expect_answers()?;
+    drop((session, device));
+    [BOUND_LATE, NEVER_BOUND]
+        .into_iter()
+        .try_for_each(expect_released)
+}
