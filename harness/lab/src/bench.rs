@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! `luo lab bench`: whole live updates over real kexecs, of our handler and of the kernel's own in turn.
+//! `luo lab bench`: whole live updates over real kexecs, of our handler and of the kernel's own in
+//! turn.
 //!
-//! All of them happen in one guest, one after another, each from a fresh kernel into a fresh kernel of the same image:
-//! see [`journey`](luo_bench::journey).
+//! All of them happen in one guest, one after another, each from a fresh kernel into a fresh
+//! kernel of the same image: see [`journey`](luo_bench::journey).
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
-use clap::Args;
 
 use crate::accel;
 use crate::cache::Cache;
@@ -16,49 +15,23 @@ use crate::job::{Event, Job};
 use crate::qemu::Machine;
 use crate::runner::{failure, guest};
 use crate::{Built, GuestOptions};
-use luo_bench::comparison::comparison;
 use luo_bench::environment::Environment;
-use luo_bench::options::{Outputs, Workloads};
-use luo_bench::report::{Report, SCHEMA};
-use luo_bench::series::{Peer, Series, Step};
+use luo_bench::report::Report;
+use luo_bench::series::{Series, Step};
 use luo_bench::subject::Subject;
-use luo_bench::Transport;
 
-/// What `luo lab bench` may be told.
-#[derive(Args, Clone, Debug)]
-pub struct LabBenchOptions {
-    /// How to boot the guest
-    #[command(flatten)]
-    guest: GuestOptions,
-    #[command(flatten)]
-    workloads: Workloads,
-    /// Measure another handler as well, in turn with ours
-    #[arg(long, value_enum, value_name = "HANDLER")]
-    compare: Option<Peer>,
-    #[command(flatten)]
-    outputs: Outputs,
-}
-
-/// Measures, and publishes the figures.
-pub(super) fn run(options: LabBenchOptions) -> Result<ExitCode> {
-    options.workloads.check_peer(options.compare);
-    options.outputs.check()?;
+/// Measures a series in a guest.
+///
+/// # Errors
+///
+/// Whatever kept the guest from measuring all of it.
+pub fn measure(options: &GuestOptions, series: &Series) -> Result<Report> {
     let cache = Cache::open()?;
-    let built = super::build(&cache, &options.guest.build)?;
-    let plan = options.workloads.plan(vec![Transport::Kexec], "/".into());
-    let series = Series::new(plan, options.compare);
-    let report = measure(&cache, &built, &options.guest, &series)?;
-    options.outputs.publish(&report)?;
-    for line in comparison(&report) {
-        println!("{line}");
-    }
-    Ok(match report.verified() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    })
+    let built = super::build(&cache, &options.build)?;
+    measure_in(&cache, &built, options, series)
 }
 
-fn measure(
+fn measure_in(
     cache: &Cache,
     built: &Built,
     options: &GuestOptions,
@@ -109,12 +82,7 @@ fn measure(
     }
     let mut environment = environment.context("the guest did not say where it runs")?;
     environment.accel = format!("QEMU with {}", accel.name());
-    Ok(Report {
-        schema: SCHEMA,
-        environment,
-        results: series.rows(&outcomes),
-        skipped: Vec::new(),
-    })
+    Ok(Report::new(environment, series.rows(&outcomes), Vec::new()))
 }
 
 /// The one that has what is measured.

@@ -16,7 +16,10 @@ use rustix::io::Errno;
 
 use crate::checks::{expect_errno, expect_memory, memfd, preserve, retrieve, verify, Kept};
 use crate::memory::free_bytes;
-use luo_bench::workload::{allocated_bytes, meminfo, Fill, Pages, Workload};
+use luo_bench::memory::{allocated_bytes, meminfo};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::pages::Pages;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 use luo_orchestrator::holes;
@@ -213,22 +216,22 @@ pub(super) static MEMFDS: &[Case] = &[
 
 static DENSE: [Workload; 1] = [memfd(32 * MIB, Fill::Dense, 1)];
 static SPARSE: [Workload; 2] = [
-    memfd(256 * MIB, Fill::Sparse(500), 1),
-    memfd(4096 * MIB, Fill::Sparse(0), 2),
+    memfd(256 * MIB, Fill::sparse(500), 1),
+    memfd(4096 * MIB, Fill::sparse(0), 2),
 ];
 static SHUFFLED: [Workload; 1] = [memfd(16 * MIB, Fill::Shuffled, 1)];
 static EMPTY: [Workload; 2] = [
     memfd(0, Fill::Dense, 1),
-    memfd(64 * MIB, Fill::Sparse(0), 2),
+    memfd(64 * MIB, Fill::sparse(0), 2),
 ];
 static ODD: [Workload; 3] = [
     memfd(1, Fill::Dense, 1),
     memfd(MIB + 4095, Fill::Dense, 2),
-    memfd(9 * MIB + 123, Fill::Sparse(3000), 3),
+    memfd(9 * MIB + 123, Fill::sparse(3000), 3),
 ];
 static REVERSED: [Workload; 3] = [
     memfd(MIB, Fill::Dense, 9),
-    memfd(2 * MIB, Fill::Sparse(5000), 4),
+    memfd(2 * MIB, Fill::sparse(5000), 4),
     memfd(3 * MIB, Fill::Shuffled, u64::MAX),
 ];
 const TWICE: Workload = memfd(MIB, Fill::Dense, 7);
@@ -269,9 +272,9 @@ fn take_in_reverse(session: &Session) -> Result<()> {
     Ok(session.finish()?)
 }
 
-const EARLY: Workload = memfd(64 * MIB, Fill::Sparse(500), 3);
+const EARLY: Workload = memfd(64 * MIB, Fill::sparse(500), 3);
 /// Fills all that [`EARLY`] fills, and more.
-const LATE: Workload = memfd(64 * MIB, Fill::Sparse(3000), 3);
+const LATE: Workload = memfd(64 * MIB, Fill::sparse(3000), 3);
 
 fn send_late_written(session: &Session) -> Result<()> {
     let file = EARLY.make(|_| ())?;
@@ -428,7 +431,7 @@ fn finish_without_retrieve(session: &Session) -> Result<()> {
     Ok(())
 }
 
-const CANCELLED: Workload = memfd(16 * MIB, Fill::Sparse(2000), 6);
+const CANCELLED: Workload = memfd(16 * MIB, Fill::sparse(2000), 6);
 /// So many that a page lost in each stands out from what the allocator does meanwhile.
 const CANCELS: u64 = 200;
 

@@ -8,7 +8,10 @@ use anyhow::{bail, ensure, Context, Result};
 use rustix::io::Errno;
 
 use crate::counters::Counters;
-use luo_bench::workload::{allocated_bytes, Fill, Pages, Workload};
+use luo_bench::memory::allocated_bytes;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::pages::Pages;
 use luo_handler_api::Token;
 use luo_liveupdate::kexec::{self, KexecError};
 use luo_liveupdate::{Device, Session};
@@ -127,7 +130,7 @@ const TWICE: &str = "memfd-twice";
 /// The odd size is not a whole number of pages.
 const TWICE_MEMFDS: [Workload; 2] = [
     memfd((3 << 20) + 123, Fill::Dense, 0x11),
-    memfd(64 << 20, Fill::Sparse(500), 0x12),
+    memfd(64 << 20, Fill::sparse(500), 0x12),
 ];
 
 pub(super) fn preserve_memfds(kept: &mut Kept) -> Result<()> {
@@ -219,10 +222,10 @@ pub(super) fn fail_to_retrieve(_kept: &mut Kept) -> Result<()> {
 
 const SOUND: &str = "sound";
 const BAD: &str = "bad";
-const SOUND_MEMFD: Workload = memfd(4 << 20, Fill::Sparse(3000), 1);
+const SOUND_MEMFD: Workload = memfd(4 << 20, Fill::sparse(3000), 1);
 /// Fills all that [`SOUND_MEMFD`] fills, and more.
-const SOUND_LATER: Workload = memfd(4 << 20, Fill::Sparse(6000), 1);
-pub(super) const BAD_MEMFD: Workload = memfd(1 << 20, Fill::Sparse(0), 2);
+const SOUND_LATER: Workload = memfd(4 << 20, Fill::sparse(6000), 1);
+pub(super) const BAD_MEMFD: Workload = memfd(1 << 20, Fill::sparse(0), 2);
 
 /// Memory goes bad between prepare and the jump: the jump is refused, what was frozen is not any more, all runs on, and
 /// without the bad memory the next jump succeeds.

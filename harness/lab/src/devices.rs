@@ -16,7 +16,7 @@ use crate::cases::Case;
 use crate::checks::{expect_errno, expect_lost, expect_refused_jump, Kept};
 use crate::vfio::{Client, Description};
 use crate::{pci, ports};
-use luo_bench::vfio::open_cdev;
+use luo_bench::subject::vfio::open_cdev;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 

@@ -18,7 +18,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::checks::{self, expect_lost, memfd, Kept};
 use crate::ports;
 use crate::vfio::Client;
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_liveupdate::{Device, Session};
 
 const SESSION: &str = "forged";
@@ -54,7 +55,7 @@ use Kind::{Device as At, Memfd, Port};
 
 /// Nobody else has such a token, so it shows where the kernel's list is; it is the first that is preserved.
 const SOUND_PORT: u64 = 0x666f_7267_6564_0001;
-const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::Sparse(3000), 2);
+const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 2);
 const SOUND_DEVICE: u64 = 3;
 const SOUND_ADDRESS: &str = "0000:00:12.0";
 

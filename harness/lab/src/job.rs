@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::Shares;
 use luo_bench::environment::Environment;
-use luo_bench::run::Outcome;
+use luo_bench::outcome::Outcome;
 use luo_bench::series::Series;
 
 /// What a guest is to do.

@@ -24,7 +24,7 @@
 
 mod accel;
 mod apt;
-mod bench;
+pub mod bench;
 mod cache;
 mod cases;
 mod checks;
@@ -58,7 +58,6 @@ use std::process::ExitCode;
 use anyhow::{bail, Context, Result};
 use clap::{Args, Subcommand};
 
-use bench::LabBenchOptions;
 use cache::Cache;
 use kernel::Profile;
 use qemu::Machine;
@@ -102,8 +101,6 @@ pub enum LabCommand {
         /// Run only the tests whose names contain one of these
         names: Vec<String>,
     },
-    /// Measure live updates over real kexecs, if asked also those of the kernel's own handler
-    Bench(LabBenchOptions),
     /// Show what is cached, its size, and the paths of kernel image, kernel tree and initramfs
     Status {
         /// Answer in JSON
@@ -193,7 +190,6 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
             let built = build(&cache, &guest.build)?;
             runner::run_tests(&cache, &built, &guest, &selected)
         }
-        LabCommand::Bench(options) => bench::run(options),
         LabCommand::Status { json } => {
             cache::print_status(&Cache::open()?, json)?;
             Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 
-use luo_bench::vfio::directory;
+use luo_bench::subject::vfio::directory;
 
 const BUS: &str = "/sys/bus/pci";
 /// In a bridge's configuration: the numbers of the first and the last bus below it.

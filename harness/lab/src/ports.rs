@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 
 use crate::checks::expect_errno;
-use luo_bench::port::PortFile;
+use luo_bench::subject::ioport::PortFile;
 use luo_liveupdate::Session;
 
 /// The scratch register of the console's UART: it keeps any byte, which means nothing.

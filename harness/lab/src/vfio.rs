@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 use crate::pci::BUS_MASTER;
 use crate::sys::{self, Registers};
-use luo_bench::vfio::{bind, directory, open_cdev};
+use luo_bench::subject::vfio::{bind, directory, open_cdev};
 
 /// In the configuration: vendor and device, revision and class, subsystem.
 const IDENTITY: [u64; 3] = [0x00, 0x08, 0x2c];

@@ -12,9 +12,14 @@
 //! # Map
 //!
 //! - [`cli`]: the command line
+//! - [`mod@bench`]: measures; [`bench_arguments`]: what may be asked of a measurement
+//! - [`lab`]: the kernel lab
 //! - [`inspect`]: what a handover holds
 //! - [`session`]: sessions of the running kernel
 
+pub mod bench;
+pub mod bench_arguments;
 pub mod cli;
 pub mod inspect;
+pub mod lab;
 pub mod session;

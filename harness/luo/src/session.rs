@@ -15,7 +15,7 @@ use clap::Subcommand;
 use rustix::fs::{fcntl_get_seals, fstat};
 use serde::Serialize;
 
-use luo_bench::workload::allocated_bytes;
+use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 
