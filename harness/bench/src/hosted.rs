@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,9 +24,10 @@ use crate::subject::memfd::MakeError;
 use crate::transport::Transport;
 use crate::update::{allocated, Files, NewSide, Update};
 use crate::worker::{Task, Worker};
-use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::sys;
+use luo_orchestrator::transport::program::Program;
 use luo_orchestrator::transport::{exec, image};
 
 /// The memfd with what the new side has to know.
@@ -116,7 +116,7 @@ fn jump(files: &Files, mut update: Update, directory: &Path, worker: &Worker) ->
     outcome.extra_memory_bytes = allocated(files)?.saturating_sub(before) + outcome.metadata_bytes;
     write_state(&state, &update, room)?;
 
-    let mut command = worker.bare_command();
+    let mut program = Program::from_command(&worker.bare_command());
     let arrive = |handover_ns, image: Option<&Path>| {
         serde_json::to_string(&Task::Arrive {
             handover_ns,
@@ -128,19 +128,21 @@ fn jump(files: &Files, mut update: Update, directory: &Path, worker: &Worker) ->
     let error = orchestrator.handover(|handover| match update.case.transport {
         Transport::Exec => {
             let mut departure = timed(&mut handover_ns, || {
-                exec::Departure::new(&handover, &mut command)
+                exec::Departure::new(&handover, &mut program)
             })?;
-            departure.command().arg(arrive(handover_ns, None)?);
-            Ok::<_, anyhow::Error>(departure.jump())
+            departure.program().arg(arrive(handover_ns, None)?);
+            match departure.jump() {
+                Ok(never) => match never {},
+                Err(error) => Ok::<_, anyhow::Error>(error),
+            }
         }
         Transport::Kexec => bail!("a process cannot make a kexec and measure it"),
         Transport::Image => {
             timed(&mut handover_ns, || {
                 image::save(&handover, directory, &send_bytes)
             })?;
-            sys::inherit_nothing()?;
-            command.arg(arrive(handover_ns, Some(directory))?);
-            Ok(command.exec())
+            program.arg(arrive(handover_ns, Some(directory))?);
+            Ok(program.replace_process())
         }
     })?;
     Err(error).context("cannot start the new side")

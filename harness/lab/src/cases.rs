@@ -278,7 +278,7 @@ const LATE: Workload = memfd(64 * MIB, Fill::sparse(3000), 3);
 
 fn send_late_written(session: &Session) -> Result<()> {
     let file = EARLY.make(|_| ())?;
-    for data in holes::data_ranges(&luo_orchestrator::sys::reopen(file.as_fd())?, EARLY.size)? {
+    for data in holes::data_ranges(&holes::reopen(file.as_fd())?, EARLY.size)? {
         let other = vec![0xa5; (data.end - data.start) as usize];
         file.write_all_at(&other, data.start)?;
     }
@@ -468,7 +468,7 @@ fn refuse(session: &Session) -> Result<()> {
         Errno::BUSY,
         "a file preserved twice",
     )?;
-    let reopened = luo_orchestrator::sys::reopen(file.as_fd())?;
+    let reopened = holes::reopen(file.as_fd())?;
     expect_errno(
         session.preserve(Token(2), reopened.as_fd()),
         Errno::BUSY,

@@ -15,6 +15,7 @@ use luo_bench::subject::pages::Pages;
 use luo_handler_api::Token;
 use luo_liveupdate::kexec::{self, KexecError};
 use luo_liveupdate::{Device, Session};
+use luo_orchestrator::SharedMapping;
 
 /// What the init process holds open over the jump: closing a session gives its files up.
 #[derive(Debug, Default)]
@@ -249,11 +250,10 @@ pub(super) fn survive_a_failing_freeze(kept: &mut Kept) -> Result<()> {
 /// Writes to a hole, and has the kernel believe that the memory behind it is broken.
 pub(super) fn spoil(file: &File) -> Result<()> {
     let page = rustix::param::page_size();
-    let mut mapping =
-        luo_orchestrator::sys::map_own(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
-    mapping[0] = 1;
+    let mapping = SharedMapping::new(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
+    mapping.write(0, &[1]);
     mapping
-        .advise_range(memmap2::Advice::HwPoison, 0, page)
+        .advise(0..page, rustix::mm::Advice::LinuxHwPoison)
         .context("declaring memory broken; it takes CONFIG_MEMORY_FAILURE")
 }
 

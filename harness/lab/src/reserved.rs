@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use luo_bench::memory::free_bytes;
-use luo_bench::workload::{Fill, Workload};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 use rustix::io::Errno;

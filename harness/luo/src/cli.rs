@@ -14,11 +14,11 @@ use crate::bench::{self, BenchArguments};
 use crate::inspect;
 use crate::lab::{self, LabCommand};
 use crate::session::{self, SessionCommand};
+use crate::sys;
 use luo_bench::hosted;
 use luo_lab::integrate::{self, IntegrateOptions};
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::sys;
 
 /// Keeps file descriptors alive across live updates, and measures how fast
 #[derive(Debug, Parser)]
@@ -101,7 +101,7 @@ impl Cli {
                 let inspection = inspect::inspect(&file, &registry)?;
                 match json {
                     true => print_json(&inspection)?,
-                    false => println!("{}", inspection.text()),
+                    false => println!("{}", inspect::text(&inspection)),
                 }
             }
             Cmd::Session(command) => return session::run(command),

@@ -14,7 +14,7 @@
 //! - [`cli`]: the command line
 //! - [`mod@bench`]: measures; [`bench_arguments`]: what may be asked of a measurement
 //! - [`lab`]: the kernel lab
-//! - [`inspect`]: what a handover holds
+//! - [`inspect`]: prints what a handover holds; [`records`]: the records that it can read
 //! - [`session`]: sessions of the running kernel
 
 pub mod bench;
@@ -22,4 +22,6 @@ pub mod bench_arguments;
 pub mod cli;
 pub mod inspect;
 pub mod lab;
+pub mod records;
 pub mod session;
+mod sys;

@@ -14,8 +14,10 @@ use luo_handler_api::{
 use luo_handler_memfd as _;
 use luo_orchestrator::devicetree::{decode, BadReason, FileEntry, SubsystemEntry, Tree};
 use luo_orchestrator::error::{Error, State};
-use luo_orchestrator::incoming::{FileSource, Incoming, NoFiles};
-use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::files::{FileSource, HeldFile, NoFiles};
+use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::incoming::Incoming;
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
 use support::{contents, inode, memfd, ops, subsystem_ops, Crossing};
 
@@ -332,12 +334,12 @@ fn every_call(file: &std::fs::File) -> Vec<CallIn<'_>> {
         (
             "preserve",
             Box::new(move |o| o.preserve(fresh, file).map(drop)),
-            &[Normal],
+            &[Normal, Prepared],
         ),
         (
             "unpreserve",
-            Box::new(move |o| o.unpreserve(Token(0))),
-            &[Normal],
+            Box::new(move |o| o.unpreserve(Token(0)).map(drop)),
+            &[Normal, Prepared],
         ),
         ("prepare", Box::new(|o| o.prepare()), &[Normal]),
         ("freeze", Box::new(|o| o.freeze()), &[Prepared]),
@@ -392,7 +394,7 @@ fn a_call_that_does_not_fit_the_state_is_einval_and_changes_nothing() {
     ] {
         for (name, call, fitting) in every_call(&file) {
             let (desk, update) = in_state(state);
-            let before = (desk.ends(), update.kept());
+            let before = (desk.ends(), update.preserved());
             let result = call(&update);
             if fitting.contains(&state) {
                 assert_eq!(result, Ok(()), "{name} in {state}");
@@ -402,7 +404,11 @@ fn a_call_that_does_not_fit_the_state_is_einval_and_changes_nothing() {
             assert_eq!(error.errno(), Errno::EINVAL, "{name} in {state}");
             assert!(error.to_string().contains(&state.to_string()), "{error}");
             assert_eq!(update.state(), state, "{name}");
-            assert_eq!((desk.ends(), update.kept()), before, "{name} in {state}");
+            assert_eq!(
+                (desk.ends(), update.preserved()),
+                before,
+                "{name} in {state}"
+            );
             // It goes on as if nothing had been asked.
             match state {
                 State::Normal => freeze(&update),
@@ -620,6 +626,9 @@ impl FileSource for Ledger {
     fn release(&self, handle: u64) {
         self.0.lock().unwrap().push(("released", handle));
     }
+    fn held(&self) -> Vec<HeldFile> {
+        Vec::new()
+    }
 }
 
 #[test]
@@ -633,8 +642,8 @@ fn finish_releases_what_nobody_retrieved() {
     let mut handles = Vec::new();
     update
         .handover(|handover| {
-            handover.outgoing.each_file(|handle, _| {
-                handles.push(handle);
+            handover.outgoing.each_file(|held, _| {
+                handles.push(held.handle);
                 Ok::<_, Error>(())
             })
         })
@@ -865,7 +874,7 @@ fn updates_that_were_given_up_leave_nothing_in_what_crosses() {
     let bytes = Crossing::of(&update).memory.len();
     for _ in 0..10 {
         update.cancel().unwrap();
-        assert_eq!((update.kept(), update.metadata_bytes()), ((0, 0), 0));
+        assert_eq!((update.preserved(), update.metadata_bytes()), ((0, 0), 0));
         freeze(&update);
     }
     assert_eq!(Crossing::of(&update).memory.len(), bytes);
@@ -921,6 +930,6 @@ fn what_a_handler_kept_before_it_panicked_does_not_stay() {
     update.preserve(Token(1), memfd(b"contents")).unwrap();
     for _ in 0..3 {
         assert_eq!(update.prepare().unwrap_err().errno(), Errno::EIO);
-        assert_eq!(update.kept(), (0, 0));
+        assert_eq!(update.preserved(), (0, 0));
     }
 }

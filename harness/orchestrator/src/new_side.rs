@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The new side's file table: rebuilt once from what crossed, however many threads ask for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -10,14 +10,15 @@ use luo_handler_api::{Compatible, Errno, Host, Token};
 
 use crate::devicetree::{self, BadEntry, DecodeError, SubsystemEntry};
 use crate::error::{Error, Failure, Participant, Phase};
+use crate::handover::{Arrival, Complaints, FileStatus};
 use crate::incoming::Incoming;
-use crate::orchestrator::{Arrival, Complaints, FileStatus};
-use crate::reason::{heard, Cause};
+use crate::outgoing::Outgoing;
+use crate::reason::{explained, Cause};
 use crate::registry::Registry;
 
 /// Files and subsystems that crossed, until they are finished.
 #[derive(Debug)]
-pub(crate) struct Arrived {
+pub(crate) struct NewSide {
     devicetree: Vec<u8>,
     incoming: Incoming,
     table: OnceLock<Result<Table, DecodeError>>,
@@ -26,23 +27,23 @@ pub(crate) struct Arrived {
 #[derive(Debug)]
 struct Table {
     update_number: u64,
-    entries: Vec<Entry<Arc<OwnedFd>>>,
+    files: Vec<NewMember<Arc<OwnedFd>>>,
     places: HashMap<Token, usize>,
-    subsystems: Vec<Entry<()>>,
+    subsystems: Vec<NewMember<()>>,
     bad: Vec<BadEntry>,
 }
 
 /// One participant: the RFC's `struct luo_file` after the jump.
 #[derive(Debug)]
-struct Entry<T> {
+struct NewMember<T> {
     participant: Participant,
     compatible: Compatible,
     data: u64,
-    /// What came of the one attempt to retrieve; the lock makes the calls for it exclusive.
+    /// The outcome of the one attempt to retrieve; the lock makes the calls for it exclusive.
     retrieved: Mutex<Option<Result<T, Cause>>>,
 }
 
-impl Arrived {
+impl NewSide {
     pub(crate) fn new(arrival: Arrival) -> Self {
         Self {
             devicetree: arrival.devicetree,
@@ -68,17 +69,17 @@ impl Arrived {
         token: Token,
     ) -> Result<Arc<OwnedFd>, Error> {
         let table = self.table()?;
-        let entry = table.places.get(&token).map(|&place| &table.entries[place]);
         let unknown = || {
             let participant = Participant::File(token);
             Failure::new(Phase::Retrieve, participant, None, Errno::ENOENT)
         };
-        let entry = entry.ok_or_else(unknown)?;
+        let entry = table.file(token).ok_or_else(unknown)?;
         let handler = registry.handler(&entry.compatible);
         Ok(entry.retrieve(handler, |handler, data| {
-            handler
-                .retrieve(data, Host::new(&self.incoming))
-                .map(Arc::new)
+            let services = self.incoming.for_file(Some(token));
+            let file = handler.retrieve(data, Host::new(&services))?;
+            services.retrieved(file.as_fd());
+            Ok(Arc::new(file))
         })?)
     }
 
@@ -105,7 +106,7 @@ impl Arrived {
     pub(crate) fn files(&self, registry: &Registry) -> Result<Vec<FileStatus>, DecodeError> {
         let table = self.table()?;
         Ok(table
-            .places_in_order()
+            .files_in_order()
             .map(|(token, entry)| FileStatus {
                 token,
                 compatible: entry.compatible,
@@ -134,32 +135,107 @@ impl Arrived {
         Ok(self.table()?.bad.clone())
     }
 
-    /// Finishes all, unless one does not agree.
-    pub(crate) fn finish(&self, registry: &Registry) -> Result<Complaints, Error> {
+    /// Finishes all, unless one does not agree. Returns also whether files are left.
+    pub(crate) fn finish(&self, registry: &Registry) -> Result<(Complaints, bool), Error> {
         let table = self.table()?;
         let host = Host::new(&self.incoming);
-        for entry in &table.entries {
-            entry.can_finish(registry.handler(&entry.compatible), reclaimed_file, host)?;
+        for file in &table.files {
+            file.can_finish(registry.handler(&file.compatible), reclaimed_file, host)?;
         }
         for entry in &table.subsystems {
-            entry.can_finish(
-                registry.subsystem(&entry.compatible),
-                reclaimed_subsystem,
-                host,
-            )?;
+            let subsystem = registry.subsystem(&entry.compatible);
+            entry.can_finish(subsystem, reclaimed_subsystem, host)?;
         }
-        let files = table
-            .entries
-            .iter()
-            .map(|entry| entry.finish(registry.handler(&entry.compatible), reclaimed_file, host));
-        let subsystems = table.subsystems.iter().map(|entry| {
-            entry.finish(
-                registry.subsystem(&entry.compatible),
-                reclaimed_subsystem,
-                host,
-            )
+        let left: HashSet<Token> = self.left(registry).into_iter().collect();
+        let files = table.files.iter().map(|file| {
+            let handler = registry.handler(&file.compatible);
+            let token = file.token();
+            match token.is_some_and(|token| left.contains(&token)) {
+                // It is to stay, also if its handler would give it up.
+                true => {
+                    let services = self.incoming.without_release(token);
+                    file.finish(handler, reclaimed_file, Host::new(&services))
+                }
+                false => file.finish(handler, reclaimed_file, host),
+            }
         });
-        Ok(files.chain(subsystems).filter_map(Result::err).collect())
+        let subsystems = table.subsystems.iter().map(|entry| {
+            let subsystem = registry.subsystem(&entry.compatible);
+            entry.finish(subsystem, reclaimed_subsystem, host)
+        });
+        let complaints = files.chain(subsystems).filter_map(Result::err).collect();
+        if !left.is_empty() {
+            self.incoming.release_all_but(&left);
+        }
+        Ok((complaints, !left.is_empty()))
+    }
+
+    /// Files of which something is here, and that could not be retrieved.
+    pub(crate) fn left(&self, registry: &Registry) -> Vec<Token> {
+        let Ok(table) = self.table() else {
+            return Vec::new();
+        };
+        let mut lost = table
+            .files_in_order()
+            .filter(|(_, file)| file.is_lost(registry))
+            .map(|(token, _)| token)
+            .peekable();
+        if lost.peek().is_none() {
+            return Vec::new();
+        }
+        let here = self.incoming.tokens_left();
+        lost.filter(|token| here.contains(token)).collect()
+    }
+
+    /// Takes what is left of a file.
+    pub(crate) fn take_left(
+        &self,
+        registry: &Registry,
+        token: Token,
+    ) -> Result<Vec<OwnedFd>, Failure> {
+        let file = self
+            .table()
+            .ok()
+            .and_then(|table| table.file(token))
+            .filter(|file| file.is_lost(registry))
+            .ok_or_else(|| Self::nothing_left(token))?;
+        let files = explained(|| self.incoming.take_left(token));
+        let files = files.map_err(|cause| file.failure(Phase::Retrieve, cause))?;
+        match files.is_empty() {
+            true => Err(Self::nothing_left(token)),
+            false => Ok(files),
+        }
+    }
+
+    /// Nothing is left of that file.
+    pub(crate) fn nothing_left(token: Token) -> Failure {
+        let participant = Participant::File(token);
+        let cause = Cause {
+            errno: Errno::ENOENT,
+            reason: Some("nothing is left of it: it was retrieved, taken or never crossed".into()),
+        };
+        Failure::new(Phase::Retrieve, participant, None, cause)
+    }
+
+    /// The devicetree as it crossed.
+    pub(crate) fn devicetree(&self) -> &[u8] {
+        &self.devicetree
+    }
+
+    /// Everything that crossed, for another jump.
+    pub(crate) fn carry_on(&self) -> Result<Outgoing, Error> {
+        let table = self.table()?;
+        let retrieved = |token| {
+            let retrieved = table.file(token)?.lock();
+            let file = retrieved.as_ref()?.as_ref().ok()?;
+            file.try_clone().ok()
+        };
+        let files = explained(|| self.incoming.duplicates(retrieved));
+        let files = files.map_err(|cause| Error::Handover {
+            errno: cause.errno,
+            reason: cause.reason,
+        })?;
+        Ok(Outgoing::carrying(self.incoming.memory(), files))
     }
 }
 
@@ -174,27 +250,30 @@ impl Table {
                 .zip(0..)
                 .map(|(file, at)| (file.token, at))
                 .collect(),
-            entries: files
+            files: files
                 .iter()
-                .map(|file| Entry::new(Participant::File(file.token), file.compatible, file.data))
+                .map(|file| {
+                    NewMember::new(Participant::File(file.token), file.compatible, file.data)
+                })
                 .collect(),
             subsystems: decoded
                 .tree
                 .subsystems
                 .iter()
-                .map(|s| Entry::new(Participant::Subsystem(s.compatible), s.compatible, s.data))
+                .map(|s| NewMember::new(Participant::Subsystem(s.compatible), s.compatible, s.data))
                 .collect(),
             bad: decoded.bad,
         })
     }
 
-    fn places_in_order(&self) -> impl Iterator<Item = (Token, &Entry<Arc<OwnedFd>>)> {
-        self.entries
+    fn file(&self, token: Token) -> Option<&NewMember<Arc<OwnedFd>>> {
+        self.places.get(&token).map(|&place| &self.files[place])
+    }
+
+    fn files_in_order(&self) -> impl Iterator<Item = (Token, &NewMember<Arc<OwnedFd>>)> {
+        self.files
             .iter()
-            .filter_map(|entry| match entry.participant {
-                Participant::File(token) => Some((token, entry)),
-                Participant::Subsystem(_) => None,
-            })
+            .filter_map(|file| Some((file.token()?, file)))
     }
 }
 
@@ -206,13 +285,28 @@ fn reclaimed_subsystem((): &()) -> Reclaimed<'_> {
     Reclaimed::Subsystem
 }
 
-impl<T: Clone> Entry<T> {
+impl<T: Clone> NewMember<T> {
     fn new(participant: Participant, compatible: Compatible, data: u64) -> Self {
         Self {
             participant,
             compatible,
             data,
             retrieved: Mutex::new(None),
+        }
+    }
+
+    fn token(&self) -> Option<Token> {
+        match self.participant {
+            Participant::File(token) => Some(token),
+            Participant::Subsystem(_) => None,
+        }
+    }
+
+    /// Whether it was tried in vain, or could not be tried.
+    fn is_lost(&self, registry: &Registry) -> bool {
+        match &*self.lock() {
+            Some(retrieved) => retrieved.is_err(),
+            None => registry.handler(&self.compatible).is_none(),
         }
     }
 
@@ -226,7 +320,16 @@ impl<T: Clone> Entry<T> {
         Failure::new(phase, self.participant, Some(self.compatible), cause)
     }
 
-    /// Retrieves once. That nobody was there to do it is not kept.
+    /// No handler is registered for it.
+    fn no_handler(&self, phase: Phase) -> Failure {
+        let cause = Cause {
+            errno: Errno::ENOENT,
+            reason: Some(format!("no handler for {} is registered", self.compatible)),
+        };
+        Failure::new(phase, self.participant, None, cause)
+    }
+
+    /// Retrieves once. That the handler was missing is not remembered.
     fn retrieve(
         &self,
         handler: Option<Handler>,
@@ -236,9 +339,8 @@ impl<T: Clone> Entry<T> {
         let result = match &*retrieved {
             Some(result) => result.clone(),
             None => {
-                let handler =
-                    handler.ok_or_else(|| self.failure(Phase::Retrieve, Errno::ENOENT))?;
-                let result = heard(|| rebuild(handler, self.data));
+                let handler = handler.ok_or_else(|| self.no_handler(Phase::Retrieve))?;
+                let result = explained(|| rebuild(handler, self.data));
                 *retrieved = Some(result.clone());
                 result
             }
@@ -246,7 +348,7 @@ impl<T: Clone> Entry<T> {
         result.map_err(|cause| self.failure(Phase::Retrieve, cause))
     }
 
-    /// `EBUSY` if the handler does not agree; one without a handler has nobody to object.
+    /// `EBUSY` if the handler does not agree; without a handler nobody objects.
     fn can_finish(
         &self,
         handler: Option<Handler>,
@@ -258,24 +360,30 @@ impl<T: Clone> Entry<T> {
         };
         let retrieved = self.lock();
         let end = end(&retrieved, reclaimed);
-        heard(|| match handler.can_finish(self.data, end, host)? {
+        explained(|| match handler.can_finish(self.data, end, host)? {
             true => Ok(()),
             false => Err(Errno::EBUSY),
         })
         .map_err(|cause| self.failure(Phase::Finish, cause))
     }
 
-    /// `ENOENT` if nobody claimed it: what crossed for it goes with the rest of what crossed.
+    /// `ENOENT` if its handler is missing: its bytes go with the rest of what crossed.
     fn finish(
         &self,
         handler: Option<Handler>,
         reclaimed: fn(&T) -> Reclaimed<'_>,
         host: Host<'_>,
     ) -> Result<(), Failure> {
-        let handler = handler.ok_or_else(|| self.failure(Phase::Finish, Errno::ENOENT))?;
+        let Some(handler) = handler else {
+            // One that is registered after this comes too late.
+            let missing = self.no_handler(Phase::Finish);
+            let cause = Cause::from(missing.errno);
+            self.lock().get_or_insert(Err(cause));
+            return Err(missing);
+        };
         let retrieved = self.lock();
         let end = end(&retrieved, reclaimed);
-        heard(|| handler.finish(self.data, end, host))
+        explained(|| handler.finish(self.data, end, host))
             .map_err(|cause| self.failure(Phase::Finish, cause))
     }
 }
