@@ -4,22 +4,10 @@
 use kernel::{
     fmt,
     sync::atomic::{Atomic, Relaxed},
-    time::{Instant, Monotonic},
 };
-use luo_handler_api::Errno;
+use luo_handler_api::kernel::Phase;
 
-/// A phase of a handler, in the order they come.
-#[derive(Clone, Copy)]
-pub(crate) enum Phase {
-    Prepare,
-    Freeze,
-    Unfreeze,
-    Cancel,
-    Retrieve,
-    CanFinish,
-    Finish,
-}
-
+/// By the phases' numbers.
 const NAMES: [&str; 7] = [
     "prepare",
     "freeze",
@@ -48,23 +36,13 @@ impl Counters {
         }))
     }
 
-    /// Makes a call of a phase and counts it.
-    pub(crate) fn count<T>(
-        &self,
-        phase: Phase,
-        call: impl FnOnce() -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        let begun = Instant::<Monotonic>::now();
-        let result = call();
-        let took = begun.elapsed().as_nanos();
+    /// Counts a call of a phase.
+    pub(crate) fn count(&self, phase: Phase, nanoseconds: u64, failed: bool) {
         if let Some(counter) = self.0.get(phase as usize) {
             counter.count.fetch_add(1, Relaxed);
-            counter
-                .errors
-                .fetch_add(u64::from(result.is_err()), Relaxed);
-            counter.nanoseconds.fetch_add(took.max(0) as u64, Relaxed);
+            counter.errors.fetch_add(u64::from(failed), Relaxed);
+            counter.nanoseconds.fetch_add(nanoseconds, Relaxed);
         }
-        result
     }
 
     /// Writes a table: a line that names the columns, and one line a phase.

@@ -13,9 +13,9 @@ use kernel::{
     prelude::*,
     sync::atomic::{Atomic, Relaxed},
 };
-use luo_handler_api::{Errno, FileRef, HostServices, OwnedFile};
+use luo_handler_api::{Compatible, Errno, HostServices};
 
-use crate::{shim, Registered};
+use crate::{participant::name_of, shim};
 
 const LENGTH_BITS: u32 = 24;
 const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
@@ -24,10 +24,19 @@ const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
 pub(crate) static KEPT_BYTES: Atomic<u64> = Atomic::new(0);
 
 /// The host of a handler on the old side of the jump: what it hands out lies in its own memory.
-pub(crate) struct Outgoing(pub(crate) &'static Registered);
+pub(crate) struct Outgoing(pub(crate) Compatible);
 
 /// The host of a handler on the new side: what handles name comes from the previous kernel.
-pub(crate) struct Incoming(pub(crate) &'static Registered);
+pub(crate) struct Incoming(pub(crate) Compatible);
+
+/// The host of an `init`: it logs a reason, under this name, and offers nothing else.
+pub(crate) struct Explains<'a>(pub(crate) &'a str);
+
+impl HostServices for Explains<'_> {
+    fn explain(&self, reason: &str) {
+        pr_warn!("{}: {}\n", self.0, reason);
+    }
+}
 
 fn split(handle: u64) -> (usize, usize) {
     (
@@ -52,7 +61,8 @@ fn place(len: usize, offset: u64, buffer: &[u8]) -> Result<usize, Errno> {
 /// # Invariants
 ///
 /// `len` bytes from `start` on are kept bytes of a handler. They are written once, before their
-/// handle is known, and freed by their one owner: so they can be read while a handler has the handle.
+/// handle is known, and freed by their one owner: so they can be read while a handler has the
+/// handle.
 struct Kept {
     start: *mut u8,
     len: usize,
@@ -61,7 +71,7 @@ struct Kept {
 impl Kept {
     fn of(handle: u64) -> Result<Self, Errno> {
         let (pfn, len) = split(handle);
-        // SAFETY: the shim looks whether such bytes are kept there.
+        // SAFETY: the shim takes any number: it looks whether such bytes are kept there.
         let start = unsafe { shim::luo_bytes_outgoing(pfn, len) };
         if start.is_null() {
             return Err(Errno::ENOENT);
@@ -76,7 +86,7 @@ impl HostServices for Outgoing {
             return Err(Errno::EFBIG);
         }
         let (mut start, mut pfn) = (core::ptr::null_mut(), 0);
-        // SAFETY: both are ours to write.
+        // SAFETY: both are borrowed until the call returns.
         to_result(unsafe { shim::luo_bytes_preserve(bytes.len(), &mut start, &mut pfn) })
             .map_err(errno_of)?;
         // SAFETY: the shim allocated as many bytes, and nobody else knows of them yet.
@@ -92,8 +102,8 @@ impl HostServices for Outgoing {
     fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
         let kept = Kept::of(handle)?;
         let offset = place(kept.len, offset, buffer)?;
-        // SAFETY: the range lies within the bytes, which are there by the type's invariant; the buffer
-        // is the caller's alone.
+        // SAFETY: `place` has checked that the range lies within the bytes, which are there by the
+        // type's invariant; the buffer is borrowed exclusively.
         unsafe {
             core::ptr::copy_nonoverlapping(
                 kept.start.add(offset),
@@ -106,35 +116,23 @@ impl HostServices for Outgoing {
 
     fn release_bytes(&self, handle: u64) {
         if let Ok(kept) = Kept::of(handle) {
-            // SAFETY: they are kept, and the handler gives them back.
+            // SAFETY: by the type's invariant they are kept bytes of a handler, which gives them
+            // back with this call and has no other handle of them.
             unsafe { shim::luo_bytes_unpreserve(kept.start) };
             KEPT_BYTES.fetch_add((kept.len as u64).wrapping_neg(), Relaxed);
         }
     }
 
-    fn preserve_file(&self, _: FileRef<'_>) -> Result<u64, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    fn take_file(&self, _: u64) -> Result<OwnedFile, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    fn release_file(&self, _: u64) {}
-
     fn explain(&self, reason: &str) {
-        pr_warn!("{}: {}\n", self.0.name(), reason);
+        pr_warn!("{}: {}\n", name_of(&self.0), reason);
     }
 }
 
 impl HostServices for Incoming {
-    fn preserve_bytes(&self, _: &[u8]) -> Result<u64, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
     fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
         let (pfn, len) = split(handle);
-        // SAFETY: the shim looks whether the previous kernel preserved so much memory there.
+        // SAFETY: the shim takes any number: it looks whether the previous kernel preserved so much
+        // there.
         let are_there = unsafe { shim::luo_bytes_are_incoming(pfn, len) };
         are_there.then_some(len as u64).ok_or(Errno::ENOENT)
     }
@@ -143,28 +141,19 @@ impl HostServices for Incoming {
         let (pfn, len) = split(handle);
         let offset = place(len, offset, buffer)?;
         let (buffer, count) = (buffer.as_mut_ptr(), buffer.len());
-        // SAFETY: as above; the range lies within what was asked for, and the buffer is the caller's
-        // alone.
+        // SAFETY: the shim takes any number, and looks whether the previous kernel preserved `len`
+        // bytes there. `place` has checked that the range lies within them; the buffer is borrowed
+        // exclusively.
         Errno::check(unsafe { shim::luo_bytes_copy(pfn, len, offset, buffer, count) })
     }
 
     fn release_bytes(&self, handle: u64) {
         let (pfn, len) = split(handle);
-        // SAFETY: as above; what nobody preserved or somebody freed is left alone.
+        // SAFETY: the shim takes any number: what nobody preserved or somebody freed is left alone.
         unsafe { shim::luo_bytes_free(pfn, len) };
     }
 
-    fn preserve_file(&self, _: FileRef<'_>) -> Result<u64, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    fn take_file(&self, _: u64) -> Result<OwnedFile, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    fn release_file(&self, _: u64) {}
-
     fn explain(&self, reason: &str) {
-        pr_warn!("{}: {}\n", self.0.name(), reason);
+        pr_warn!("{}: {}\n", name_of(&self.0), reason);
     }
 }

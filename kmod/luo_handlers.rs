@@ -1,33 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Registers every handler of the section `luo_handlers` with the Live Update Orchestrator.
+//! Registers the handlers of the section `luo_handlers` and the subsystems of `luo_subsystems` with
+//! the Live Update Orchestrator.
 //!
-//! That is all it does: what mainline calls is forwarded to the handler, and what a handler asks of
-//! its host is answered. Which handlers there are is decided by Kconfig, which of them take files by
-//! the boot parameter `luo_handlers.disable`.
+//! Their ops are made by `luo_handler_api::kernel`, so mainline calls them without this module in
+//! between. It answers what they ask of their host and counts the calls. Which there are is decided
+//! by Kconfig, which of them take part by the boot parameter `luo_handlers.disable`.
 //!
 //! # Map
 //!
-//! - `dispatch`: mainline's ops, forwarded
-//! - `host`: bytes that cross the jump, for handlers
+//! - `participant`: what this module knows of a handler or a subsystem
+//! - `host`: bytes that cross the jump
 //! - `counters`: calls, errors and time of each phase, shown in debugfs
+//! - `sections`: what was linked in, and what should have been
 //! - `shim`: what C does for us
 
 mod counters;
-mod dispatch;
 mod host;
+mod participant;
+mod sections;
 mod shim;
 
-use core::ffi::CStr;
-
 use kernel::{
-    debugfs,
+    debugfs, fmt,
     prelude::*,
     str::CString,
     sync::atomic::{Atomic, Relaxed},
 };
-use luo_handler_api::{kernel::Handler, HandlerOps};
+use luo_handler_api::{
+    kernel::{HandlerEntry, HandlerRegistration, SubsystemEntry, SubsystemRegistration},
+    Host, NeededBy, Pairs,
+};
 
-use counters::Counters;
+use participant::{Participant, Shown};
 
 module! {
     type: LuoHandlers,
@@ -38,144 +42,143 @@ module! {
 }
 
 /// A handler that is registered; it stays so for good.
-struct Registered {
-    handler: Handler,
-    /// Takes no new files, because the boot parameter says so.
-    disabled: bool,
-    counters: Counters,
+type Handler = HandlerRegistration<Participant>;
+/// A subsystem that is registered; it stays so for good, with its description.
+struct Subsystem {
+    registration: &'static SubsystemRegistration<Participant>,
+    entry: &'static SubsystemEntry,
 }
 
-impl Registered {
-    /// The handler's name in parameters and debugfs: its compatible without the version.
-    fn name(&self) -> &str {
-        name_of(self.handler.compatible().as_str())
-    }
-}
-
-/// Prints what the api can print: the kernel's own macros know only the kernel's types.
-struct Shown<'a, T>(&'a T);
-
-impl<T: core::fmt::Display> kernel::fmt::Display for Shown<'_, T> {
-    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// `memfd` of `memfd-v1`.
-fn name_of(compatible: &str) -> &str {
-    match compatible.rsplit_once("-v") {
-        Some((name, version))
-            if !name.is_empty() && version.bytes().all(|b| b.is_ascii_digit()) =>
-        {
-            name
-        }
-        _ => compatible,
-    }
-}
-
-/// Whether a list such as `memfd,vfio` names `name`.
-fn is_listed(list: &str, name: &str) -> bool {
-    list.split(',').any(|listed| listed.trim() == name)
-}
-
-type CountersFile = Pin<KBox<debugfs::File<&'static Registered>>>;
+type Shows<T> = Pin<KBox<debugfs::File<T>>>;
 
 /// What lives as long as the kernel.
 struct LuoHandlers {
-    _counters: KVec<CountersFile>,
-    _kept_bytes: Pin<KBox<debugfs::File<&'static Atomic<u64>>>>,
-    _directory: debugfs::Dir,
+    _handlers: KVec<Shows<&'static Handler>>,
+    _subsystems: KVec<Shows<Subsystem>>,
+    _kept_bytes: Shows<&'static Atomic<u64>>,
+    _directories: [debugfs::Dir; 2],
 }
 
 impl kernel::Module for LuoHandlers {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let directory = debugfs::Dir::new(c"luo_handlers");
-        let mut files = KVec::new();
-        for ops in section() {
-            match register(ops, disabled_handlers()) {
-                Ok(Some(registered)) => files.push(show(&directory, registered)?, GFP_KERNEL)?,
-                Ok(None) => {}
-                // One that cannot be registered is logged, and costs the others nothing.
-                Err(error) => pr_err!("{}: not registered: {:?}\n", ops.origin(), error),
+        let beside = debugfs::Dir::new(c"luo_subsystems");
+        sections::check();
+        let mut registered = KVec::new();
+        let mut handlers = KVec::new();
+        for entry in sections::handlers() {
+            // One that cannot be registered is logged, and costs the others nothing.
+            if let Some(handler) = register_handler(entry) {
+                registered.push(handler, GFP_KERNEL)?;
+                handlers.push(show_handler(&directory, handler)?, GFP_KERNEL)?;
+            }
+        }
+        let mut subsystems = KVec::new();
+        for entry in sections::subsystems() {
+            if let Some(subsystem) = register_subsystem(entry, &registered) {
+                subsystems.push(show_subsystem(&beside, subsystem)?, GFP_KERNEL)?;
             }
         }
         Ok(Self {
-            _counters: files,
+            _handlers: handlers,
+            _subsystems: subsystems,
             _kept_bytes: show_kept_bytes(&directory)?,
-            _directory: directory,
+            _directories: [directory, beside],
         })
     }
 }
 
-/// The handlers that were linked in.
-fn section() -> &'static [&'static HandlerOps] {
-    let (mut start, mut stop) = (core::ptr::null(), core::ptr::null());
-    // SAFETY: both are ours to write.
-    unsafe { shim::luo_section(&mut start, &mut stop) };
-    let count = (stop as usize).saturating_sub(start as usize) / size_of::<&HandlerOps>();
-    if start.is_null() || count == 0 {
-        return &[];
+/// Logs why something is not registered. Without live update nothing is, which is no fault.
+fn log_refusal(participant: &str, origin: &str, error: Error) {
+    if error == EOPNOTSUPP {
+        pr_info!("{participant} of {origin}: live update is off (liveupdate=on switches it on)\n");
+    } else {
+        pr_err!("{participant} of {origin} is not registered: {error:?}\n");
     }
-    // SAFETY: between the two symbols the linker has put the statics that register_handler! makes,
-    // references all of them, one after the other; they are never written.
-    unsafe { core::slice::from_raw_parts(start.cast(), count) }
 }
 
-/// The boot parameter.
-fn disabled_handlers() -> &'static str {
-    // SAFETY: the text of a parameter that cannot be written lives as long as the kernel.
-    let list = unsafe { CStr::from_ptr(shim::luo_disabled()) };
-    list.to_str().unwrap_or("")
+/// Registers one handler.
+fn register_handler(entry: &'static HandlerEntry) -> Option<&'static Handler> {
+    let (compatible, origin) = (entry.compatible.as_str(), entry.origin);
+    let participant = Participant::new(&entry.compatible);
+    if let Err(errno) = (entry.init)(Host::new(&host::Explains(participant.name()))) {
+        pr_err!(
+            "{compatible} of {origin} keeps itself out: {}\n",
+            Shown(&errno)
+        );
+        return None;
+    }
+    let taking = if participant.is_disabled() {
+        ", takes no new files (luo_handlers.disable)"
+    } else {
+        ""
+    };
+    HandlerRegistration::new(entry, participant)
+        .inspect(|_| pr_info!("{compatible} of {origin} is registered{taking}\n"))
+        .inspect_err(|error| log_refusal(compatible, origin, *error))
+        .ok()
 }
 
-/// Registers one handler; `None` if live update is switched off.
-fn register(ops: &'static HandlerOps, disabled: &str) -> Result<Option<&'static Registered>> {
-    let handler = Handler::new(ops).map_err(|invalid| {
-        pr_err!("{}\n", Shown(&invalid));
-        EINVAL
-    })?;
-    let registered: &'static Registered = KBox::leak(KBox::new(
-        Registered {
-            handler,
-            disabled: is_listed(disabled, name_of(handler.compatible().as_str())),
-            counters: Counters::new(),
-        },
-        GFP_KERNEL,
-    )?);
-    let compatible = registered.handler.compatible().as_bytes().as_ptr().cast();
-    // SAFETY: the compatible ends with a NUL and, as the rest of it, lives as long as the kernel.
-    let status = unsafe { shim::luo_register(compatible, core::ptr::from_ref(registered).cast()) };
-    match kernel::error::to_result(status) {
-        Ok(()) => {
-            let taking = if registered.disabled {
-                ", takes no new files (luo_handlers.disable)"
-            } else {
-                ""
-            };
-            pr_info!(
-                "{} of {} is registered{}\n",
-                registered.handler.compatible().as_str(),
-                registered.handler.origin(),
-                taking
-            );
-            Ok(Some(registered))
-        }
-        Err(error) => {
-            // SAFETY: the shim keeps nothing of a handler that it did not register.
-            drop(unsafe { KBox::from_raw(core::ptr::from_ref(registered).cast_mut()) });
-            if error == EOPNOTSUPP {
-                pr_info!("live update is off (liveupdate=on switches it on)\n");
-                return Ok(None);
+/// Registers one subsystem with the handlers whose files need it, and retrieves what came in for
+/// it.
+fn register_subsystem(
+    entry: &'static SubsystemEntry,
+    handlers: &[&'static Handler],
+) -> Option<Subsystem> {
+    let (compatible, origin) = (entry.compatible.as_str(), entry.origin);
+    let participant = Participant::new(&entry.compatible);
+    if participant.is_disabled() {
+        pr_info!("{compatible} of {origin} takes no part (luo_handlers.disable)\n");
+        return None;
+    }
+    if let Err(errno) = (entry.init)(Host::new(&host::Explains(participant.name()))) {
+        pr_err!(
+            "{compatible} of {origin} keeps itself out: {}\n",
+            Shown(&errno)
+        );
+        return None;
+    }
+    let name_of = |handler: &&&Handler| *handler.state.compatible();
+    if let NeededBy::Handlers(names) = entry.needed_by {
+        for name in names {
+            if !handlers.iter().any(|handler| name_of(&handler) == *name) {
+                pr_warn!(
+                    "{compatible} of {origin} is for files of {}, which is not registered\n",
+                    name.as_str()
+                );
             }
-            Err(error)
         }
     }
+    let mut needing = handlers
+        .iter()
+        .filter(|handler| entry.needed_by.includes(&name_of(handler)));
+    let Some(first) = needing.next() else {
+        pr_err!("{compatible} of {origin} is not registered: there is no handler that needs it\n");
+        return None;
+    };
+    let registration = SubsystemRegistration::new(entry, participant, first)
+        .inspect_err(|error| log_refusal(compatible, origin, *error))
+        .ok()?;
+    for handler in needing {
+        if let Err(error) = registration.also_with(handler) {
+            let handler = handler.state.compatible().as_str();
+            pr_err!("{compatible} of {origin} goes without the files of {handler}: {error:?}\n");
+        }
+    }
+    pr_info!("subsystem {compatible} of {origin} is registered\n");
+    match registration.retrieve() {
+        Ok(()) => pr_info!("subsystem {compatible} came in\n"),
+        Err(error) if error == ENODATA || error == ENOENT => {}
+        Err(error) => pr_err!("subsystem {compatible}: what came in is lost: {error:?}\n"),
+    }
+    Some(Subsystem {
+        registration,
+        entry,
+    })
 }
 
 /// Shows in debugfs how many bytes are kept for the next kernel beside the files' contents.
-fn show_kept_bytes(
-    directory: &debugfs::Dir,
-) -> Result<Pin<KBox<debugfs::File<&'static Atomic<u64>>>>> {
+fn show_kept_bytes(directory: &debugfs::Dir) -> Result<Shows<&'static Atomic<u64>>> {
     let file = directory.read_callback_file(c"kept_bytes", &host::KEPT_BYTES, &|bytes, f| {
         writeln!(f, "{}", bytes.load(Relaxed))
     });
@@ -183,10 +186,41 @@ fn show_kept_bytes(
 }
 
 /// Shows the counters of a handler in debugfs.
-fn show(directory: &debugfs::Dir, registered: &'static Registered) -> Result<CountersFile> {
-    let name = CString::try_from_fmt(fmt!("{}", registered.name()))?;
-    let file = directory.read_callback_file(&name, registered, &|registered, f| {
-        registered.counters.fmt(f)
+fn show_handler(
+    directory: &debugfs::Dir,
+    handler: &'static Handler,
+) -> Result<Shows<&'static Handler>> {
+    let name = CString::try_from_fmt(fmt!("{}", handler.state.name()))?;
+    let file = directory.read_callback_file(&name, handler, &|handler, f| {
+        handler.state.counters().fmt(f)
     });
     KBox::pin_init(file, GFP_KERNEL)
+}
+
+/// Shows the counters of a subsystem in debugfs, and what came in for it until that is finished.
+fn show_subsystem(directory: &debugfs::Dir, subsystem: Subsystem) -> Result<Shows<Subsystem>> {
+    let name = CString::try_from_fmt(fmt!("{}", subsystem.registration.state.name()))?;
+    let file = directory.read_callback_file(&name, subsystem, &|subsystem, f| {
+        subsystem.registration.state.counters().fmt(f)?;
+        describe_incoming(subsystem, f)
+    });
+    KBox::pin_init(file, GFP_KERNEL)
+}
+
+fn describe_incoming(subsystem: &Subsystem, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Subsystem {
+        registration,
+        entry,
+    } = subsystem;
+    let mut written = Ok(());
+    let mut sink = |key: &str, value: &str| {
+        written = written.and_then(|()| writeln!(f, "{key} {value}"));
+    };
+    let mut pairs = Pairs::new(&mut sink);
+    // Nothing came in, or it is finished.
+    let _ = registration.with_incoming(|data| {
+        use luo_handler_api::kernel::Around;
+        (entry.describe)(data, registration.state.incoming(), &mut pairs)
+    });
+    written
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the dispatch needs and Rust cannot say. Each function says why it is here.
+ * What the module needs and Rust cannot say. Each function says why it is here.
  */
 #define pr_fmt(fmt) "luo_handlers: " fmt
 
@@ -14,7 +14,7 @@
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
-#include <linux/string.h>
+#include <linux/refcount.h>
 #include <asm/sections.h>
 
 #include "luo_shim.h"
@@ -47,130 +47,41 @@ bool luo_is_disabled(const char *name)
 	return false;
 }
 
-extern const void *__start_luo_handlers[] __weak;
-extern const void *__stop_luo_handlers[] __weak;
+/* What Kconfig has switched on, from the Makefile. */
+const char *luo_switched_on(void)
+{
+	return LUO_SWITCHED_ON;
+}
 
 /*
- * Symbols of the linker, weak because there is no section without any handler. One
+ * Symbols of the linker, weak because there is no section without any entry. One
  * that the linker script does not know is put where the linker likes, with lld
  * behind the end of the kernel's memory: that is not to be touched.
  */
-void luo_section(const void ***start, const void ***stop)
-{
-	bool inside = (char *)__start_luo_handlers >= _text &&
-		      (char *)__stop_luo_handlers <= _end;
-
-	if (__start_luo_handlers && !inside)
-		pr_err("no handlers: the linker script does not place the section luo_handlers\n");
-	*start = inside ? __start_luo_handlers : NULL;
-	*stop = inside ? __stop_luo_handlers : NULL;
+#define LUO_SECTION(name)								\
+extern const void *__start_##name[] __weak;						\
+extern const void *__stop_##name[] __weak;						\
+void name##_section(const void ***start, const void ***stop)				\
+{											\
+	bool inside = (char *)__start_##name >= _text && (char *)__stop_##name <= _end;	\
+											\
+	if (__start_##name && !inside)							\
+		pr_err("the linker script does not place the section " #name "\n");	\
+	*start = inside ? __start_##name : NULL;					\
+	*stop = inside ? __stop_##name : NULL;						\
 }
 
-/* A handler as mainline knows it, and as the dispatch does. */
-struct luo_slot {
-	struct liveupdate_file_handler fh;
-	struct liveupdate_file_ops ops;
-	const void *handler;
-};
+LUO_SECTION(luo_handlers)
+LUO_SECTION(luo_subsystems)
 
-static struct luo_slot slots[LUO_MAX_HANDLERS];
-static unsigned int nr_slots;
-
-/* The trampolines below need container_of() on a struct without a binding. */
-static const void *handler_of(struct liveupdate_file_handler *fh)
+/*
+ * Mainline counts every finished file down from the number of files that the subsystem
+ * came in with. If it did not come in, because the previous kernel did not have it,
+ * that is 0, and counting down from 0 warns. A number that is never used up does not.
+ */
+void luo_flb_did_not_come(struct liveupdate_flb *flb)
 {
-	return container_of(fh, struct luo_slot, fh)->handler;
-}
-
-static bool slot_can_preserve(struct liveupdate_file_handler *fh, struct file *file)
-{
-	return luo_can_preserve(handler_of(fh), file);
-}
-
-static int slot_preserve(struct liveupdate_file_op_args *args)
-{
-	return luo_preserve(handler_of(args->handler), args->file,
-			    &args->serialized_data, &args->private_data);
-}
-
-static void slot_unpreserve(struct liveupdate_file_op_args *args)
-{
-	luo_unpreserve(handler_of(args->handler), args->file,
-		       args->serialized_data, args->private_data);
-}
-
-static int slot_freeze(struct liveupdate_file_op_args *args)
-{
-	return luo_freeze(handler_of(args->handler), args->file,
-			  &args->serialized_data, args->private_data);
-}
-
-static void slot_unfreeze(struct liveupdate_file_op_args *args)
-{
-	luo_unfreeze(handler_of(args->handler), args->file,
-		     args->serialized_data, args->private_data);
-}
-
-static int slot_retrieve(struct liveupdate_file_op_args *args)
-{
-	return luo_retrieve(handler_of(args->handler), args->serialized_data, &args->file);
-}
-
-static bool slot_can_finish(struct liveupdate_file_op_args *args)
-{
-	return luo_can_finish(handler_of(args->handler), args->file,
-			      args->serialized_data, args->retrieve_status);
-}
-
-static void slot_finish(struct liveupdate_file_op_args *args)
-{
-	luo_finish(handler_of(args->handler), args->file,
-		   args->serialized_data, args->retrieve_status);
-}
-
-/* get_id() is the one op that is not told its handler: each slot has its own. */
-#define GET_ID(n)						\
-	static unsigned long slot_get_id_##n(struct file *file)	\
-	{							\
-		return luo_get_id(slots[n].handler, file);	\
-	}
-#define EACH_SLOT(what)							\
-	what(0) what(1) what(2) what(3) what(4) what(5) what(6) what(7)	\
-	what(8) what(9) what(10) what(11) what(12) what(13) what(14) what(15)
-#define NAMED(n) slot_get_id_##n,
-
-EACH_SLOT(GET_ID)
-static unsigned long (*const slot_get_id[])(struct file *) = { EACH_SLOT(NAMED) };
-static_assert(ARRAY_SIZE(slot_get_id) == LUO_MAX_HANDLERS);
-
-/* Structs of mainline without a binding; handlers stay registered for good. */
-int luo_register(const char *compatible, const void *handler)
-{
-	struct luo_slot *slot;
-	int err;
-
-	if (nr_slots == LUO_MAX_HANDLERS)
-		return -ENOSPC;
-	slot = &slots[nr_slots];
-	slot->handler = handler;
-	slot->ops = (struct liveupdate_file_ops) {
-		.can_preserve = slot_can_preserve,
-		.preserve = slot_preserve,
-		.unpreserve = slot_unpreserve,
-		.freeze = slot_freeze,
-		.unfreeze = slot_unfreeze,
-		.retrieve = slot_retrieve,
-		.can_finish = slot_can_finish,
-		.finish = slot_finish,
-		.get_id = slot_get_id[nr_slots],
-		.owner = THIS_MODULE,
-	};
-	slot->fh.ops = &slot->ops;
-	strscpy((char *)slot->fh.compatible, compatible, sizeof(slot->fh.compatible));
-	err = liveupdate_register_file_handler(&slot->fh);
-	if (!err)
-		nr_slots++;
-	return err;
+	refcount_set(&ACCESS_PRIVATE(flb, private).incoming.count, INT_MAX / 2);
 }
 
 /*

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the dispatch and the handlers ask of C, and what C asks of the dispatch.
+ * What the module and the handlers ask of C.
  *
  * The Rust sides of these declarations are in shim.rs and, for those of a handler, in
  * that handler's kernel.rs.
@@ -13,14 +13,17 @@
 
 struct file;
 
-/* Handlers that can be registered: each has a get_id() of its own, see there. */
-#define LUO_MAX_HANDLERS 16
+struct liveupdate_flb;
 
-/* luo_shim.c: registration */
+/* luo_shim.c: what was linked in */
 const char *luo_disabled(void);
 bool luo_is_disabled(const char *name);
-void luo_section(const void ***start, const void ***stop);
-int luo_register(const char *compatible, const void *handler);
+const char *luo_switched_on(void);
+void luo_handlers_section(const void ***start, const void ***stop);
+void luo_subsystems_section(const void ***start, const void ***stop);
+
+/* luo_shim.c: mainline's subsystems */
+void luo_flb_did_not_come(struct liveupdate_flb *flb);
 
 /* luo_shim.c: bytes that cross */
 int luo_bytes_preserve(size_t len, void **bytes, unsigned long *pfn);
@@ -34,17 +37,6 @@ int luo_kept_order(unsigned long pfn);
 
 /* luo_shim.c: checksums */
 u32 luo_crc32c(u32 so_far, const void *bytes, size_t len);
-
-/* luo_handlers.rs: one for each op of mainline */
-bool luo_can_preserve(const void *handler, struct file *file);
-unsigned long luo_get_id(const void *handler, struct file *file);
-int luo_preserve(const void *handler, struct file *file, u64 *data, void **private);
-int luo_freeze(const void *handler, struct file *file, u64 *data, void *private);
-void luo_unfreeze(const void *handler, struct file *file, u64 data, void *private);
-void luo_unpreserve(const void *handler, struct file *file, u64 data, void *private);
-int luo_retrieve(const void *handler, u64 data, struct file **file);
-bool luo_can_finish(const void *handler, struct file *file, u64 data, int status);
-void luo_finish(const void *handler, struct file *file, u64 data, int status);
 
 /* luo_shim_memfd.c */
 
@@ -105,6 +97,9 @@ int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count);
 bool luo_port_is_known(struct file *file);
 u64 luo_port_look(struct file *file, u32 *flags);
 struct file *luo_port_open(u32 flags, u64 position);
+
+/* luo_shim_lineage.c */
+u32 luo_lineage_version(void);
 
 /* luo_shim_vfio.c */
 

@@ -5,8 +5,9 @@ use core::ffi::{c_char, c_void};
 
 extern "C" {
     pub(crate) fn luo_disabled() -> *const c_char;
-    pub(crate) fn luo_section(start: *mut *const c_void, stop: *mut *const c_void);
-    pub(crate) fn luo_register(compatible: *const c_char, handler: *const c_void) -> i32;
+    pub(crate) fn luo_switched_on() -> *const c_char;
+    pub(crate) fn luo_handlers_section(start: *mut *const c_void, stop: *mut *const c_void);
+    pub(crate) fn luo_subsystems_section(start: *mut *const c_void, stop: *mut *const c_void);
 
     pub(crate) fn luo_bytes_preserve(len: usize, bytes: *mut *mut u8, pfn: *mut usize) -> i32;
     pub(crate) fn luo_bytes_outgoing(pfn: usize, len: usize) -> *mut u8;

@@ -129,9 +129,9 @@ fn handler_call(criterion: &mut Criterion) {
     });
     group.bench_function(by("prepare+cancel", "HandlerOps"), |b| {
         b.iter(|| {
-            let mut prepared = black_box(ops).prepare(Some(black_box(fd)), black_box(host))?;
+            let mut prepared = black_box(ops).prepare(black_box(fd), black_box(host))?;
             black_box(&mut prepared);
-            prepared.cancel(Some(black_box(fd)), black_box(host))
+            prepared.cancel(black_box(fd), black_box(host))
         })
     });
     group.finish();

@@ -14,12 +14,5 @@ pub fn crc32c(so_far: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(so_far, bytes)
 }
 
-/// Continues a checksum, as in a process.
 #[cfg(luo_kernel)]
-pub fn crc32c(so_far: u32, bytes: &[u8]) -> u32 {
-    extern "C" {
-        fn luo_crc32c(so_far: u32, bytes: *const u8, len: usize) -> u32;
-    }
-    // SAFETY: the slice is valid for reads.
-    unsafe { luo_crc32c(so_far, bytes.as_ptr(), bytes.len()) }
-}
+pub use crate::kernel::crc32c;

@@ -9,8 +9,8 @@ pub const COMPATIBLE_LENGTH: usize = 48;
 
 /// Names the format of what a handler writes, such as `memfd-v1`; a new layout gets a new name.
 ///
-/// One to 47 bytes of ASCII letters, digits and `,` `.` `_` `+` `-`, as the Devicetree Specification
-/// has them, padded with NUL.
+/// One to 47 bytes of ASCII letters, digits and `,` `.` `_` `+` `-`, as the Devicetree
+/// Specification has them, padded with NUL.
 ///
 /// # Invariants
 ///

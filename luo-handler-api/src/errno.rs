@@ -65,7 +65,7 @@ impl Errno {
         self.0 as i32
     }
 
-    /// The name, such as `EINVAL`; `None` for a number that handlers have no business with.
+    /// The name, such as `EINVAL`; `None` for a number without a name here.
     pub fn name(self) -> Option<&'static str> {
         TABLE
             .iter()
@@ -79,7 +79,7 @@ impl Errno {
     }
 
     /// Reads what a C function returned: `0` and above is success, `-4095..=-1` an error number,
-    /// and anything below is garbage, told as `EIO`.
+    /// and anything below is garbage, which is `EIO`.
     pub const fn from_status(status: i32) -> Result<i32, Self> {
         if status >= 0 {
             return Ok(status);
@@ -134,7 +134,15 @@ impl fmt::Debug for Errno {
 
 impl core::error::Error for Errno {}
 
-/// The error number of a failed system call; `EIO` for an error that is none.
+/// The error number of a failed system call.
+#[cfg(feature = "std")]
+impl From<rustix::io::Errno> for Errno {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Self::new(errno.raw_os_error()).unwrap_or(Self::EIO)
+    }
+}
+
+/// The error number of a failed system call; `EIO` for an error that has no number.
 #[cfg(feature = "std")]
 impl From<std::io::Error> for Errno {
     fn from(error: std::io::Error) -> Self {

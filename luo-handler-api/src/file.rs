@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A file as a handler sees it: a file descriptor in a process, a `struct file *` in the kernel.
 
+#![allow(unsafe_code)] // an edge: numbers and addresses that stand for open files
+
 use core::marker::PhantomData;
 
 /// A file in the C form: a file descriptor in a hosted process, the address of a `struct file` in
-/// the kernel. [`NO_FILE`] where there is none.
+/// the kernel; [`NO_FILE`] if there is no file.
 pub type RawFile = isize;
 
 /// No file, in the C form.
@@ -17,13 +19,13 @@ pub struct FileRef<'a> {
     lent: PhantomData<&'a ()>,
 }
 
-/// A file that a handler rebuilt and hands over; closed when dropped where there is somebody to close it:
-/// in a hosted process and in the kernel.
+/// A file that a handler rebuilt and hands over; closed when dropped, in a hosted process and in
+/// the kernel.
 #[derive(Debug)]
 pub struct OwnedFile(RawFile);
 
 impl FileRef<'_> {
-    /// The file behind `raw`.
+    /// The file that `raw` stands for.
     ///
     /// # Safety
     ///
@@ -42,7 +44,7 @@ impl FileRef<'_> {
 }
 
 impl OwnedFile {
-    /// Takes over the file behind `raw`.
+    /// Takes over the file that `raw` stands for.
     ///
     /// # Safety
     ///
@@ -59,9 +61,6 @@ impl OwnedFile {
         core::mem::forget(self);
         raw
     }
-
-    /// No file: what the rebuilding of a subsystem yields.
-    pub(crate) const NONE: Self = Self(NO_FILE);
 }
 
 #[cfg(luo_kernel)]
@@ -102,10 +101,9 @@ mod in_the_kernel {
 
     impl Drop for OwnedFile {
         fn drop(&mut self) {
-            if self.0 != NO_FILE {
-                // SAFETY: the value owns a reference to an open file and is gone after this.
-                unsafe { ::kernel::bindings::fput(self.as_ptr().cast()) };
-            }
+            // SAFETY: an OwnedFile owns a reference to an open file, and this one is gone after
+            // this.
+            unsafe { ::kernel::bindings::fput(self.as_ptr().cast()) };
         }
     }
 }
@@ -126,8 +124,8 @@ mod hosted {
 
     impl AsFd for FileRef<'_> {
         fn as_fd(&self) -> BorrowedFd<'_> {
-            // SAFETY: a FileRef is made from a BorrowedFd, or by `from_raw`, whose caller promises an
-            // open descriptor for as long as the value is used.
+            // SAFETY: a FileRef is made from a BorrowedFd, or by `from_raw`, whose caller promises
+            // an open descriptor for as long as the value is used.
             unsafe { BorrowedFd::borrow_raw(self.raw as RawFd) }
         }
     }
@@ -139,12 +137,8 @@ mod hosted {
     }
 
     impl From<OwnedFile> for OwnedFd {
-        /// # Panics
-        ///
-        /// Never for a file that a handler can make; only the api's own "no file" is none.
         fn from(file: OwnedFile) -> Self {
             let raw = file.into_raw();
-            assert_ne!(raw, NO_FILE, "a subsystem has no file");
             // SAFETY: an OwnedFile owns an open descriptor, and `into_raw` has given it away.
             unsafe { Self::from_raw_fd(raw as RawFd) }
         }
@@ -152,10 +146,8 @@ mod hosted {
 
     impl Drop for OwnedFile {
         fn drop(&mut self) {
-            if self.0 != NO_FILE {
-                // SAFETY: the value owns an open descriptor and is gone after this.
-                drop(unsafe { OwnedFd::from_raw_fd(self.0 as RawFd) });
-            }
+            // SAFETY: an OwnedFile owns an open descriptor, and this one is gone after this.
+            drop(unsafe { OwnedFd::from_raw_fd(self.0 as RawFd) });
         }
     }
 }

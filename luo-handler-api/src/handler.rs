@@ -1,34 +1,62 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What the author of a handler implements.
+//! What the author of a handler implements: [`FileHandler`], and the values its methods work with.
 
-use crate::{Compatible, Errno, FileRef, Host, OwnedFile, RawFile, NO_FILE};
+use crate::{Compatible, Errno, FileRef, Host, OwnedFile, Pairs};
 
-/// Keeps files of one type alive across a live update.
+/// Preserves files of one type across a live update.
 ///
-/// Mirrors `struct liveupdate_filesystem` of the LUO RFC (v2, patch 08/16) and
-/// `struct liveupdate_file_ops` of mainline's `include/linux/liveupdate.h`. The handler value itself
-/// is the context of every call; what belongs to one file lives in [`Private`](Self::Private).
+/// It has two models, and each item below names its word in both: `struct liveupdate_filesystem` of
+/// the LUO RFC (v2, patch 08/16 "luo_files: add infrastructure for FDs"), called *RFC* here, and
+/// `struct liveupdate_file_ops` of `include/linux/liveupdate.h`, called *mainline*. The handler
+/// value itself is the context of every call, where the RFC has an opaque `arg`; what belongs to
+/// one file lives in [`Private`](Self::Private).
 ///
-/// The host calls in the order of the methods below, and never two at once for the same file. Where an
-/// error number does not say enough, [`Host::refuse`] says why.
+/// The host calls in the order of the methods below, and never two at once for the same file. Times
+/// are in nanoseconds and sizes in bytes wherever a host reports them; the `u64` that crosses has
+/// no unit but that of the handler. An error is an [`Errno`] with the kernel's meaning; where the
+/// number does not say enough, [`Host::refuse`] adds a reason.
 pub trait FileHandler: Sync + 'static {
     /// Names the serialized format; unique among all handlers of a host.
+    ///
+    /// RFC `compatible`; mainline `compatible[48]`, so at most 47 bytes.
     const COMPATIBLE: Compatible;
 
     /// The runtime state of one prepared file. It is never serialized. The record of the file owns
     /// it: [`prepare`](Self::prepare) creates it, the others borrow it, and it is dropped exactly
     /// once, after [`cancel`](Self::cancel) or when the old side ends. At most 16 bytes aligned.
+    ///
+    /// Not in the RFC, whose review asked for it; mainline `private_data`.
     type Private: Send + 'static;
 
-    /// The hosts that the handler was written for.
+    /// The hosts that the handler was written for; others refuse it.
+    ///
+    /// Neither in the RFC nor in mainline, which have one host.
     const HOSTS: Hosts = Hosts::Hosted;
 
-    /// Whether this handler can keep `file`. Cheap and without side effects: it is asked of every
-    /// file that is offered, and the first handler to say yes takes the file.
+    /// Looks whether the handler can work here at all, before it is registered. May be called
+    /// again, each time something registers it. The host offers nothing but [`Host::explain`].
+    ///
+    /// Neither in the RFC nor in mainline.
+    ///
+    /// # Errors
+    ///
+    /// Any; the handler is left out, and the reason is reported.
+    fn init(&self, host: Host<'_>) -> Result<(), Errno> {
+        let _ = host;
+        Ok(())
+    }
+
+    /// Whether this handler can preserve `file`. Cheap and without side effects: it is asked of
+    /// every file that is offered, and the first handler to answer yes takes the file.
+    ///
+    /// RFC and mainline `can_preserve`.
     fn can_preserve(&self, file: FileRef<'_>) -> bool;
 
     /// Under which identity a second offer of the same file is refused (`EBUSY`). `None` leaves it
-    /// to the host: in a process the inode, or of a device the open file; in the kernel the open file.
+    /// to the host: in a process that is the inode of a regular file and otherwise the open file
+    /// (several eventfds share an inode), in the kernel always the open file.
+    ///
+    /// Not in the RFC; mainline `get_id`.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
         let _ = file;
         None
@@ -36,13 +64,17 @@ pub trait FileHandler: Sync + 'static {
 
     /// Does the heavy work, while the workload is still running.
     ///
+    /// RFC `prepare`; mainline `preserve`.
+    ///
     /// # Errors
     ///
     /// Any; nothing is left behind then.
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno>;
 
-    /// Picks up what changed since prepare, now that the workload stands still, and yields the
-    /// `u64` that crosses.
+    /// Picks up what changed since prepare, now that the workload is stopped, and returns the `u64`
+    /// that crosses. Costs what changed, not what is there: this is part of the downtime.
+    ///
+    /// RFC and mainline `freeze`.
     ///
     /// # Errors
     ///
@@ -51,30 +83,55 @@ pub trait FileHandler: Sync + 'static {
         Ok(file.data)
     }
 
-    /// Undoes freeze, and only that: a later file failed to freeze, or the jump was given up. The
+    /// Undoes freeze, and only that: a later file failed to freeze, or the jump was aborted. The
     /// `u64` stays what freeze made it, as in mainline.
+    ///
+    /// Not in the RFC; mainline `unfreeze`.
     fn unfreeze(&self, file: Preserved<'_, Self::Private>) {
         let _ = file;
     }
 
     /// Undoes prepare: afterwards the file is as if it had never been offered.
+    ///
+    /// RFC `cancel`; mainline `unpreserve`.
     fn cancel(&self, file: Preserved<'_, Self::Private>);
 
-    /// Rebuilds the file after the jump, from what comes from the previous side: trust none of it.
+    /// Rebuilds the file after the jump, from what comes from the previous side, which is not
+    /// trusted.
+    ///
+    /// RFC and mainline `retrieve`.
     ///
     /// # Errors
     ///
-    /// Any; it is kept and told again to whoever asks for the file again.
+    /// Any; the host remembers it and returns it to whoever asks for the file again.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno>;
 
-    /// Whether [`finish`](Self::finish) may come now; a `false` keeps the whole set unfinished.
+    /// Whether [`finish`](Self::finish) may come now; a `false` leaves the whole set unfinished.
+    ///
+    /// Not in the RFC; mainline `can_finish`.
     fn can_finish(&self, file: Crossed<'_>) -> bool {
         let _ = file;
         true
     }
 
-    /// Releases what is left. Where nobody retrieved the file, that is all that crossed for it.
+    /// Releases what is left. If nobody retrieved the file, that is all that crossed for it.
+    ///
+    /// RFC `finish`, which is told whether the file was reclaimed; mainline `finish`, with
+    /// `retrieve_status`.
     fn finish(&self, file: Crossed<'_>);
+
+    /// Reports what `data` stands for, without taking anything: for `luo inspect` and other
+    /// programs that do not know the handler. What crossed is not trusted here either.
+    ///
+    /// Neither in the RFC nor in mainline.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the record; pairs that were reported before remain valid.
+    fn describe(&self, data: u64, host: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {
+        let _ = (data, host, pairs);
+        Ok(())
+    }
 }
 
 /// What [`FileHandler::prepare`] yields.
@@ -82,7 +139,7 @@ pub trait FileHandler: Sync + 'static {
 pub struct Prepared<P> {
     /// What crosses: the handle of a record, most often.
     pub data: u64,
-    /// What stays.
+    /// What stays here.
     pub private: P,
 }
 
@@ -91,7 +148,7 @@ pub struct Prepared<P> {
 pub struct Preserved<'a, P> {
     /// The file.
     pub file: FileRef<'a>,
-    /// What prepare, or the last freeze, said.
+    /// What prepare, or the last freeze, returned.
     pub data: u64,
     /// The file's own state.
     pub private: &'a mut P,
@@ -134,29 +191,6 @@ impl<'a> Retrieved<'a> {
     pub const fn was_asked(self) -> bool {
         !matches!(self, Self::NotAsked)
     }
-
-    /// The C form: a file and a status, which is 0, a negative error number or 1.
-    pub const fn to_raw(self) -> (RawFile, i32) {
-        match self {
-            Self::NotAsked => (NO_FILE, 0),
-            Self::Failed(errno) => (NO_FILE, errno.to_status()),
-            Self::File(file) => (file.as_raw(), 1),
-        }
-    }
-
-    /// The reverse.
-    ///
-    /// # Safety
-    ///
-    /// With a status above 0, `file` is what retrieve yielded, still open for `'a`.
-    pub const unsafe fn from_raw(file: RawFile, status: i32) -> Self {
-        match Errno::from_status(status) {
-            Ok(0) => Self::NotAsked,
-            // SAFETY: the caller says so.
-            Ok(_) => Self::File(unsafe { FileRef::from_raw(file) }),
-            Err(errno) => Self::Failed(errno),
-        }
-    }
 }
 
 /// `None` for a file that nobody asked for.
@@ -179,7 +213,8 @@ pub enum Hosts {
 }
 
 impl Hosts {
-    /// From the C form; `None` for a number that is none.
+    /// From the C form; `None` for any other number.
+    #[cfg(not(luo_kernel))]
     pub(crate) const fn from_raw(raw: u32) -> Option<Self> {
         match raw {
             1 => Some(Self::Hosted),
@@ -187,6 +222,11 @@ impl Hosts {
             3 => Some(Self::Both),
             _ => None,
         }
+    }
+
+    /// Whether `host`, a single one, is among them.
+    pub const fn include(self, host: Self) -> bool {
+        self as u32 & host as u32 == host as u32
     }
 
     /// Their names: `hosted`, `kernel`.

@@ -1,273 +1,709 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! For a host in the kernel: calls a handler through its C form. The sibling of `hosted`, for files
-//! that are a `struct file` and private state that lies where the host likes.
+//! The traits as mainline's ops, for the kernel.
+//!
+//! C headers: [`include/linux/liveupdate.h`](srctree/include/linux/liveupdate.h).
+//!
+//! As `rust/kernel/miscdevice.rs` makes a `file_operations` from its trait, this makes a `struct
+//! liveupdate_file_ops` from [`FileHandler`] and a `struct liveupdate_flb_ops` from [`Subsystem`]:
+//! one function of Rust for each op, with nothing in between. Mainline's `get_id` is not told whose
+//! op it is, so the functions are made for the place of a handler, a [`Static`], and not for its
+//! type.
+//!
+//! The kernel module finds an [`Entry`] for each of them in a linker section, and puts its own
+//! services, counters and switches around the calls: [`Around`].
 
-use core::ffi::c_void;
+#![allow(unsafe_code)] // an edge: functions that C calls
 
-use crate::{
-    Compatible, Errno, FileRef, HandlerOps, Host, InvalidHandler, OwnedFile, Retrieved, NO_FILE,
+use core::{ffi::c_void, mem::MaybeUninit};
+
+use ::kernel::{
+    alloc::KBox,
+    bindings,
+    error::{to_result, Error},
+    prelude::GFP_KERNEL,
+    time::{Instant, Monotonic},
+    types::Opaque,
 };
 
-/// A handler that was looked at and found usable.
+use crate::{
+    c::status, Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, NeededBy, OwnedFile,
+    Pairs, Prepared, Preserved, Retrieved, Subsystem,
+};
+
+/// Where a handler or a subsystem lives; `register_handler!` makes one for each.
+pub trait Static: 'static {
+    /// What lives there.
+    type Value: Sync + 'static;
+
+    /// It.
+    fn value() -> &'static Self::Value;
+}
+
+/// What the section `luo_handlers` has of a handler and `luo_subsystems` of a subsystem.
+pub struct Entry<Ops: 'static> {
+    /// The name of its format.
+    pub compatible: Compatible,
+    /// The crate it comes from.
+    pub origin: &'static str,
+    /// See [`FileHandler::init`].
+    pub init: fn(Host<'_>) -> Result<(), Errno>,
+    /// See [`FileHandler::describe`].
+    pub describe: fn(u64, Host<'_>, &mut Pairs<'_>) -> Result<(), Errno>,
+    /// Of a subsystem: whose files need it.
+    pub needed_by: NeededBy,
+    ops: Ops,
+}
+
+/// Of a handler.
+pub type HandlerEntry = Entry<bindings::liveupdate_file_ops>;
+/// Of a subsystem.
+pub type SubsystemEntry = Entry<bindings::liveupdate_flb_ops>;
+
+// SAFETY: functions, static text and a NULL owner; nobody writes them.
+unsafe impl<Ops> Sync for Entry<Ops> {}
+
+/// A phase of a handler or a subsystem, in the order they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// See [`FileHandler::prepare`].
+    Prepare,
+    /// See [`FileHandler::freeze`].
+    Freeze,
+    /// See [`FileHandler::unfreeze`].
+    Unfreeze,
+    /// See [`FileHandler::cancel`].
+    Cancel,
+    /// See [`FileHandler::retrieve`].
+    Retrieve,
+    /// See [`FileHandler::can_finish`].
+    CanFinish,
+    /// See [`FileHandler::finish`].
+    Finish,
+}
+
+/// What the kernel module puts around the calls of one handler or subsystem.
+pub trait Around: Sync + 'static {
+    /// Whether it takes new files and gives those back that came in.
+    fn is_enabled(&self) -> bool;
+
+    /// The host on the old side of the jump.
+    fn outgoing(&self) -> Host<'_>;
+
+    /// The host on the new side.
+    fn incoming(&self) -> Host<'_>;
+
+    /// Counts a call of a phase that has ended.
+    fn ended(&self, phase: Phase, nanoseconds: u64, result: Result<(), Errno>);
+}
+
+/// A handler or a subsystem as mainline knows it, beside what its kernel module knows of it.
 ///
 /// # Invariants
 ///
-/// [`HandlerOps::validate`] accepted `ops`.
-#[derive(Clone, Copy, Debug)]
-pub struct Handler {
-    ops: &'static HandlerOps,
-    compatible: Compatible,
+/// `known` stands first, so that its address is that of the whole. From
+/// [`register`](Self::register) on `around` leads to the `state` of a box that is never freed.
+#[repr(C)]
+pub struct Registration<Known, A> {
+    known: Opaque<Known>,
+    around: Option<&'static dyn Around>,
+    /// What the kernel module knows of it.
+    pub state: A,
 }
 
-/// A prepared file and the room that its handler's private state lies in.
-///
-/// # Invariants
-///
-/// [`Handler::prepare`] filled `private`, and nobody else uses it.
-#[derive(Debug)]
-pub struct PreparedFile<'a> {
-    file: FileRef<'a>,
-    private: *mut c_void,
-    host: Host<'a>,
+// SAFETY: `known` belongs to mainline, which takes its own locks; the rest is shared as its types
+// allow.
+unsafe impl<Known, A: Sync> Sync for Registration<Known, A> {}
+// SAFETY: mainline does not care which thread registers; the rest is sent as its types allow.
+unsafe impl<Known, A: Send> Send for Registration<Known, A> {}
+
+/// Of a handler.
+pub type HandlerRegistration<A> = Registration<bindings::liveupdate_file_handler, A>;
+/// Of a subsystem.
+pub type SubsystemRegistration<A> = Registration<bindings::liveupdate_flb, A>;
+
+/// The beginning of every [`Registration`] of a kind, whatever its module knows.
+#[repr(C)]
+struct Head<Known> {
+    known: Opaque<Known>,
+    around: Option<&'static dyn Around>,
 }
 
-impl<'a> PreparedFile<'a> {
-    /// The file, with the room that [`Handler::prepare`] filled for it.
-    ///
-    /// # Safety
-    ///
-    /// `private` is what that call was given, its state was not dropped since, and nobody else uses
-    /// it as long as the value lives.
-    pub const unsafe fn new(file: FileRef<'a>, private: *mut c_void, host: Host<'a>) -> Self {
-        Self {
-            file,
-            private,
-            host,
+impl<Known, A: Around> Registration<Known, A> {
+    /// Allocates one, fills mainline's part with `known`, and calls `register` with its address.
+    /// What was not registered is freed; what was stays for good.
+    fn register(
+        known: Known,
+        state: A,
+        register: impl FnOnce(*mut Known) -> Result<(), Error>,
+    ) -> Result<&'static Self, Error> {
+        let registration = Self {
+            known: Opaque::new(known),
+            around: None,
+            state,
+        };
+        let whole = KBox::into_raw(KBox::new(registration, GFP_KERNEL)?);
+        // SAFETY: `whole` is a box that nobody else knows. The reference to `state` ends with the
+        // box: it is used by ops alone, and there are none unless mainline registers it, after
+        // which the box stays.
+        unsafe { (*whole).around = Some(&(*whole).state) };
+        match register(whole.cast()) {
+            // SAFETY: mainline has it, and it is never unregistered nor freed.
+            Ok(()) => Ok(unsafe { &*whole }),
+            Err(error) => {
+                // SAFETY: `whole` comes from a box. Mainline keeps no pointer to what it does not
+                // register, and the references made above are not used any more.
+                drop(unsafe { KBox::from_raw(whole) });
+                Err(error)
+            }
         }
     }
-}
 
-/// Yes is 1, no is 0; anything else that is no error number is garbage.
-fn answer(status: i32) -> Result<bool, Errno> {
-    match Errno::from_status(status)? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(Errno::EIO),
+    /// Mainline's part.
+    fn known(&self) -> *mut Known {
+        self.known.get()
     }
 }
 
-impl Handler {
-    /// Looks at `ops` and takes it if it is usable.
+impl<A: Around> HandlerRegistration<A> {
+    /// Registers a handler with mainline, for good.
     ///
     /// # Errors
     ///
-    /// [`InvalidHandler`], which names the handler and what is wrong with it.
-    pub fn new(ops: &'static HandlerOps) -> Result<Self, InvalidHandler> {
-        let compatible = ops.validate()?;
-        Ok(Self { ops, compatible })
-    }
-
-    /// The name of its format.
-    pub const fn compatible(&self) -> &Compatible {
-        &self.compatible
-    }
-
-    /// The crate it comes from.
-    pub fn origin(&self) -> &'static str {
-        self.ops.origin()
-    }
-
-    /// Bytes of its private state; 16 bytes aligned is always aligned enough.
-    pub const fn private_size(&self) -> usize {
-        self.ops.private_size as usize
-    }
-
-    /// See [`FileHandler::can_preserve`](crate::FileHandler::can_preserve).
-    ///
-    /// # Errors
-    ///
-    /// `EIO` if the handler answers neither yes nor no.
-    pub fn can_preserve(&self, file: FileRef<'_>) -> Result<bool, Errno> {
-        let can_preserve = self.ops.can_preserve.ok_or(Errno::EIO)?;
-        // SAFETY: the ops come with their handler, and the file is open during the call.
-        answer(unsafe { can_preserve(self.ops.handler, file.as_raw()) })
-    }
-
-    /// See [`FileHandler::file_id`](crate::FileHandler::file_id).
-    ///
-    /// # Errors
-    ///
-    /// `EIO` if the handler answers neither yes nor no.
-    pub fn file_id(&self, file: FileRef<'_>) -> Result<Option<u64>, Errno> {
-        let Some(file_id) = self.ops.file_id else {
-            return Ok(None);
+    /// `EOPNOTSUPP` if live update is switched off, `EEXIST` if its compatible is taken, `ENOMEM`.
+    pub fn new(entry: &'static HandlerEntry, state: A) -> Result<&'static Self, Error> {
+        let handler = bindings::liveupdate_file_handler {
+            ops: &entry.ops,
+            compatible: name(&entry.compatible),
+            ..Default::default()
         };
-        let mut id = 0;
-        // SAFETY: as above; `id` outlives the call.
-        let known = answer(unsafe { file_id(self.ops.handler, file.as_raw(), &mut id) })?;
-        Ok(known.then_some(id))
+        Self::register(handler, state, |handler| {
+            // SAFETY: the ops are static, and the handler lives as long as it is registered, by the
+            // contract of `register`.
+            to_result(unsafe { bindings::liveupdate_register_file_handler(handler) })
+        })
     }
+}
 
-    /// See [`FileHandler::prepare`](crate::FileHandler::prepare); fills `private` if it succeeds.
+impl<A: Around> SubsystemRegistration<A> {
+    /// Registers a subsystem with mainline, for good: with one of the handlers whose files need it.
     ///
     /// # Errors
     ///
-    /// The handler's; `EIO` if it returns garbage.
-    ///
-    /// # Safety
-    ///
-    /// `private` is valid for writes of [`private_size`](Self::private_size) bytes and 16 bytes
-    /// aligned.
-    pub unsafe fn prepare(
-        &self,
-        file: FileRef<'_>,
-        private: *mut c_void,
-        host: Host<'_>,
-    ) -> Result<u64, Errno> {
-        let prepare = self.ops.prepare.ok_or(Errno::EIO)?;
-        let mut data = 0;
-        // SAFETY: the ops come with their handler; file and host are valid during the call, `data`
-        // outlives it, and the caller vouches for `private`.
-        Errno::check(unsafe {
-            prepare(
-                self.ops.handler,
-                file.as_raw(),
-                &host.as_raw(),
-                private,
-                &mut data,
-            )
-        })?;
-        Ok(data)
-    }
-
-    /// See [`FileHandler::freeze`](crate::FileHandler::freeze); yields the `u64` that crosses.
-    ///
-    /// # Errors
-    ///
-    /// The handler's; `EIO` if it returns garbage.
-    ///
-    /// # Safety
-    ///
-    /// This handler prepared the file.
-    pub unsafe fn freeze(&self, prepared: PreparedFile<'_>, data: u64) -> Result<u64, Errno> {
-        let Some(freeze) = self.ops.freeze else {
-            return Ok(data);
+    /// `EOPNOTSUPP` if live update is switched off, `EEXIST` if its compatible is taken, `ENOMEM`.
+    pub fn new<B: Around>(
+        entry: &'static SubsystemEntry,
+        state: A,
+        handler: &HandlerRegistration<B>,
+    ) -> Result<&'static Self, Error> {
+        let flb = bindings::liveupdate_flb {
+            ops: &entry.ops,
+            compatible: name(&entry.compatible),
+            ..Default::default()
         };
-        let mut frozen = data;
-        // SAFETY: the ops come with their handler; file and host are valid during the call, which
-        // `frozen` outlives; the private state is this handler's, as the caller says.
-        Errno::check(unsafe {
-            freeze(
-                self.ops.handler,
-                prepared.file.as_raw(),
-                &prepared.host.as_raw(),
-                prepared.private,
-                &mut frozen,
-            )
-        })?;
-        Ok(frozen)
-    }
-
-    /// See [`FileHandler::unfreeze`](crate::FileHandler::unfreeze).
-    ///
-    /// # Errors
-    ///
-    /// `EIO` if the handler returns garbage.
-    ///
-    /// # Safety
-    ///
-    /// As [`freeze`](Self::freeze).
-    pub unsafe fn unfreeze(&self, prepared: PreparedFile<'_>, data: u64) -> Result<(), Errno> {
-        let Some(unfreeze) = self.ops.unfreeze else {
-            return Ok(());
-        };
-        // SAFETY: as in `freeze`.
-        Errno::check(unsafe {
-            unfreeze(
-                self.ops.handler,
-                prepared.file.as_raw(),
-                &prepared.host.as_raw(),
-                prepared.private,
-                data,
-            )
+        Self::register(flb, state, |flb| {
+            // SAFETY: a HandlerRegistration that somebody can refer to is registered. The ops are
+            // static, and the subsystem lives as long as it is registered, by the contract of
+            // `register`.
+            to_result(unsafe { bindings::liveupdate_register_flb(handler.known(), flb) })
         })
     }
 
-    /// See [`FileHandler::cancel`](crate::FileHandler::cancel). The private state is dropped; its
-    /// room is the caller's again.
+    /// Registers it with one more handler.
     ///
     /// # Errors
     ///
-    /// `EIO` if the handler returns garbage; the file is given up all the same.
+    /// As [`new`](Self::new); it stays registered with those of before.
+    pub fn also_with<B: Around>(&self, handler: &HandlerRegistration<B>) -> Result<(), Error> {
+        // SAFETY: both are registered, and registrations stay for good.
+        to_result(unsafe { bindings::liveupdate_register_flb(handler.known(), self.known()) })
+    }
+
+    /// Retrieves what came in for it, if anything did: mainline does that when somebody asks, and
+    /// would otherwise have nothing to count the finished files down from.
     ///
-    /// # Safety
+    /// # Errors
     ///
-    /// As [`freeze`](Self::freeze).
-    pub unsafe fn cancel(&self, prepared: PreparedFile<'_>, data: u64) -> Result<(), Errno> {
-        let cancel = self.ops.cancel.ok_or(Errno::EIO)?;
-        // SAFETY: as in `freeze`.
-        let cancelled = Errno::check(unsafe {
-            cancel(
-                self.ops.handler,
-                prepared.file.as_raw(),
-                &prepared.host.as_raw(),
-                prepared.private,
-                data,
+    /// `ENODATA` if nothing came in at all, `ENOENT` if nothing did for this subsystem, `ENOMEM`.
+    pub fn retrieve(&self) -> Result<(), Error> {
+        self.with_incoming(|_| ()).inspect_err(|_| {
+            // SAFETY: the subsystem is registered. No file was finished yet: this is done at boot,
+            // before /dev/liveupdate can be opened.
+            unsafe { luo_flb_did_not_come(self.known()) };
+        })
+    }
+
+    /// Calls `look` with the `u64` that came in, as long as that is not finished.
+    ///
+    /// # Errors
+    ///
+    /// `ENODATA` if nothing came in or it is finished, `ENOENT` if nothing did for this subsystem.
+    pub fn with_incoming<R>(&self, look: impl FnOnce(u64) -> R) -> Result<R, Error> {
+        let mut object = core::ptr::null_mut();
+        // SAFETY: the subsystem is registered, and `object` is borrowed until the call returns.
+        to_result(unsafe { bindings::liveupdate_flb_get_incoming(self.known(), &mut object) })?;
+        // SAFETY: what mainline has as the object of this subsystem is what `flb_retrieve` made; it
+        // stays until the reference that was just taken is given back.
+        let data = unsafe { (*object.cast::<Arrived>()).data };
+        let result = look(data);
+        // SAFETY: this gives back the reference that was taken above.
+        unsafe { bindings::liveupdate_flb_put_incoming(self.known()) };
+        Ok(result)
+    }
+}
+
+extern "C" {
+    /// Lets mainline count finished files that came without this subsystem.
+    fn luo_flb_did_not_come(flb: *mut bindings::liveupdate_flb);
+    fn luo_crc32c(so_far: u32, bytes: *const u8, len: usize) -> u32;
+}
+
+/// Continues a checksum, as in a process.
+pub fn crc32c(so_far: u32, bytes: &[u8]) -> u32 {
+    // SAFETY: a slice is valid for reads of its length.
+    unsafe { luo_crc32c(so_far, bytes.as_ptr(), bytes.len()) }
+}
+
+/// A name in mainline's form, a C string.
+const fn name(compatible: &Compatible) -> [::kernel::ffi::c_char; crate::COMPATIBLE_LENGTH] {
+    *compatible.as_bytes()
+}
+
+/// Makes a call of a phase and reports its end.
+fn timed<T>(
+    around: &dyn Around,
+    phase: Phase,
+    call: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let begun = Instant::<Monotonic>::now();
+    let result = call();
+    let nanoseconds = begun.elapsed().as_nanos().max(0) as u64;
+    let ended = result.as_ref().map(|_| ()).map_err(|errno| *errno);
+    around.ended(phase, nanoseconds, ended);
+    result
+}
+
+/// The module's part of what mainline calls an op with.
+///
+/// # Safety
+///
+/// `known` is that of a [`Registration`] that was registered.
+unsafe fn around<Known>(known: *mut Known) -> &'static dyn Around {
+    // SAFETY: by the invariant of Registration `known` stands first in it, as in Head, and both
+    // stay for good; mainline writes within `known` alone.
+    let around = unsafe { (&raw const (*known.cast::<Head<Known>>()).around).read() };
+    // SAFETY: `register` sets it before mainline knows of the whole.
+    unsafe { around.unwrap_unchecked() }
+}
+
+impl HandlerEntry {
+    /// Of the handler at `S`, which comes from the crate `origin`.
+    pub const fn of<S: Static>(origin: &'static str) -> Self
+    where
+        S::Value: FileHandler,
+    {
+        const {
+            assert!(
+                S::Value::HOSTS.include(Hosts::Kernel),
+                "a handler that is registered in the kernel names it among its HOSTS"
+            );
+        }
+        Self {
+            compatible: S::Value::COMPATIBLE,
+            origin,
+            init: |host| S::value().init(host),
+            describe: |data, host, pairs| S::value().describe(data, host, pairs),
+            needed_by: NeededBy::Every,
+            ops: bindings::liveupdate_file_ops {
+                can_preserve: Some(can_preserve::<S>),
+                preserve: Some(preserve::<S>),
+                unpreserve: Some(unpreserve::<S>),
+                freeze: Some(freeze::<S>),
+                unfreeze: Some(unfreeze::<S>),
+                retrieve: Some(retrieve::<S>),
+                can_finish: Some(can_finish::<S>),
+                finish: Some(finish::<S>),
+                get_id: Some(get_id::<S>),
+                // SAFETY: all zero is a value of this struct of pointers; the owner is NULL, as for
+                // everything that is built in.
+                ..unsafe { MaybeUninit::zeroed().assume_init() }
+            },
+        }
+    }
+}
+
+type Args = *mut bindings::liveupdate_file_op_args;
+
+/// # Safety
+///
+/// Called by mainline for a registered handler, with an open file.
+unsafe extern "C" fn can_preserve<S: Static>(
+    handler: *mut bindings::liveupdate_file_handler,
+    file: *mut bindings::file,
+) -> bool
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the handler is registered and the file open.
+    let (around, file) = unsafe { (around(handler), FileRef::from_raw(file as isize)) };
+    around.is_enabled() && S::value().can_preserve(file)
+}
+
+/// # Safety
+///
+/// Called by mainline with an open file.
+unsafe extern "C" fn get_id<S: Static>(file: *mut bindings::file) -> usize
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the file is open.
+    let lent = unsafe { FileRef::from_raw(file as isize) };
+    match S::value().file_id(lent) {
+        Some(id) => id as usize,
+        // As mainline does without a get_id.
+        None => file as usize,
+    }
+}
+
+/// # Safety
+///
+/// Called by mainline with the args of a registered handler and an open file, all of it this
+/// call's.
+unsafe extern "C" fn preserve<S: Static>(args: Args) -> i32
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the args are there, the handler is registered and the file
+    // open.
+    let (around, file) = unsafe {
+        (
+            around((*args).handler),
+            FileRef::from_raw((*args).file as isize),
+        )
+    };
+    let prepared = timed(around, Phase::Prepare, || {
+        let room = room()?;
+        let prepared = S::value().prepare(file, around.outgoing())?;
+        Ok((prepared.data, KBox::write(room, prepared.private)))
+    });
+    status(prepared.map(|(data, private)| {
+        // SAFETY: by the safety section the args are this call's, and mainline reads these two of
+        // them when it returns 0.
+        unsafe {
+            (*args).serialized_data = data;
+            (*args).private_data = KBox::into_raw(private).cast();
+        }
+    }))
+}
+
+/// Room for a value, or `ENOMEM`.
+fn room<T>() -> Result<KBox<MaybeUninit<T>>, Errno> {
+    KBox::new_uninit(GFP_KERNEL).map_err(|_| Errno::ENOMEM)
+}
+
+/// A file on the old side, as mainline hands it to an op.
+///
+/// # Safety
+///
+/// The args are those of a file that [`preserve`] of this handler took; nobody else uses it for
+/// `'a`.
+unsafe fn preserved<'a, P>(args: Args, around: &'a dyn Around) -> Preserved<'a, P> {
+    // SAFETY: by the safety section the file is open, and its private data is the box that
+    // `preserve` put there, which is nobody else's for `'a`.
+    unsafe {
+        Preserved {
+            file: FileRef::from_raw((*args).file as isize),
+            data: (*args).serialized_data,
+            private: &mut *(*args).private_data.cast(),
+            host: around.outgoing(),
+        }
+    }
+}
+
+/// # Safety
+///
+/// Called by mainline with the args of a file that [`preserve`] of this handler took, under the
+/// file's lock.
+unsafe extern "C" fn freeze<S: Static>(args: Args) -> i32
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the handler is registered.
+    let around = unsafe { around((*args).handler) };
+    let frozen = timed(around, Phase::Freeze, || {
+        // SAFETY: by the safety section `preserve` took the file, and its lock is held.
+        S::value().freeze(unsafe { preserved(args, around) })
+    });
+    status(frozen.map(|data| {
+        // SAFETY: by the safety section the args are this call's, and mainline reads the data when
+        // it returns 0.
+        unsafe { (*args).serialized_data = data }
+    }))
+}
+
+/// # Safety
+///
+/// As [`freeze`].
+unsafe extern "C" fn unfreeze<S: Static>(args: Args)
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the handler is registered.
+    let around = unsafe { around((*args).handler) };
+    let _ = timed(around, Phase::Unfreeze, || {
+        // SAFETY: by the safety section `preserve` took the file, and its lock is held.
+        S::value().unfreeze(unsafe { preserved(args, around) });
+        Ok(())
+    });
+}
+
+/// # Safety
+///
+/// Called by mainline with the args of a file that [`preserve`] of this handler took; no op of the
+/// file is called after it.
+unsafe extern "C" fn unpreserve<S: Static>(args: Args)
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the handler is registered.
+    let around = unsafe { around((*args).handler) };
+    let _ = timed(around, Phase::Cancel, || {
+        // SAFETY: by the safety section `preserve` took the file, and no other op of it runs.
+        S::value().cancel(unsafe { preserved(args, around) });
+        // SAFETY: the private data is the box that `preserve` put there, and no op looks at it
+        // again.
+        drop(unsafe {
+            KBox::from_raw(
+                (*args)
+                    .private_data
+                    .cast::<<S::Value as FileHandler>::Private>(),
             )
         });
-        if let Some(drop_private) = self.ops.drop_private {
-            // SAFETY: the state was filled by prepare, and the value that owned it ends here.
-            unsafe { drop_private(prepared.private) };
+        Ok(())
+    });
+}
+
+/// # Safety
+///
+/// Called by mainline with the args of a registered handler.
+unsafe extern "C" fn retrieve<S: Static>(args: Args) -> i32
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the args are there and the handler is registered.
+    let (around, data) = unsafe { (around((*args).handler), (*args).serialized_data) };
+    let retrieved = timed(around, Phase::Retrieve, || {
+        let host = around.incoming();
+        if !around.is_enabled() {
+            return Err(host.refuse(
+                Errno::EOPNOTSUPP,
+                format_args!("it is switched off by luo_handlers.disable"),
+            ));
         }
-        cancelled
-    }
+        S::value().retrieve(data, host)
+    });
+    status(retrieved.map(|file: OwnedFile| {
+        // SAFETY: by the safety section the args are this call's, and mainline takes the file over
+        // when it returns 0.
+        unsafe { (*args).file = file.into_raw() as *mut bindings::file }
+    }))
+}
 
-    /// See [`FileHandler::retrieve`](crate::FileHandler::retrieve).
-    ///
-    /// # Errors
-    ///
-    /// The handler's; `EIO` if it returns garbage, `EBADF` if what it yields is no file.
-    pub fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
-        let retrieve = self.ops.retrieve.ok_or(Errno::EIO)?;
-        let mut file = NO_FILE;
-        // SAFETY: the ops come with their handler; the host is valid during the call, which `file`
-        // outlives.
-        Errno::check(unsafe { retrieve(self.ops.handler, &host.as_raw(), data, &mut file) })?;
-        if file == NO_FILE || file == 0 {
-            return Err(Errno::EBADF);
+/// A file on the new side, as mainline hands it to an op.
+///
+/// # Safety
+///
+/// The args are those of a file that came in; with a status above 0 it is open for `'a`.
+unsafe fn crossed<'a>(args: Args, around: &'a dyn Around) -> Crossed<'a> {
+    // SAFETY: by the safety section these args are there.
+    let (data, status, file) = unsafe {
+        (
+            (*args).serialized_data,
+            (*args).retrieve_status,
+            (*args).file as isize,
+        )
+    };
+    Crossed {
+        data,
+        retrieved: match Errno::from_status(status) {
+            Ok(0) => Retrieved::NotAsked,
+            // SAFETY: the status is above 0, and the safety section has an open file then.
+            Ok(_) => Retrieved::File(unsafe { FileRef::from_raw(file) }),
+            Err(errno) => Retrieved::Failed(errno),
+        },
+        host: around.incoming(),
+    }
+}
+
+/// # Safety
+///
+/// Called by mainline with the args of a file that came in, under the file's lock.
+unsafe extern "C" fn can_finish<S: Static>(args: Args) -> bool
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the handler is registered.
+    let around = unsafe { around((*args).handler) };
+    let answer = timed(around, Phase::CanFinish, || {
+        // Nobody can ask a handler that is switched off for its files.
+        // SAFETY: by the safety section the file came in, and LUO holds it if it was retrieved.
+        Ok(!around.is_enabled() || S::value().can_finish(unsafe { crossed(args, around) }))
+    });
+    answer == Ok(true)
+}
+
+/// # Safety
+///
+/// As [`can_finish`].
+unsafe extern "C" fn finish<S: Static>(args: Args)
+where
+    S::Value: FileHandler,
+{
+    // SAFETY: by the safety section the handler is registered.
+    let around = unsafe { around((*args).handler) };
+    let _ = timed(around, Phase::Finish, || {
+        // SAFETY: by the safety section the file came in, and LUO holds it if it was retrieved.
+        S::value().finish(unsafe { crossed(args, around) });
+        Ok(())
+    });
+}
+
+impl SubsystemEntry {
+    /// Of the subsystem at `S`, which comes from the crate `origin`.
+    pub const fn of<S: Static>(origin: &'static str) -> Self
+    where
+        S::Value: Subsystem,
+    {
+        const {
+            assert!(
+                S::Value::HOSTS.include(Hosts::Kernel),
+                "a subsystem that is registered in the kernel names it among its HOSTS"
+            );
         }
-        // SAFETY: the handler gave the file away.
-        Ok(unsafe { OwnedFile::from_raw(file) })
+        Self {
+            compatible: S::Value::COMPATIBLE,
+            origin,
+            init: |host| S::value().init(host),
+            describe: |data, host, pairs| S::value().describe(data, host, pairs),
+            needed_by: S::Value::NEEDED_BY,
+            ops: bindings::liveupdate_flb_ops {
+                preserve: Some(flb_preserve::<S>),
+                unpreserve: Some(flb_unpreserve::<S>),
+                retrieve: Some(flb_retrieve::<S>),
+                finish: Some(flb_finish::<S>),
+                // SAFETY: all zero is a value of this struct of pointers; the owner is NULL, as for
+                // everything that is built in.
+                ..unsafe { MaybeUninit::zeroed().assume_init() }
+            },
+        }
     }
+}
 
-    /// See [`FileHandler::can_finish`](crate::FileHandler::can_finish).
-    ///
-    /// # Errors
-    ///
-    /// `EIO` if the handler answers neither yes nor no.
-    pub fn can_finish(
-        &self,
-        data: u64,
-        retrieved: Retrieved<'_>,
-        host: Host<'_>,
-    ) -> Result<bool, Errno> {
-        let Some(can_finish) = self.ops.can_finish else {
-            return Ok(true);
-        };
-        let (file, retrieved) = retrieved.to_raw();
-        // SAFETY: the ops come with their handler; file and host are valid during the call.
-        answer(unsafe { can_finish(self.ops.handler, &host.as_raw(), data, file, retrieved) })
-    }
+type FlbArgs = *mut bindings::liveupdate_flb_op_args;
 
-    /// See [`FileHandler::finish`](crate::FileHandler::finish).
-    ///
-    /// # Errors
-    ///
-    /// `EIO` if the handler returns garbage; the file is finished all the same.
-    pub fn finish(&self, data: u64, retrieved: Retrieved<'_>, host: Host<'_>) -> Result<(), Errno> {
-        let finish = self.ops.finish.ok_or(Errno::EIO)?;
-        let (file, retrieved) = retrieved.to_raw();
-        // SAFETY: as above.
-        Errno::check(unsafe { finish(self.ops.handler, &host.as_raw(), data, file, retrieved) })
-    }
+/// What came in for a subsystem: mainline hands `finish` the object alone.
+struct Arrived {
+    data: u64,
+    retrieved: bool,
+}
+
+/// # Safety
+///
+/// Called by mainline with the args of a registered subsystem, under its lock.
+unsafe extern "C" fn flb_preserve<S: Static>(args: FlbArgs) -> i32
+where
+    S::Value: Subsystem,
+{
+    // SAFETY: by the safety section the args are there and the subsystem is registered.
+    let around = unsafe { around((*args).flb) };
+    let prepared = timed(around, Phase::Prepare, || {
+        let room = room::<<S::Value as Subsystem>::Private>()?;
+        let Prepared { data, private } = S::value().prepare(around.outgoing())?;
+        Ok((data, KBox::write(room, private)))
+    });
+    status(prepared.map(|(data, private)| {
+        // SAFETY: by the safety section the args are this call's, and mainline reads these two of
+        // them when it returns 0.
+        unsafe {
+            (*args).data = data;
+            (*args).obj = KBox::into_raw(private).cast();
+        }
+    }))
+}
+
+/// # Safety
+///
+/// Called by mainline with what [`flb_preserve`] of this subsystem made, under its lock; the object
+/// is not used again.
+unsafe extern "C" fn flb_unpreserve<S: Static>(args: FlbArgs)
+where
+    S::Value: Subsystem,
+{
+    // SAFETY: by the safety section the subsystem is registered, and the object is the box that
+    // `flb_preserve` made, which is used here for the last time.
+    let (around, data, mut private) = unsafe {
+        (
+            around((*args).flb),
+            (*args).data,
+            KBox::from_raw((*args).obj.cast::<<S::Value as Subsystem>::Private>()),
+        )
+    };
+    let _ = timed(around, Phase::Cancel, || {
+        S::value().cancel(data, &mut private, around.outgoing());
+        Ok(())
+    });
+}
+
+/// Never fails but for want of memory: mainline would warn when the last file is finished, and what
+/// the previous kernel wrote is no reason for a warning.
+///
+/// # Safety
+///
+/// As [`flb_preserve`].
+unsafe extern "C" fn flb_retrieve<S: Static>(args: FlbArgs) -> i32
+where
+    S::Value: Subsystem,
+{
+    // SAFETY: by the safety section the args are there and the subsystem is registered.
+    let (around, data) = unsafe { (around((*args).flb), (*args).data) };
+    let arrived = room().map(|room| {
+        let retrieved = timed(around, Phase::Retrieve, || {
+            let host = around.incoming();
+            if !around.is_enabled() {
+                return Err(host.refuse(
+                    Errno::EOPNOTSUPP,
+                    format_args!("it is switched off by luo_handlers.disable"),
+                ));
+            }
+            S::value().retrieve(data, host)
+        });
+        let retrieved = retrieved.is_ok();
+        KBox::write(room, Arrived { data, retrieved })
+    });
+    status(arrived.map(|arrived| {
+        // SAFETY: by the safety section the args are this call's, and mainline keeps the object
+        // when it returns 0.
+        unsafe { (*args).obj = KBox::into_raw(arrived).cast::<c_void>() }
+    }))
+}
+
+/// # Safety
+///
+/// Called by mainline with what [`flb_retrieve`] of this subsystem made, under its lock; the object
+/// is not used again.
+unsafe extern "C" fn flb_finish<S: Static>(args: FlbArgs)
+where
+    S::Value: Subsystem,
+{
+    // SAFETY: by the safety section the subsystem is registered, and the object is the box that
+    // `flb_retrieve` made, which is used here for the last time.
+    let (around, arrived) = unsafe {
+        (
+            around((*args).flb),
+            KBox::from_raw((*args).obj.cast::<Arrived>()),
+        )
+    };
+    let _ = timed(around, Phase::Finish, || {
+        S::value().finish(arrived.data, arrived.retrieved, around.incoming());
+        Ok(())
+    });
 }

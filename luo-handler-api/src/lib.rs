@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What the author of a live-update file handler sees.
 //!
-//! Linux's Live Update Orchestrator (LUO) keeps chosen file descriptors alive across a kexec. Code
+//! Linux's Live Update Orchestrator (LUO) preserves chosen file descriptors across a kexec. Code
 //! that knows one type of file implements [`FileHandler`] and registers it; hosts, which are the
 //! kernel module of this project or an ordinary process, find it and call it:
 //!
 //! ```
 //! use luo_handler_api::*;
 //!
-//! /// Keeps nothing, and says so.
+//! /// Preserves nothing, and reports that.
 //! struct Reluctant;
 //!
 //! impl FileHandler for Reluctant {
@@ -33,14 +33,15 @@
 //!
 //! # Map
 //!
-//! - [`handler`]: the trait [`FileHandler`]; [`subsystem`]: its sibling for what is no file
-//! - [`ops`]: [`HandlerOps`], the C form that is registered and called
-//! - [`registry`]: the macros that register, and what hosts find; [`plugin`]: the same for a dlopen
-//! - [`host`]: the services of a host; `hosted`: how a host with std calls handlers; `kernel`: how the
-//!   one in the kernel does
+//! - [`handler`]: the trait [`FileHandler`]; [`subsystem`]: its sibling for state that files share
+//! - [`registry`]: the macros that register, and what hosts find
+//! - [`host`]: the services of a host; [`pairs`]: what a handler reports of a record
+//! - [`ops`]: the C form, which a process and a plugin call; [`plugin`]: what a dlopen finds;
+//!   `hosted`: how a host with std calls handlers, and what several of them need
+//! - `kernel`: the ops of mainline's Live Update Orchestrator, made from the traits
 //! - `record`, `checksum`, `status`: what the records of handlers have in common
 //! - `testing`: for the tests of handlers, a host in memory and a live update without a jump
-//! - [`mod@compatible`], [`mod@errno`], [`mod@file`], [`mod@token`]: the small types
+//! - [`mod@compatible`], [`mod@errno`], [`mod@file`], [`mod@text`], [`mod@token`]: the small types
 //!
 //! The crate is `no_std` and allocates nothing; the feature `std` adds what hosted processes need,
 //! the feature `testing` what tests do.
@@ -50,6 +51,7 @@
 #[cfg(feature = "std")]
 extern crate std;
 
+mod c;
 #[cfg(any(feature = "std", luo_kernel))]
 mod checksum;
 pub mod compatible;
@@ -61,8 +63,11 @@ pub mod host;
 pub mod hosted;
 #[cfg(luo_kernel)]
 pub mod kernel;
+#[cfg(not(luo_kernel))]
 pub mod ops;
+pub mod pairs;
 mod panics;
+#[cfg(not(luo_kernel))]
 pub mod plugin;
 #[cfg(any(feature = "std", luo_kernel))]
 pub mod record;
@@ -72,6 +77,7 @@ pub mod status;
 pub mod subsystem;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod text;
 pub mod token;
 
 #[cfg(any(feature = "std", luo_kernel))]
@@ -80,9 +86,12 @@ pub use compatible::{Compatible, InvalidCompatible, COMPATIBLE_LENGTH};
 pub use errno::Errno;
 pub use file::{FileRef, OwnedFile, RawFile, NO_FILE};
 pub use handler::{Crossed, FileHandler, Hosts, Prepared, Preserved, Retrieved};
-pub use host::{Host, HostServices};
-pub use ops::{HandlerOps, InvalidHandler, InvalidReason, ABI_VERSION};
-pub use subsystem::Subsystem;
+pub use host::{Host, HostServices, REASON_MAX};
+#[cfg(not(luo_kernel))]
+pub use ops::{HandlerOps, InvalidHandler, InvalidReason, SubsystemOps, ABI_VERSION};
+pub use pairs::Pairs;
+pub use subsystem::{NeededBy, Subsystem};
+pub use text::Text;
 pub use token::{InvalidToken, Token};
 
 /// What the macros need from this crate's dependencies.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Where handlers register and hosts find them: one macro, three ways of collecting.
 
+#[cfg(all(any(feature = "linkme", feature = "inventory"), not(luo_kernel)))]
+use crate::SubsystemOps;
+#[cfg(not(luo_kernel))]
 use crate::{HandlerOps, InvalidHandler, InvalidReason};
 
 /// Every handler that [`register_handler!`](crate::register_handler) put into this program, by
@@ -13,7 +16,7 @@ pub static HANDLERS: [&'static HandlerOps];
 /// by linkme.
 #[cfg(all(feature = "linkme", not(feature = "inventory"), not(luo_kernel)))]
 #[linkme::distributed_slice]
-pub static SUBSYSTEMS: [&'static HandlerOps];
+pub static SUBSYSTEMS: [&'static SubsystemOps];
 
 /// A handler as inventory collects it.
 #[cfg(feature = "inventory")]
@@ -23,7 +26,7 @@ pub struct RegisteredHandler(pub &'static HandlerOps);
 /// A subsystem as inventory collects it.
 #[cfg(feature = "inventory")]
 #[derive(Debug)]
-pub struct RegisteredSubsystem(pub &'static HandlerOps);
+pub struct RegisteredSubsystem(pub &'static SubsystemOps);
 
 #[cfg(feature = "inventory")]
 inventory::collect!(RegisteredHandler);
@@ -42,7 +45,7 @@ pub fn registered_handlers() -> impl Iterator<Item = &'static HandlerOps> {
 
 /// The subsystems of this program; the same rules as for [`registered_handlers`].
 #[cfg(all(any(feature = "linkme", feature = "inventory"), not(luo_kernel)))]
-pub fn registered_subsystems() -> impl Iterator<Item = &'static HandlerOps> {
+pub fn registered_subsystems() -> impl Iterator<Item = &'static SubsystemOps> {
     #[cfg(feature = "inventory")]
     return inventory::iter::<RegisteredSubsystem>().map(|entry| entry.0);
     #[cfg(not(feature = "inventory"))]
@@ -54,11 +57,12 @@ pub fn registered_subsystems() -> impl Iterator<Item = &'static HandlerOps> {
 /// # Errors
 ///
 /// [`InvalidHandler`] with [`InvalidReason::Duplicate`], which names it.
+#[cfg(not(luo_kernel))]
 pub fn refuse_duplicates(handlers: &[&HandlerOps]) -> Result<(), InvalidHandler> {
     for (index, ops) in handlers.iter().enumerate() {
         if handlers[..index]
             .iter()
-            .any(|earlier| earlier.compatible == ops.compatible)
+            .any(|earlier| earlier.header.compatible == ops.header.compatible)
         {
             return Err(InvalidHandler {
                 compatible: ops.compatible().ok(),
@@ -120,11 +124,7 @@ macro_rules! register_handler {
         $(#[$attribute])*
         $visibility static $name: $type = $value;
         const _: () = {
-            static OPS: $crate::HandlerOps = $crate::HandlerOps::of(
-                &$name,
-                $crate::registry::crate_of(::core::module_path!()),
-            );
-            $crate::__collect!(handler OPS);
+            $crate::__collect!(handler $name: $type);
         };
     };
 }
@@ -136,11 +136,7 @@ macro_rules! register_subsystem {
         $(#[$attribute])*
         $visibility static $name: $type = $value;
         const _: () = {
-            static OPS: $crate::HandlerOps = $crate::HandlerOps::of_subsystem(
-                &$name,
-                $crate::registry::crate_of(::core::module_path!()),
-            );
-            $crate::__collect!(subsystem OPS);
+            $crate::__collect!(subsystem $name: $type);
         };
     };
 }
@@ -151,15 +147,26 @@ macro_rules! register_subsystem {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __collect {
-    (handler $ops:ident) => {
-        #[used]
-        #[link_section = "luo_handlers"]
-        static ENTRY: &$crate::HandlerOps = &$ops;
+    (handler $name:ident: $type:ty) => {
+        $crate::__collect!("luo_handlers" HandlerEntry $name: $type);
     };
-    (subsystem $ops:ident) => {
+    (subsystem $name:ident: $type:ty) => {
+        $crate::__collect!("luo_subsystems" SubsystemEntry $name: $type);
+    };
+    ($section:literal $entry:ident $name:ident: $type:ty) => {
+        struct Place;
+        impl $crate::kernel::Static for Place {
+            type Value = $type;
+            fn value() -> &'static $type {
+                &$name
+            }
+        }
+        static OPS: $crate::kernel::$entry = $crate::kernel::$entry::of::<Place>(
+            $crate::registry::crate_of(::core::module_path!()),
+        );
         #[used]
-        #[link_section = "luo_subsystems"]
-        static ENTRY: &$crate::HandlerOps = &$ops;
+        #[link_section = $section]
+        static ENTRY: &$crate::kernel::$entry = &OPS;
     };
 }
 
@@ -167,11 +174,13 @@ macro_rules! __collect {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __collect {
-    (handler $ops:ident) => {
-        $crate::__private::inventory::submit!($crate::registry::RegisteredHandler(&$ops));
+    (handler $name:ident: $type:ty) => {
+        static OPS: &$crate::HandlerOps = $crate::__static_ops!(HandlerOps, $name);
+        $crate::__private::inventory::submit!($crate::registry::RegisteredHandler(OPS));
     };
-    (subsystem $ops:ident) => {
-        $crate::__private::inventory::submit!($crate::registry::RegisteredSubsystem(&$ops));
+    (subsystem $name:ident: $type:ty) => {
+        static OPS: &$crate::SubsystemOps = $crate::__static_ops!(SubsystemOps, $name);
+        $crate::__private::inventory::submit!($crate::registry::RegisteredSubsystem(OPS));
     };
 }
 
@@ -179,15 +188,15 @@ macro_rules! __collect {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __collect {
-    (handler $ops:ident) => {
+    (handler $name:ident: $type:ty) => {
         #[$crate::__private::linkme::distributed_slice($crate::registry::HANDLERS)]
         #[linkme(crate = $crate::__private::linkme)]
-        static ENTRY: &$crate::HandlerOps = &$ops;
+        static ENTRY: &$crate::HandlerOps = $crate::__static_ops!(HandlerOps, $name);
     };
-    (subsystem $ops:ident) => {
+    (subsystem $name:ident: $type:ty) => {
         #[$crate::__private::linkme::distributed_slice($crate::registry::SUBSYSTEMS)]
         #[linkme(crate = $crate::__private::linkme)]
-        static ENTRY: &$crate::HandlerOps = &$ops;
+        static ENTRY: &$crate::SubsystemOps = $crate::__static_ops!(SubsystemOps, $name);
     };
 }
 
@@ -195,7 +204,7 @@ macro_rules! __collect {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __collect {
-    ($kind:ident $ops:ident) => {
+    ($kind:ident $name:ident: $type:ty) => {
         ::core::compile_error!(
             "nothing collects handlers: switch on luo-handler-api's feature linkme or inventory"
         );

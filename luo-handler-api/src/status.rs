@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Access mode and status flags of an open file, the same in every record on every architecture.
 //!
-//! Kept are the access mode and what `F_SETFL` can change. `O_SYNC` and the like, `O_ASYNC` and the
-//! flags that only matter to `open` do not cross.
+//! Preserved are the access mode and what `F_SETFL` can change. `O_SYNC` and the like, `O_ASYNC`
+//! and the flags that only matter to `open` do not cross.
 
-/// Access mode within the status, as in every architecture: `O_RDONLY`, `O_WRONLY` or `O_RDWR`; 3 is
-/// none.
+/// Access mode within the status, as in every architecture: `O_RDONLY`, `O_WRONLY` or `O_RDWR`; 3
+/// is not a mode.
 pub const ACCESS: u32 = 0o3;
 /// `O_APPEND` with its value of `include/uapi/asm-generic/fcntl.h`, as the next three.
 pub const APPEND: u32 = 0o2000;
@@ -16,35 +16,45 @@ pub const DIRECT: u32 = 0o40000;
 /// `O_NOATIME`.
 pub const NOATIME: u32 = 0o1_000_000;
 
-/// All that is kept.
+/// All that is preserved.
 pub const ALL: u32 = ACCESS | APPEND | NONBLOCK | DIRECT | NOATIME;
 
+/// The flags as this architecture has them, and as they are preserved.
 #[cfg(luo_kernel)]
-use ::kernel::bindings as here;
+const FLAGS: [(u32, u32); 4] = {
+    use ::kernel::bindings::{O_APPEND, O_DIRECT, O_NOATIME, O_NONBLOCK};
+    [
+        (O_APPEND, APPEND),
+        (O_NONBLOCK, NONBLOCK),
+        (O_DIRECT, DIRECT),
+        (O_NOATIME, NOATIME),
+    ]
+};
+/// The flags as this architecture has them, and as they are preserved.
 #[cfg(not(luo_kernel))]
-use libc as here;
+const FLAGS: [(u32, u32); 4] = {
+    use rustix::fs::OFlags;
+    [
+        (OFlags::APPEND.bits(), APPEND),
+        (OFlags::NONBLOCK.bits(), NONBLOCK),
+        (OFlags::DIRECT.bits(), DIRECT),
+        (OFlags::NOATIME.bits(), NOATIME),
+    ]
+};
 
-/// The flags as this architecture has them, and as they are kept.
-const FLAGS: [(u32, u32); 4] = [
-    (here::O_APPEND as u32, APPEND),
-    (here::O_NONBLOCK as u32, NONBLOCK),
-    (here::O_DIRECT as u32, DIRECT),
-    (here::O_NOATIME as u32, NOATIME),
-];
-
-/// What is kept of flags of this architecture, as `F_GETFL` or `f_flags` tell them.
+/// What is preserved of flags of this architecture, as `F_GETFL` or `f_flags` report them.
 pub fn from_flags(flags: u32) -> u32 {
     let kept = FLAGS.iter().filter(|(flag, _)| flags & flag == *flag);
     kept.fold(flags & ACCESS, |status, (_, bit)| status | bit)
 }
 
-/// The flags of this architecture for what was kept; bits that mean nothing here are left out.
+/// The flags of this architecture for what was preserved; bits that mean nothing here are left out.
 pub fn to_flags(status: u32) -> u32 {
     let set = FLAGS.iter().filter(|(_, bit)| status & bit != 0);
     set.fold(status & ACCESS, |flags, (flag, _)| flags | flag)
 }
 
-/// Whether a file can have this status: a known access mode, and no bit that is not kept.
+/// Whether a file can have this status: a known access mode, and no bit that is not preserved.
 pub const fn is_possible(status: u32) -> bool {
     status & ACCESS != ACCESS && status & !ALL == 0
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! For the tests of handlers: a host in memory, and a live update without a jump.
 //!
-//! Its calls panic where a test has gone wrong: a lock that a panic has poisoned, a handle that a test
-//! made up.
+//! Its calls panic where a test has gone wrong: a lock that a panic has poisoned, a handle that a
+//! test made up.
 
 use std::{
     collections::BTreeMap,
@@ -125,9 +125,10 @@ impl HostServices for FakeHost {
 
     fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
         self.call(|state| {
-            let start = offset as usize;
-            let range = start..start + buffer.len();
-            buffer.copy_from_slice(state.bytes(handle)?.get(range).ok_or(Errno::ERANGE)?);
+            let bytes = state.bytes(handle)?;
+            let start = usize::try_from(offset).map_err(|_| Errno::ERANGE)?;
+            let end = start.checked_add(buffer.len()).ok_or(Errno::ERANGE)?;
+            buffer.copy_from_slice(bytes.get(start..end).ok_or(Errno::ERANGE)?);
             Ok(())
         })
     }
@@ -161,8 +162,8 @@ impl HostServices for FakeHost {
     }
 }
 
-/// A handler, a host and one file: the phases of a live update by name, on both sides of a jump that
-/// leaves everything where it is.
+/// A handler, a host and one file: the phases of a live update by name, on both sides of a jump
+/// that leaves everything where it is.
 ///
 /// The calls are the trait's own: how they look in C is not tried out.
 #[derive(Debug)]
@@ -256,5 +257,32 @@ impl<H: FileHandler> Rehearsal<H> {
     /// See [`FileHandler::finish`].
     pub fn finish(&self, data: u64, retrieved: Retrieved<'_>) {
         self.handler.finish(self.crossed(data, retrieved));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_offset_reads_beyond_the_bytes() {
+        let host = FakeHost::default();
+        let handle = host.lend().preserve_bytes(b"1234").unwrap();
+        let read = |offset, length| {
+            let mut buffer = std::vec![0; length];
+            let read = host.lend().read_bytes(handle, offset, &mut buffer);
+            read.map(|()| buffer)
+        };
+        assert_eq!(read(1, 3).unwrap(), b"234");
+        assert_eq!(read(4, 0).unwrap(), b"");
+        for (offset, length) in [
+            (2, 3),
+            (5, 0),
+            (u64::MAX, 1),
+            (u64::MAX - 3, 4),
+            (u64::MAX, 0),
+        ] {
+            assert_eq!(read(offset, length), Err(Errno::ERANGE), "{offset:#x}");
+        }
     }
 }

@@ -16,25 +16,7 @@ use luo_handler_api::{
 /// A host that keeps nothing.
 struct NoServices;
 
-impl HostServices for NoServices {
-    fn preserve_bytes(&self, _: &[u8]) -> Result<u64, Errno> {
-        Err(Errno::ENOMEM)
-    }
-    fn bytes_len(&self, _: u64) -> Result<u64, Errno> {
-        Err(Errno::ENOENT)
-    }
-    fn read_bytes(&self, _: u64, _: u64, _: &mut [u8]) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
-    }
-    fn release_bytes(&self, _: u64) {}
-    fn preserve_file(&self, _: FileRef<'_>) -> Result<u64, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-    fn take_file(&self, _: u64) -> Result<OwnedFile, Errno> {
-        Err(Errno::ENOENT)
-    }
-    fn release_file(&self, _: u64) {}
-}
+impl HostServices for NoServices {}
 
 // A handler is called on the thread of its test, so each test counts for itself.
 thread_local! {
@@ -237,17 +219,18 @@ fn prepare<P: State>(
 ) -> Result<PreparedFile, Errno> {
     start();
     DROP_PANICS.set(matches!(fault, Some((Call::Drop, _))));
-    handler::<P>(fault).prepare(Some(file), Host::new(&NoServices))
+    handler::<P>(fault).prepare(file, Host::new(&NoServices))
 }
 
 fn counts() -> (usize, usize, usize) {
     (MADE.get(), BORROWED.get(), DROPPED.get())
 }
 
-/// Takes a file from prepare through freeze and unfreeze to cancel; yields the results of the three.
+/// Takes a file from prepare through freeze and unfreeze to cancel; yields the results of the
+/// three.
 fn whole_life<P: State>(fault: Option<(Call, Fault)>) -> [Result<(), Errno>; 3] {
     let file = File::open("/dev/null").unwrap();
-    let fd = Some(file.as_fd());
+    let fd = file.as_fd();
     let host = Host::new(&NoServices);
     let mut prepared = prepare::<P>(file.as_fd(), fault).unwrap();
     let results = [prepared.freeze(fd, host), prepared.unfreeze(fd, host)];
@@ -335,7 +318,7 @@ for_each_shape!(
 #[test]
 fn a_failed_freeze_leaves_the_data_as_prepare_said() {
     let file = File::open("/dev/null").unwrap();
-    let (fd, host) = (Some(file.as_fd()), Host::new(&NoServices));
+    let (fd, host) = (file.as_fd(), Host::new(&NoServices));
     let mut prepared = prepare::<Byte>(file.as_fd(), None).unwrap();
     prepared.freeze(fd, host).unwrap();
     assert_eq!(prepared.data(), 2);

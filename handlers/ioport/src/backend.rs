@@ -5,7 +5,7 @@ use luo_handler_api::{Errno, FileRef, OwnedFile};
 
 use crate::record::Record;
 
-/// The hands of the handler: all that touches files.
+/// The handler's backend: all that touches files.
 pub trait PortBackend: Sync + 'static {
     /// Whether `file` is the port device. Cheap, without side effects.
     fn is_port(&self, file: FileRef<'_>) -> bool;

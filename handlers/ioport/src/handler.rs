@@ -2,7 +2,8 @@
 //! The policy: what happens to a port file in each phase, whoever its host is.
 
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,
+    Preserved,
 };
 
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     record::{Record, PORTS},
 };
 
-/// Keeps open port devices alive across a live update, with the hands of `B`.
+/// Preserves open port devices across a live update, through the backend `B`.
 #[derive(Debug)]
 pub struct IoportHandler<B>(pub B);
 
@@ -62,11 +63,19 @@ impl<B: PortBackend> FileHandler for IoportHandler<B> {
     /// As [`Record`] and [`PortBackend::open`] list them.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let record = Record::from_u64(data)
-            .map_err(|errno| host.refuse(errno, format_args!("{data:#x} is no port file")))?;
+            .map_err(|errno| host.refuse(errno, format_args!("{data:#x} is not a port file")))?;
         self.0.open(record)
     }
 
     fn finish(&self, _: Crossed<'_>) {}
+
+    /// The position, and the status flags with the values of `include/uapi/asm-generic/fcntl.h`.
+    fn describe(&self, data: u64, _: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {
+        let record = Record::from_u64(data)?;
+        pairs.put("position", record.position);
+        pairs.put("status", record.status);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +131,24 @@ mod tests {
         let update = rehearsal(0x1_0001, 0);
         assert_eq!(update.prepare().unwrap_err(), Errno::EOPNOTSUPP);
         assert!(update.host.reason().contains("0x10001"));
+    }
+
+    #[test]
+    fn what_crosses_is_described() {
+        let update = rehearsal(0x70, 2 | status::NONBLOCK);
+        let data = update.frozen();
+        let described = |data| {
+            let mut found = Vec::new();
+            let mut sink = |key: &str, value: &str| found.push(format!("{key} {value}"));
+            let mut pairs = Pairs::new(&mut sink);
+            let end = update
+                .handler
+                .describe(data, update.host.lend(), &mut pairs);
+            (found, end)
+        };
+        let expected = ["position 112", "status 2050"].map(String::from);
+        assert_eq!(described(data), (expected.to_vec(), Ok(())));
+        assert_eq!(described(0), (Vec::new(), Err(Errno::EOPNOTSUPP)));
     }
 
     #[test]

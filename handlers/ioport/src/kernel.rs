@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The hands of the handler in the kernel.
+//! The handler's backend in the kernel.
+
+#![allow(unsafe_code)] // an edge: functions of C
 
 use luo_handler_api::{register_handler, status, Errno, FileRef, OwnedFile};
 
@@ -16,13 +18,14 @@ pub struct KernelBackend;
 
 impl PortBackend for KernelBackend {
     fn is_port(&self, file: FileRef<'_>) -> bool {
-        // SAFETY: the file is open.
+        // SAFETY: a FileRef is open as long as it is borrowed.
         unsafe { shim::luo_port_is_known(file.as_ptr()) }
     }
 
     fn look(&self, file: FileRef<'_>) -> Result<Record, Errno> {
         let mut flags = 0;
-        // SAFETY: the file is open, and `flags` is ours.
+        // SAFETY: a FileRef is open as long as it is borrowed; `flags` is borrowed until the call
+        // returns.
         let position = unsafe { shim::luo_port_look(file.as_ptr(), &mut flags) };
         let status = status::from_flags(flags);
         Ok(Record { position, status })
@@ -30,7 +33,8 @@ impl PortBackend for KernelBackend {
 
     fn open(&self, record: Record) -> Result<OwnedFile, Errno> {
         let flags = status::to_flags(record.status);
-        // SAFETY: nobody else has what is returned.
+        // SAFETY: luo_port_open() returns an ERR_PTR(), or a file whose one reference is the
+        // caller's.
         unsafe { OwnedFile::from_err_ptr(shim::luo_port_open(flags, record.position)) }
     }
 }

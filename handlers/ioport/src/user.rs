@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The hands of the handler in a process.
+//! The handler's backend in a process.
 
-use std::{io, os::fd::AsFd};
+use std::os::fd::AsFd;
 
 use luo_handler_api::{register_handler, status, Errno, FileRef, OwnedFile};
 use rustix::fs::{fcntl_getfl, fstat, makedev, open, seek, FileType, Mode, OFlags, SeekFrom};
@@ -40,9 +40,9 @@ impl PortBackend for UserBackend {
     }
 
     fn look(&self, file: FileRef<'_>) -> Result<Record, Errno> {
-        let flags = fcntl_getfl(file.as_fd()).map_err(io::Error::from)?;
+        let flags = fcntl_getfl(file.as_fd())?;
         Ok(Record {
-            position: seek(file.as_fd(), SeekFrom::Current(0)).map_err(io::Error::from)?,
+            position: seek(file.as_fd(), SeekFrom::Current(0))?,
             status: status::from_flags(flags.bits()),
         })
     }
@@ -51,11 +51,11 @@ impl PortBackend for UserBackend {
     fn open(&self, record: Record) -> Result<OwnedFile, Errno> {
         let flags = OFlags::from_bits_retain(status::to_flags(record.status));
         let flags = flags | OFlags::CLOEXEC;
-        let file = open(self.path, flags, Mode::empty()).map_err(io::Error::from)?;
+        let file = open(self.path, flags, Mode::empty())?;
         if !self.is_port(file.as_fd().into()) {
             return Err(Errno::ENODEV);
         }
-        seek(&file, SeekFrom::Start(record.position)).map_err(io::Error::from)?;
+        seek(&file, SeekFrom::Start(record.position))?;
         Ok(file.into())
     }
 }

@@ -9,7 +9,9 @@
 //!     .luo-integrated                   what we put here, so that removing takes nothing else
 //! KERNEL/drivers/Kconfig, Makefile      one line each
 //! KERNEL/include/asm-generic/vmlinux.lds.h
-//!                                       one line: what no line names lld puts behind the kernel's end
+//!                                       two lines: what no line names lld puts behind the kernel's end
+//! KERNEL/rust/bindings/bindings_helper.h
+//!                                       one line: mainline's interface, for the ops made from our traits
 //! ```
 //!
 //! Doing it twice changes nothing, not even a file's time, so that a rebuild builds only what is new.
@@ -24,6 +26,8 @@ use std::process::ExitCode;
 use anyhow::{bail, Context, Result};
 use clap::Args;
 
+use crate::cache::files::write_atomically;
+
 /// Our directory in a kernel tree.
 const DIRECTORY: &str = "drivers/luo_handlers";
 /// Lists what we put into it.
@@ -33,11 +37,19 @@ const KCONFIG_LINE: &str = "source \"drivers/luo_handlers/Kconfig\"";
 const MAKEFILE: &str = "drivers/Makefile";
 const MAKEFILE_LINE: &str = "obj-$(CONFIG_LUO_HANDLERS)\t+= luo_handlers/";
 const LINKER_SCRIPT: &str = "include/asm-generic/vmlinux.lds.h";
-const LINKER_SCRIPT_LINE: &str = "\tBOUNDED_SECTION_BY(luo_handlers, _luo_handlers)\t\t\t\\";
+const LINKER_SCRIPT_LINES: [&str; 2] = [
+    "\tBOUNDED_SECTION_BY(luo_handlers, _luo_handlers)\t\t\t\\",
+    "\tBOUNDED_SECTION_BY(luo_subsystems, _luo_subsystems)\t\t\\",
+];
 /// Where our line goes before: among the tables of pointers in the kernel's data.
 const LINKER_SCRIPT_NEXT: &str = "\tBOUNDED_SECTION_BY(__dyndbg_classes,";
+/// Lists what Rust knows of the kernel's C.
+const BINDINGS: &str = "rust/bindings/bindings_helper.h";
+const BINDINGS_LINE: &str = "#include <linux/liveupdate.h>";
+/// Where our line goes before: it is sorted.
+const BINDINGS_NEXT: &str = "#include <linux/mdio.h>";
 /// A tree in which one of these files is missing, or does not have the word, cannot hold the handlers.
-const NEEDED: [(&str, &str, &str); 5] = [
+const NEEDED: [(&str, &str, &str); 6] = [
     (KCONFIG, "endmenu", "it is no kernel source tree"),
     (MAKEFILE, "", "it is no kernel source tree"),
     (LINKER_SCRIPT, "", "it is no kernel source tree"),
@@ -48,6 +60,7 @@ const NEEDED: [(&str, &str, &str); 5] = [
          later",
     ),
     ("rust/kernel/lib.rs", "", "its kernel has no Rust support"),
+    (BINDINGS, "", "its kernel has no Rust support"),
 ];
 
 /// What `luo integrate` may be told.
@@ -136,7 +149,13 @@ pub fn put(checkout: &Path, kernel: &Path, selection: &Selection) -> Result<Path
         Ok(with_last_line(text, MAKEFILE_LINE))
     })?;
     edit(&kernel.join(LINKER_SCRIPT), |text| {
-        with_line_before(text, LINKER_SCRIPT_LINE, LINKER_SCRIPT_NEXT)
+        let with = |text: String, line| with_line_before(&text, line, LINKER_SCRIPT_NEXT);
+        LINKER_SCRIPT_LINES
+            .into_iter()
+            .try_fold(text.to_owned(), with)
+    })?;
+    edit(&kernel.join(BINDINGS), |text| {
+        with_line_before(text, BINDINGS_LINE, BINDINGS_NEXT)
     })?;
     Ok(directory)
 }
@@ -147,7 +166,9 @@ pub fn remove(kernel: &Path) -> Result<bool> {
     for (file, line) in [
         (KCONFIG, KCONFIG_LINE),
         (MAKEFILE, MAKEFILE_LINE),
-        (LINKER_SCRIPT, LINKER_SCRIPT_LINE),
+        (LINKER_SCRIPT, LINKER_SCRIPT_LINES[0]),
+        (LINKER_SCRIPT, LINKER_SCRIPT_LINES[1]),
+        (BINDINGS, BINDINGS_LINE),
     ] {
         edit(&kernel.join(file), |text| Ok(without_line(text, line)))?;
     }
@@ -277,15 +298,13 @@ fn copy_if_different(source: &Path, target: &Path) -> Result<()> {
     write_if_different(target, &contents)
 }
 
-/// Leaves the file's time alone if nothing changes: make goes by it.
+/// Leaves the file's time alone if nothing changes: make goes by it. Otherwise there is a new file, so
+/// that a tree of hard links does not change the tree that it was linked from.
 fn write_if_different(target: &Path, contents: &[u8]) -> Result<()> {
     if fs::read(target).is_ok_and(|present| present == contents) {
         return Ok(());
     }
-    if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
-    }
-    fs::write(target, contents).with_context(|| format!("writing {}", target.display()))
+    write_atomically(target, contents)
 }
 
 fn edit(file: &Path, change: impl FnOnce(&str) -> Result<String>) -> Result<()> {
@@ -386,6 +405,8 @@ mod tests {
     const LINKER_SCRIPT_TEXT: &str =
         "\t. = ALIGN(8);\t\\\n\tBOUNDED_SECTION_BY(__dyndbg_classes, ___dyndbg_classes)\t\\\n";
 
+    const BINDINGS_TEXT: &str = "#include <linux/kref.h>\n#include <linux/mdio.h>\n";
+
     fn write(path: PathBuf, text: &str) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
@@ -417,6 +438,7 @@ mod tests {
         write(kernel.join(KCONFIG), KCONFIG_TEXT);
         write(kernel.join(MAKEFILE), MAKEFILE_TEXT);
         write(kernel.join(LINKER_SCRIPT), LINKER_SCRIPT_TEXT);
+        write(kernel.join(BINDINGS), BINDINGS_TEXT);
         (directory, checkout, kernel)
     }
 
@@ -454,8 +476,24 @@ mod tests {
         assert_eq!(read(kernel.join(KCONFIG)), KCONFIG_TEXT);
         assert_eq!(read(kernel.join(MAKEFILE)), MAKEFILE_TEXT);
         assert_eq!(read(kernel.join(LINKER_SCRIPT)), LINKER_SCRIPT_TEXT);
+        assert_eq!(read(kernel.join(BINDINGS)), BINDINGS_TEXT);
         assert!(!place.exists());
         assert!(!remove(&kernel).unwrap());
+    }
+
+    #[test]
+    fn a_tree_of_hard_links_does_not_change_what_it_was_linked_from() {
+        let (directory, checkout, kernel) = trees();
+        let linked = directory.path().join("linked");
+        let status = std::process::Command::new("cp")
+            .args(["--archive", "--link"])
+            .args([&kernel, &linked])
+            .status();
+        assert!(status.unwrap().success());
+        put(&checkout, &linked, &Selection::All).unwrap();
+        assert_ne!(read(linked.join(KCONFIG)), KCONFIG_TEXT);
+        assert_eq!(read(kernel.join(KCONFIG)), KCONFIG_TEXT);
+        assert_eq!(read(kernel.join(MAKEFILE)), MAKEFILE_TEXT);
     }
 
     #[test]

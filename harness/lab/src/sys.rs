@@ -1,24 +1,44 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The unsafe edge of this crate: what other crates have only as numbers, or do not have.
+//! The unsafe edge of this crate: registers, and what other crates have only as numbers or do not
+//! have.
 
 #![allow(unsafe_code)]
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::ptr::NonNull;
+use std::ptr::{null_mut, NonNull};
 
-use rustix::io::Result;
+use luo_orchestrator::SharedMapping;
 use rustix::ioctl::{ioctl, opcode, Opcode, Setter};
 use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP, VFIO_DEVICE_FEATURE_SET, VFIO_TYPE,
 };
-
 use vfio_ioctls::VfioDevice;
 use vmm_sys_util::eventfd::EventFd;
 
-pub(crate) fn descriptor(device: &VfioDevice) -> BorrowedFd<'_> {
-    // SAFETY: the device has its descriptor open for as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) }
+/// Of `include/uapi/asm-generic/mman-common.h`, since 6.1; rustix does not have it.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// The descriptor of an object that only has its number.
+pub(crate) fn descriptor(owner: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: `AsRawFd` of an object that owns its descriptor returns that one, which stays open
+    // for as long as the object is borrowed; the answer lives no longer than that.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}
+
+/// Has the kernel put huge pages under a mapping, now.
+pub(crate) fn collapse(mapping: &SharedMapping) -> io::Result<()> {
+    // SAFETY: a `SharedMapping` is mapped from its beginning to its length for as long as it is
+    // borrowed, and gives out no references. The contents stay.
+    let done = unsafe {
+        let start = mapping.as_ptr().cast_mut().cast();
+        libc::madvise(start, mapping.len(), MADV_COLLAPSE)
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 const DEVICE_FEATURE: Opcode = opcode::none(VFIO_TYPE, (VFIO_BASE + 17) as u8);
@@ -32,7 +52,8 @@ struct LowPower {
     reserved: u32,
 }
 
-pub(crate) fn enter_low_power(device: &VfioDevice, event: &EventFd) -> Result<()> {
+/// Puts a device into low power; `event` is signalled when something wakes it.
+pub(crate) fn enter_low_power(device: &VfioDevice, event: &EventFd) -> rustix::io::Result<()> {
     let entry = LowPower {
         argsz: size_of::<LowPower>() as u32,
         flags: VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP,
@@ -46,6 +67,7 @@ pub(crate) fn enter_low_power(device: &VfioDevice, event: &EventFd) -> Result<()
     }
 }
 
+/// Bytes of registers that are mapped.
 const LENGTH: usize = 4096;
 
 /// Registers of an `edu` that are mapped.
@@ -60,11 +82,11 @@ pub(crate) struct Registers(NonNull<u32>);
 unsafe impl Send for Registers {}
 
 impl Registers {
-    pub(crate) fn map(device: BorrowedFd<'_>, offset: u64) -> Result<Self> {
+    pub(crate) fn map(device: BorrowedFd<'_>, offset: u64) -> rustix::io::Result<Self> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: with a null pointer the kernel chooses a place that nobody uses.
         let start = unsafe {
-            let anywhere = std::ptr::null_mut();
+            let anywhere = null_mut();
             mmap(anywhere, LENGTH, access, MapFlags::SHARED, device, offset)?
         };
         Ok(Self(
@@ -79,7 +101,7 @@ impl Registers {
     /// If one of them is not in the mapping, or not at a multiple of four.
     pub(crate) fn write_and_read(&mut self, written: u64, value: u32, read: u64) -> u32 {
         let at = |register: u64| {
-            let inside = register < LENGTH as u64 && register % 4 == 0;
+            let inside = register < LENGTH as u64 && register.is_multiple_of(4);
             assert!(inside, "there is no register at {register:#x}");
             self.0.as_ptr().wrapping_byte_add(register as usize)
         };

@@ -144,28 +144,31 @@ fn registry(plugins: &[PathBuf]) -> Result<(Registry, Vec<(String, PathBuf)>)> {
 
 fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
     let (registry, origins) = registry(plugins)?;
-    let kinds = [
-        ("handler", registry.handlers()),
-        ("subsystem", registry.subsystems()),
-    ];
-    let listed: Vec<ListedHandler> = kinds
-        .iter()
-        .flat_map(|(kind, handlers)| handlers.iter().map(move |handler| (*kind, handler)))
-        .map(|(kind, handler)| {
-            let compatible = handler.compatible().to_string();
-            let plugin = origins.iter().find(|(name, _)| *name == compatible);
-            ListedHandler {
-                kind,
-                origin: match plugin {
-                    Some((_, file)) => file.display().to_string(),
-                    None => handler.origin().to_owned(),
-                },
-                hosts: handler.hosts().names(),
-                abi_version: handler.abi_version(),
-                compatible,
-            }
-        })
-        .collect();
+    let plugin_or = |compatible: String, origin: &str| {
+        let plugin = origins.iter().find(|(name, _)| *name == compatible);
+        plugin.map_or(origin.to_owned(), |(_, file)| file.display().to_string())
+    };
+    let handlers = registry
+        .handlers()
+        .into_iter()
+        .map(|handler| ListedHandler {
+            kind: "handler",
+            origin: plugin_or(handler.compatible().to_string(), handler.origin()),
+            hosts: handler.hosts().names(),
+            abi_version: handler.abi_version(),
+            compatible: handler.compatible().to_string(),
+        });
+    let subsystems = registry
+        .subsystems()
+        .into_iter()
+        .map(|subsystem| ListedHandler {
+            kind: "subsystem",
+            origin: plugin_or(subsystem.compatible().to_string(), subsystem.origin()),
+            hosts: subsystem.hosts().names(),
+            abi_version: subsystem.abi_version(),
+            compatible: subsystem.compatible().to_string(),
+        });
+    let listed: Vec<ListedHandler> = handlers.chain(subsystems).collect();
     if json {
         return print_json(&listed);
     }

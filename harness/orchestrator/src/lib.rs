@@ -53,6 +53,7 @@ pub mod holes;
 pub mod incoming;
 #[cfg(feature = "image")]
 pub mod inspection;
+mod member;
 pub mod memory_file;
 mod new_side;
 mod old_side;

@@ -5,8 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use luo_handler_api::hosted::{Handler, Reclaimed};
-use luo_handler_api::{Compatible, Errno, Host, Token};
+use luo_handler_api::{Compatible, Errno, Host, Retrieved, Token};
 
 use crate::devicetree::{self, BadEntry, DecodeError, SubsystemEntry};
 use crate::error::{Error, Failure, Participant, Phase};
@@ -99,7 +98,7 @@ impl NewSide {
             })?;
         let handler = registry.subsystem(&compatible);
         Ok(entry.retrieve(handler, |handler, data| {
-            handler.retrieve_subsystem(data, Host::new(&self.incoming))
+            handler.retrieve(data, Host::new(&self.incoming))
         })?)
     }
 
@@ -140,28 +139,32 @@ impl NewSide {
         let table = self.table()?;
         let host = Host::new(&self.incoming);
         for file in &table.files {
-            file.can_finish(registry.handler(&file.compatible), reclaimed_file, host)?;
+            file.can_finish(registry.handler(&file.compatible), |handler, state| {
+                handler.can_finish(file.data, retrieved_file(state), host)
+            })?;
         }
         for entry in &table.subsystems {
-            let subsystem = registry.subsystem(&entry.compatible);
-            entry.can_finish(subsystem, reclaimed_subsystem, host)?;
+            entry.can_finish(registry.subsystem(&entry.compatible), |subsystem, _| {
+                subsystem.can_finish(entry.data, host)
+            })?;
         }
         let left: HashSet<Token> = self.left(registry).into_iter().collect();
         let files = table.files.iter().map(|file| {
-            let handler = registry.handler(&file.compatible);
             let token = file.token();
-            match token.is_some_and(|token| left.contains(&token)) {
+            let services = match token.is_some_and(|token| left.contains(&token)) {
                 // It is to stay, also if its handler would give it up.
-                true => {
-                    let services = self.incoming.without_release(token);
-                    file.finish(handler, reclaimed_file, Host::new(&services))
-                }
-                false => file.finish(handler, reclaimed_file, host),
-            }
+                true => Some(self.incoming.without_release(token)),
+                false => None,
+            };
+            let host = services.as_ref().map_or(host, Host::new);
+            file.finish(registry.handler(&file.compatible), |handler, state| {
+                handler.finish(file.data, retrieved_file(state), host)
+            })
         });
         let subsystems = table.subsystems.iter().map(|entry| {
-            let subsystem = registry.subsystem(&entry.compatible);
-            entry.finish(subsystem, reclaimed_subsystem, host)
+            entry.finish(registry.subsystem(&entry.compatible), |subsystem, state| {
+                subsystem.finish(entry.data, matches!(state, Some(Ok(()))), host)
+            })
         });
         let complaints = files.chain(subsystems).filter_map(Result::err).collect();
         if !left.is_empty() {
@@ -277,12 +280,12 @@ impl Table {
     }
 }
 
-fn reclaimed_file(file: &Arc<OwnedFd>) -> Reclaimed<'_> {
-    Reclaimed::File(file.as_fd())
-}
-
-fn reclaimed_subsystem((): &()) -> Reclaimed<'_> {
-    Reclaimed::Subsystem
+fn retrieved_file(file: &Option<Result<Arc<OwnedFd>, Cause>>) -> Retrieved<'_> {
+    match file {
+        None => Retrieved::NotAsked,
+        Some(Err(cause)) => Retrieved::Failed(cause.errno),
+        Some(Ok(file)) => Retrieved::File(file.as_fd().into()),
+    }
 }
 
 impl<T: Clone> NewMember<T> {
@@ -330,10 +333,10 @@ impl<T: Clone> NewMember<T> {
     }
 
     /// Retrieves once. That the handler was missing is not remembered.
-    fn retrieve(
+    fn retrieve<H>(
         &self,
-        handler: Option<Handler>,
-        rebuild: impl FnOnce(Handler, u64) -> Result<T, Errno>,
+        handler: Option<H>,
+        rebuild: impl FnOnce(H, u64) -> Result<T, Errno>,
     ) -> Result<T, Failure> {
         let mut retrieved = self.lock();
         let result = match &*retrieved {
@@ -349,18 +352,16 @@ impl<T: Clone> NewMember<T> {
     }
 
     /// `EBUSY` if the handler does not agree; without a handler nobody objects.
-    fn can_finish(
+    fn can_finish<H>(
         &self,
-        handler: Option<Handler>,
-        reclaimed: fn(&T) -> Reclaimed<'_>,
-        host: Host<'_>,
+        handler: Option<H>,
+        ask: impl FnOnce(H, &Option<Result<T, Cause>>) -> Result<bool, Errno>,
     ) -> Result<(), Failure> {
         let Some(handler) = handler else {
             return Ok(());
         };
         let retrieved = self.lock();
-        let end = end(&retrieved, reclaimed);
-        explained(|| match handler.can_finish(self.data, end, host)? {
+        explained(|| match ask(handler, &retrieved)? {
             true => Ok(()),
             false => Err(Errno::EBUSY),
         })
@@ -368,11 +369,10 @@ impl<T: Clone> NewMember<T> {
     }
 
     /// `ENOENT` if its handler is missing: its bytes go with the rest of what crossed.
-    fn finish(
+    fn finish<H>(
         &self,
-        handler: Option<Handler>,
-        reclaimed: fn(&T) -> Reclaimed<'_>,
-        host: Host<'_>,
+        handler: Option<H>,
+        end: impl FnOnce(H, &Option<Result<T, Cause>>) -> Result<(), Errno>,
     ) -> Result<(), Failure> {
         let Some(handler) = handler else {
             // One that is registered after this comes too late.
@@ -382,19 +382,6 @@ impl<T: Clone> NewMember<T> {
             return Err(missing);
         };
         let retrieved = self.lock();
-        let end = end(&retrieved, reclaimed);
-        explained(|| handler.finish(self.data, end, host))
-            .map_err(|cause| self.failure(Phase::Finish, cause))
-    }
-}
-
-fn end<T>(
-    retrieved: &Option<Result<T, Cause>>,
-    reclaimed: fn(&T) -> Reclaimed<'_>,
-) -> Reclaimed<'_> {
-    match retrieved {
-        Some(Ok(value)) => reclaimed(value),
-        Some(Err(cause)) => Reclaimed::Failed(cause.errno),
-        None => Reclaimed::No,
+        explained(|| end(handler, &retrieved)).map_err(|cause| self.failure(Phase::Finish, cause))
     }
 }

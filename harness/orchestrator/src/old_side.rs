@@ -2,17 +2,18 @@
 //! The old side's file table: what was offered, and the steps that all of it takes together.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
-use luo_handler_api::hosted::{Handler, PreparedFile};
-use luo_handler_api::{Compatible, Errno, Host, Token};
+use luo_handler_api::hosted::Handler;
+use luo_handler_api::{Compatible, Errno, NeededBy, Token};
 use rustix::fs::FileType;
 
 use crate::devicetree::{FileEntry, SubsystemEntry, Tree};
 use crate::error::{Failure, Participant, Phase};
 use crate::handover::Complaints;
+use crate::member::Member;
 use crate::outgoing::Outgoing;
-use crate::reason::{explained, Cause};
+use crate::reason::explained;
 use crate::registry::Registry;
 use crate::sys;
 
@@ -20,20 +21,10 @@ use crate::sys;
 #[derive(Debug, Default)]
 pub(crate) struct OldSide {
     /// In the order in which they were offered and prepared.
-    members: Vec<OldMember>,
+    members: Vec<Member>,
     tokens: HashMap<Token, FileKey>,
     keys: HashSet<FileKey>,
     outgoing: Outgoing,
-}
-
-/// A participant on the old side: the RFC's `struct luo_file`.
-#[derive(Debug)]
-struct OldMember {
-    participant: Participant,
-    handler: Handler,
-    file: Option<OwnedFd>,
-    /// Serialized data and private state, from prepare on.
-    prepared: Option<PreparedFile>,
 }
 
 /// What makes two offers the same file.
@@ -41,10 +32,10 @@ struct OldMember {
 enum FileKey {
     /// What the handler identifies it by, among its own files.
     Handler(Compatible, u64),
-    /// The inode, where the handler leaves it to the host.
+    /// The inode of a regular file, where the handler leaves it to the host.
     Inode(Inode),
-    /// The open file, where that inode is a device: each time it is opened is another file. It has
-    /// no name but that of its offer.
+    /// The open file, where several share an inode: a device, a pipe, the anonymous inode of
+    /// eventfds. It has no name but that of its offer.
     OpenFile(Inode, Token),
 }
 
@@ -77,12 +68,8 @@ impl OldSide {
             return Err(failed(Errno::EBUSY));
         }
         let file = file.try_clone_to_owned();
-        let mut member = OldMember {
-            participant: Participant::File(token),
-            handler,
-            file: Some(file.map_err(|error| failed(error.into()))?),
-            prepared: None,
-        };
+        let file = file.map_err(|error| failed(error.into()))?;
+        let mut member = Member::file(token, handler, file);
         if is_prepared {
             explained(|| member.prepare(&self.outgoing))
                 .map_err(|cause| member.failure(Phase::Prepare, cause))?;
@@ -101,7 +88,7 @@ impl OldSide {
             return Err(Failure::new(phase, participant, None, Errno::ENOENT));
         };
         self.keys.remove(&key);
-        let is_it = |member: &OldMember| member.participant == participant;
+        let is_it = |member: &Member| member.participant == participant;
         let Some(place) = self.members.iter().position(is_it) else {
             return Ok(Complaints::new());
         };
@@ -115,9 +102,14 @@ impl OldSide {
     /// Prepares every file in the order in which they were offered, then every subsystem.
     pub(crate) fn prepare(&mut self, registry: &Registry) -> Result<(), Failure> {
         let files = self.members.len();
-        let subsystems = registry.subsystems();
+        let mut subsystems = registry.subsystems();
+        subsystems.retain(|subsystem| {
+            let needed_by = subsystem.needed_by();
+            let mut handlers = self.members.iter().map(Member::compatible);
+            needed_by == NeededBy::Every || handlers.any(|handler| needed_by.includes(&handler))
+        });
         self.members
-            .extend(subsystems.into_iter().map(OldMember::subsystem));
+            .extend(subsystems.into_iter().map(Member::subsystem));
         let Self {
             members, outgoing, ..
         } = self;
@@ -135,14 +127,7 @@ impl OldSide {
         let Self {
             members, outgoing, ..
         } = self;
-        let frozen = forward(members, Phase::Freeze, |member| {
-            let file = member.file.as_ref().map(AsFd::as_fd);
-            let services = outgoing.for_file(member.token());
-            match &mut member.prepared {
-                Some(prepared) => prepared.freeze(file, Host::new(&services)),
-                None => Err(Errno::EINVAL),
-            }
-        });
+        let frozen = forward(members, Phase::Freeze, |member| member.freeze(outgoing));
         frozen.map_err(|(failure, done)| {
             unfreeze_backward(&mut members[..done], outgoing);
             failure
@@ -158,7 +143,7 @@ impl OldSide {
     pub(crate) fn cancel(&mut self) -> Complaints {
         let complaints = cancel_backward(&mut self.members, &self.outgoing);
         self.outgoing.clear();
-        self.members.retain(|member| member.file.is_some());
+        self.members.retain(|member| member.token().is_some());
         complaints
     }
 
@@ -180,11 +165,10 @@ impl OldSide {
             subsystems: Vec::new(),
         };
         for member in &self.members {
-            let Some(prepared) = &member.prepared else {
+            let Some(data) = member.data() else {
                 continue;
             };
-            let compatible = *member.handler.compatible();
-            let data = prepared.data();
+            let compatible = member.compatible();
             match member.participant {
                 Participant::File(token) => tree.files.push(FileEntry {
                     token,
@@ -205,43 +189,12 @@ impl OldSide {
             return self.keys.contains(&key);
         };
         self.members.iter().any(|member| {
-            let Participant::File(token) = member.participant else {
+            let (Some(token), Some(offered)) = (member.token(), member.open_file()) else {
                 return false;
             };
-            let same_device = self.tokens.get(&token) == Some(&FileKey::OpenFile(inode, token));
-            let offered = member.file.as_ref().filter(|_| same_device);
-            offered.is_some_and(|offered| sys::is_same_open_file(offered.as_fd(), file))
+            self.tokens.get(&token) == Some(&FileKey::OpenFile(inode, token))
+                && sys::is_same_open_file(offered, file)
         })
-    }
-}
-
-impl OldMember {
-    fn subsystem(handler: Handler) -> Self {
-        Self {
-            participant: Participant::Subsystem(*handler.compatible()),
-            handler,
-            file: None,
-            prepared: None,
-        }
-    }
-
-    fn token(&self) -> Option<Token> {
-        match self.participant {
-            Participant::File(token) => Some(token),
-            Participant::Subsystem(_) => None,
-        }
-    }
-
-    fn prepare(&mut self, outgoing: &Outgoing) -> Result<(), Errno> {
-        let file = self.file.as_ref().map(AsFd::as_fd);
-        let services = outgoing.for_file(self.token());
-        self.prepared = Some(self.handler.prepare(file, Host::new(&services))?);
-        Ok(())
-    }
-
-    fn failure(&self, phase: Phase, cause: Cause) -> Failure {
-        let handler = Some(*self.handler.compatible());
-        Failure::new(phase, self.participant, handler, cause)
     }
 }
 
@@ -250,23 +203,20 @@ impl FileKey {
         if let Some(id) = handler.file_id(file)? {
             return Ok(Self::Handler(*handler.compatible(), id));
         }
-        let stat = rustix::fs::fstat(file)
-            .map_err(|error| Errno::new(error.raw_os_error()).unwrap_or(Errno::EIO))?;
+        let stat = rustix::fs::fstat(file)?;
         let inode = (stat.st_dev, stat.st_ino);
-        Ok(
-            match FileType::from_raw_mode(stat.st_mode).is_char_device() {
-                true => Self::OpenFile(inode, token),
-                false => Self::Inode(inode),
-            },
-        )
+        Ok(match FileType::from_raw_mode(stat.st_mode).is_file() {
+            true => Self::Inode(inode),
+            false => Self::OpenFile(inode, token),
+        })
     }
 }
 
 /// Takes every member one step; on a failure, returns it and how many were done before.
 fn forward(
-    members: &mut [OldMember],
+    members: &mut [Member],
     phase: Phase,
-    mut step: impl FnMut(&mut OldMember) -> Result<(), Errno>,
+    mut step: impl FnMut(&mut Member) -> Result<(), Errno>,
 ) -> Result<(), (Failure, usize)> {
     for (index, member) in members.iter_mut().enumerate() {
         explained(|| step(member)).map_err(|cause| (member.failure(phase, cause), index))?;
@@ -276,9 +226,9 @@ fn forward(
 
 /// Undoes a step of every member, the last one first, whatever fails.
 fn backward(
-    members: &mut [OldMember],
+    members: &mut [Member],
     phase: Phase,
-    mut step: impl FnMut(&mut OldMember) -> Result<(), Errno>,
+    mut step: impl FnMut(&mut Member) -> Result<(), Errno>,
 ) -> Complaints {
     let mut complaints = Complaints::new();
     for member in members.iter_mut().rev() {
@@ -289,22 +239,10 @@ fn backward(
     complaints
 }
 
-fn cancel_backward(members: &mut [OldMember], outgoing: &Outgoing) -> Complaints {
-    backward(members, Phase::Cancel, |member| {
-        let file = member.file.as_ref().map(AsFd::as_fd);
-        match member.prepared.take() {
-            Some(prepared) => prepared.cancel(file, Host::new(outgoing)),
-            None => Ok(()),
-        }
-    })
+fn cancel_backward(members: &mut [Member], outgoing: &Outgoing) -> Complaints {
+    backward(members, Phase::Cancel, |member| member.cancel(outgoing))
 }
 
-fn unfreeze_backward(members: &mut [OldMember], outgoing: &Outgoing) -> Complaints {
-    backward(members, Phase::Unfreeze, |member| {
-        let file = member.file.as_ref().map(AsFd::as_fd);
-        match &mut member.prepared {
-            Some(prepared) => prepared.unfreeze(file, Host::new(outgoing)),
-            None => Ok(()),
-        }
-    })
+fn unfreeze_backward(members: &mut [Member], outgoing: &Outgoing) -> Complaints {
+    backward(members, Phase::Unfreeze, |member| member.unfreeze(outgoing))
 }

@@ -6,6 +6,7 @@
 //! ends.
 
 #![allow(unsafe_code)] // an edge: opening a library runs its code
+#![allow(unsafe_code)] // an edge: opens shared objects
 
 use std::io;
 use std::mem::forget;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use libloading::{Library, Symbol};
 use luo_handler_api::plugin::{ForeignPlugin, PluginDescriptor, PLUGIN_SYMBOL};
-use luo_handler_api::{Compatible, HandlerOps, InvalidHandler};
+use luo_handler_api::{Compatible, InvalidHandler};
 use thiserror::Error;
 
 use crate::registry::Registry;
@@ -63,22 +64,25 @@ pub fn load(path: &Path, registry: &Registry) -> Result<Vec<Compatible>, PluginE
         path: path.to_owned(),
         cause,
     };
-    let handlers = handlers_of(path).map_err(failed)?;
+    let invalid = |invalid| failed(PluginErrorCause::Handler(invalid));
+    let descriptor = descriptor_of(path).map_err(failed)?;
+    let handlers = descriptor.handlers().map_err(invalid)?;
+    let subsystems = descriptor.subsystems().map_err(invalid)?;
     registry
-        .register_all(handlers)
-        .map_err(|invalid| failed(PluginErrorCause::Handler(invalid)))?;
+        .register_all(&handlers, &subsystems)
+        .map_err(invalid)?;
     Ok(handlers
         .iter()
-        .filter_map(|ops| ops.compatible().ok())
+        .map(|handler| *handler.compatible())
         .collect())
 }
 
-fn handlers_of(path: &Path) -> Result<&'static [&'static HandlerOps], PluginErrorCause> {
+fn descriptor_of(path: &Path) -> Result<PluginDescriptor, PluginErrorCause> {
     // A bare name would be looked for among the system's libraries.
     let path = path.canonicalize().map_err(PluginErrorCause::NotFound)?;
     // SAFETY: whoever names a plugin asks for its code to be run, as with a program.
     let library = unsafe { Library::new(path) }.map_err(PluginErrorCause::NotLoadable)?;
-    // SAFETY: what has this name is a PluginDescriptor, by the definition of a plugin.
+    // SAFETY: by the definition of a plugin, what has this name is a PluginDescriptor.
     let symbol: Result<Symbol<'_, *const PluginDescriptor>, _> =
         unsafe { library.get(PLUGIN_SYMBOL) };
     let descriptor = symbol.map(|symbol| *symbol);
@@ -87,7 +91,7 @@ fn handlers_of(path: &Path) -> Result<&'static [&'static HandlerOps], PluginErro
     if descriptor.is_null() || !descriptor.is_aligned() {
         return Err(PluginErrorCause::NotAPlugin);
     }
-    // SAFETY: it is the address of a static of that type, in a library that is never closed.
-    let descriptor: &'static PluginDescriptor = unsafe { &*descriptor };
-    descriptor.handlers().map_err(PluginErrorCause::Foreign)
+    // SAFETY: it is aligned and leads to a descriptor, of whatever version, in a library that is never
+    // closed: `forget` saw to that.
+    unsafe { PluginDescriptor::read(descriptor) }.map_err(PluginErrorCause::Foreign)
 }

@@ -2,17 +2,17 @@
 //! The handlers a host knows: those linked into the program, and those that come later.
 
 use std::os::fd::BorrowedFd;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use luo_handler_api::hosted::Handler;
+use luo_handler_api::hosted::{Handler, SubsystemRef};
 use luo_handler_api::registry::{registered_handlers, registered_subsystems};
-use luo_handler_api::{Compatible, Errno, HandlerOps, InvalidHandler, InvalidReason};
+use luo_handler_api::{Compatible, Errno, HandlerOps, InvalidHandler, InvalidReason, SubsystemOps};
 
 /// Handlers and subsystems, each sorted by compatible and without duplicates.
 #[derive(Debug, Default)]
 pub struct Registry {
     handlers: RwLock<Vec<Handler>>,
-    subsystems: RwLock<Vec<Handler>>,
+    subsystems: RwLock<Vec<SubsystemRef>>,
 }
 
 impl Registry {
@@ -46,16 +46,7 @@ impl Registry {
     ///
     /// [`InvalidHandler`] if it cannot be used or its compatible is taken.
     pub fn register(&self, ops: &'static HandlerOps) -> Result<(), InvalidHandler> {
-        insert(&self.handlers, &[ops])
-    }
-
-    /// Adds several handlers, all or none.
-    ///
-    /// # Errors
-    ///
-    /// As [`register`](Self::register), for the first that cannot be added.
-    pub fn register_all(&self, ops: &[&'static HandlerOps]) -> Result<(), InvalidHandler> {
-        insert(&self.handlers, ops)
+        insert(&mut write(&self.handlers), &[Handler::new(ops)?])
     }
 
     /// Adds a subsystem.
@@ -63,34 +54,46 @@ impl Registry {
     /// # Errors
     ///
     /// As [`register`](Self::register).
-    pub fn register_subsystem(&self, ops: &'static HandlerOps) -> Result<(), InvalidHandler> {
-        insert(&self.subsystems, &[ops])
+    pub fn register_subsystem(&self, ops: &'static SubsystemOps) -> Result<(), InvalidHandler> {
+        insert(&mut write(&self.subsystems), &[SubsystemRef::new(ops)?])
+    }
+
+    /// Adds handlers and subsystems, all or none.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](Self::register), for the first that cannot be added.
+    pub fn register_all(
+        &self,
+        handlers: &[Handler],
+        subsystems: &[SubsystemRef],
+    ) -> Result<(), InvalidHandler> {
+        let mut known = write(&self.subsystems);
+        let mut all = known.clone();
+        insert(&mut all, subsystems)?;
+        insert(&mut write(&self.handlers), handlers)?;
+        *known = all;
+        Ok(())
     }
 
     /// The handlers, by compatible.
     pub fn handlers(&self) -> Vec<Handler> {
-        self.handlers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        read(&self.handlers).clone()
     }
 
     /// The subsystems, by compatible.
-    pub fn subsystems(&self) -> Vec<Handler> {
-        self.subsystems
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    pub fn subsystems(&self) -> Vec<SubsystemRef> {
+        read(&self.subsystems).clone()
     }
 
     /// The handler called `compatible`.
     pub fn handler(&self, compatible: &Compatible) -> Option<Handler> {
-        find(&self.handlers, compatible)
+        find(&read(&self.handlers), compatible)
     }
 
     /// The subsystem called `compatible`.
-    pub fn subsystem(&self, compatible: &Compatible) -> Option<Handler> {
-        find(&self.subsystems, compatible)
+    pub fn subsystem(&self, compatible: &Compatible) -> Option<SubsystemRef> {
+        find(&read(&self.subsystems), compatible)
     }
 
     /// The first handler that takes `file`.
@@ -114,32 +117,50 @@ impl Registry {
     }
 }
 
-fn insert(
-    entries: &RwLock<Vec<Handler>>,
-    added: &[&'static HandlerOps],
-) -> Result<(), InvalidHandler> {
-    let mut entries = entries.write().unwrap_or_else(PoisonError::into_inner);
+/// What is found by its compatible.
+trait Named: Copy {
+    fn name(&self) -> Compatible;
+}
+
+impl Named for Handler {
+    fn name(&self) -> Compatible {
+        *self.compatible()
+    }
+}
+
+impl Named for SubsystemRef {
+    fn name(&self) -> Compatible {
+        *self.compatible()
+    }
+}
+
+fn read<T>(entries: &RwLock<Vec<T>>) -> RwLockReadGuard<'_, Vec<T>> {
+    entries.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(entries: &RwLock<Vec<T>>) -> RwLockWriteGuard<'_, Vec<T>> {
+    entries.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Adds all or none to a sorted list.
+fn insert<T: Named>(entries: &mut Vec<T>, added: &[T]) -> Result<(), InvalidHandler> {
     let mut all = entries.clone();
-    for ops in added {
-        let handler = Handler::new(ops)?;
-        match all.binary_search_by_key(handler.compatible(), |entry| *entry.compatible()) {
+    for &entry in added {
+        match all.binary_search_by_key(&entry.name(), Named::name) {
             Ok(_) => {
                 return Err(InvalidHandler {
-                    compatible: Some(*handler.compatible()),
+                    compatible: Some(entry.name()),
                     reason: InvalidReason::Duplicate,
                 });
             }
-            Err(place) => all.insert(place, handler),
+            Err(place) => all.insert(place, entry),
         }
     }
     *entries = all;
     Ok(())
 }
 
-fn find(entries: &RwLock<Vec<Handler>>, compatible: &Compatible) -> Option<Handler> {
-    let entries = entries.read().unwrap_or_else(PoisonError::into_inner);
-    entries
-        .binary_search_by_key(compatible, |entry| *entry.compatible())
-        .ok()
-        .map(|place| entries[place])
+fn find<T: Named>(entries: &[T], compatible: &Compatible) -> Option<T> {
+    let place = entries.binary_search_by_key(compatible, Named::name).ok()?;
+    entries.get(place).copied()
 }

@@ -5,6 +5,8 @@
 //! Each test starts this program once more as the *old side*, which becomes the *new side* by an
 //! exec. Both are tests of their own, ignored unless they are started so.
 
+#![allow(unsafe_code)] // an edge of the tests
+
 mod support;
 
 use std::ffi::{OsStr, OsString};

@@ -6,6 +6,8 @@
 //! position in them are tried. The handlers of the test are ordinary ones whose C form is wrapped,
 //! so that they can also return what safe Rust does not let them return.
 
+#![allow(unsafe_code)] // an edge of the tests
+
 mod support;
 
 use std::ffi::c_void;
@@ -16,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use luo_handler_api::{
     Compatible, Crossed, Errno, FileHandler, FileRef, HandlerOps, Host, OwnedFile, Prepared,
-    Preserved, RawFile, Retrieved, Subsystem, Token, NO_FILE,
+    Preserved, RawFile, Retrieved, Subsystem, SubsystemOps, Token, NO_FILE,
 };
 use luo_orchestrator::error::{Error, Failure, Participant, Phase, State};
 use luo_orchestrator::handover::Complaints;
@@ -139,8 +141,9 @@ struct Core {
     script: Arc<Script>,
     /// Of a subsystem.
     member: usize,
-    /// The C form that is wrapped.
+    /// The C form that is wrapped: of a handler or of a subsystem.
     real: OnceLock<RawOps>,
+    real_subsystem: OnceLock<RawSubsystemOps>,
 }
 
 impl Core {
@@ -149,6 +152,7 @@ impl Core {
             script: script.clone(),
             member,
             real: OnceLock::new(),
+            real_subsystem: OnceLock::new(),
         }
     }
 
@@ -272,16 +276,23 @@ impl<const N: usize> Subsystem for Sub<N> {
 /// The C form as its documentation has it: what a plugin in another language would write.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct RawOps {
+struct RawHeader {
     abi_version: u32,
     size: u32,
     compatible: [u8; 48],
+    hosts: u32,
     private_size: u32,
     private_align: u32,
-    hosts: u32,
+    needed_by_count: u32,
     origin: *const u8,
     origin_len: usize,
-    handler: *const c_void,
+    context: *const c_void,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawOps {
+    header: RawHeader,
     can_preserve: unsafe extern "C" fn(*const c_void, RawFile) -> i32,
     file_id: unsafe extern "C" fn(*const c_void, RawFile, *mut u64) -> i32,
     prepare: StepFn,
@@ -292,8 +303,32 @@ struct RawOps {
     retrieve: unsafe extern "C" fn(*const c_void, *const c_void, u64, *mut RawFile) -> i32,
     can_finish: FinishFn,
     finish: FinishFn,
+    describe: DescribeFn,
+    init: unsafe extern "C" fn(*const c_void, *const c_void) -> i32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawSubsystemOps {
+    header: RawHeader,
+    needed_by: *const [u8; 48],
+    prepare: SubsystemStepFn,
+    freeze: SubsystemStepFn,
+    unfreeze: SubsystemUndoFn,
+    cancel: SubsystemUndoFn,
+    drop_private: unsafe extern "C" fn(*mut c_void) -> i32,
+    retrieve: SubsystemFn,
+    can_finish: SubsystemFn,
+    finish: unsafe extern "C" fn(*const c_void, *const c_void, u64, i32) -> i32,
+    describe: DescribeFn,
+    init: unsafe extern "C" fn(*const c_void, *const c_void) -> i32,
+}
+
+type DescribeFn = unsafe extern "C" fn(*const c_void, *const c_void, u64, *const c_void) -> i32;
+type SubsystemStepFn =
+    unsafe extern "C" fn(*const c_void, *const c_void, *mut c_void, *mut u64) -> i32;
+type SubsystemUndoFn = unsafe extern "C" fn(*const c_void, *const c_void, *mut c_void, u64) -> i32;
+type SubsystemFn = unsafe extern "C" fn(*const c_void, *const c_void, u64) -> i32;
 type StepFn = unsafe extern "C" fn(
     *const c_void,
     RawFile,
@@ -311,16 +346,20 @@ type UndoFn = unsafe extern "C" fn(
 type FinishFn = unsafe extern "C" fn(*const c_void, *const c_void, u64, RawFile, i32) -> i32;
 
 // SAFETY: the pointers lead to a Sync handler and to static text.
-unsafe impl Send for RawOps {}
-// SAFETY: as above.
-unsafe impl Sync for RawOps {}
+unsafe impl Send for RawHeader {}
+// SAFETY: the pointers lead to a Sync handler and to static text.
+unsafe impl Sync for RawHeader {}
+// SAFETY: beside functions there is a pointer to static names.
+unsafe impl Send for RawSubsystemOps {}
+// SAFETY: beside functions there is a pointer to static names.
+unsafe impl Sync for RawSubsystemOps {}
 
 /// The handler's own C form with the functions below around it.
 fn wrapped(ops: &'static HandlerOps) -> &'static HandlerOps {
     // SAFETY: RawOps has the layout of HandlerOps, and `of` leaves no callback out.
     let real = unsafe { *(&raw const *ops).cast::<RawOps>() };
-    // SAFETY: the handler is a Files or a Sub, both of which begin with their Core.
-    let core = unsafe { core(real.handler) };
+    // SAFETY: the context is a Files, which begins with its Core.
+    let core = unsafe { core(real.header.context) };
     assert!(core.real.set(real).is_ok());
     let raw = RawOps {
         can_preserve,
@@ -334,15 +373,38 @@ fn wrapped(ops: &'static HandlerOps) -> &'static HandlerOps {
         finish,
         ..real
     };
-    // SAFETY: as above, and the functions do what the description of HandlerOps says.
+    // SAFETY: the layouts are the same, and the functions do what the description of HandlerOps says.
     Box::leak(Box::new(unsafe { transmute::<RawOps, HandlerOps>(raw) }))
+}
+
+/// The same of a subsystem.
+fn wrapped_subsystem(ops: &'static SubsystemOps) -> &'static SubsystemOps {
+    // SAFETY: RawSubsystemOps has the layout of SubsystemOps, and `of` leaves no callback out.
+    let real = unsafe { *(&raw const *ops).cast::<RawSubsystemOps>() };
+    // SAFETY: the context is a Sub, which begins with its Core.
+    let core = unsafe { core(real.header.context) };
+    assert!(core.real_subsystem.set(real).is_ok());
+    let raw = RawSubsystemOps {
+        prepare: subsystem::prepare,
+        freeze: subsystem::freeze,
+        unfreeze: subsystem::unfreeze,
+        cancel: subsystem::cancel,
+        retrieve: subsystem::retrieve,
+        can_finish: subsystem::can_finish,
+        finish: subsystem::finish,
+        ..real
+    };
+    // SAFETY: the layouts are the same, and the functions do what the description of SubsystemOps says.
+    Box::leak(Box::new(unsafe {
+        transmute::<RawSubsystemOps, SubsystemOps>(raw)
+    }))
 }
 
 /// # Safety
 ///
 /// `handler` is a `&'static Files` or `&'static Sub`.
 unsafe fn core(handler: *const c_void) -> &'static Core {
-    // SAFETY: the caller says so; both begin with their Core.
+    // SAFETY: the safety section demands one of these two, and both begin with their Core.
     unsafe { &*handler.cast() }
 }
 
@@ -353,12 +415,9 @@ impl Core {
 
     /// # Safety
     ///
-    /// `file` is open during the call, or [`NO_FILE`].
+    /// `file` is open during the call.
     unsafe fn member_of(&self, file: RawFile) -> usize {
-        if file == NO_FILE {
-            return self.member;
-        }
-        // SAFETY: the caller says so.
+        // SAFETY: the safety section demands an open file.
         member_of_file(unsafe { FileRef::from_raw(file) })
     }
 
@@ -372,7 +431,8 @@ impl Core {
 // or fails. That function and this one are registered together, with a Files or Sub as handler.
 
 unsafe extern "C" fn can_preserve(handler: *const c_void, file: RawFile) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::CanPreserve, core.member_of(file))
@@ -381,7 +441,8 @@ unsafe extern "C" fn can_preserve(handler: *const c_void, file: RawFile) -> i32 
 }
 
 unsafe extern "C" fn file_id(handler: *const c_void, file: RawFile, id: *mut u64) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::FileId, core.member_of(file))
@@ -396,7 +457,8 @@ unsafe extern "C" fn prepare(
     private: *mut c_void,
     data: *mut u64,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::Prepare, core.member_of(file))
@@ -411,7 +473,8 @@ unsafe extern "C" fn freeze(
     private: *mut c_void,
     data: *mut u64,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::Freeze, core.member_of(file))
@@ -426,7 +489,8 @@ unsafe extern "C" fn unfreeze(
     private: *mut c_void,
     data: u64,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::Unfreeze, core.member_of(file))
@@ -441,7 +505,8 @@ unsafe extern "C" fn cancel(
     private: *mut c_void,
     data: u64,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::Cancel, core.member_of(file))
@@ -455,7 +520,8 @@ unsafe extern "C" fn retrieve(
     data: u64,
     file: *mut RawFile,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         let way = core.script.called(Call::Retrieve, member_of_data(data));
@@ -475,7 +541,8 @@ unsafe extern "C" fn can_finish(
     file: RawFile,
     retrieved: i32,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::CanFinish, member_of_data(data))
@@ -490,7 +557,8 @@ unsafe extern "C" fn finish(
     file: RawFile,
     retrieved: i32,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+    // `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         let member = member_of_data(data);
@@ -500,6 +568,125 @@ unsafe extern "C" fn finish(
         }
         core.called(Call::Finish, member)
             .unwrap_or_else(|| (core.real().finish)(handler, host, data, file, retrieved))
+    }
+}
+
+/// The same around the functions of a subsystem.
+mod subsystem {
+    use super::*;
+
+    pub(super) unsafe extern "C" fn prepare(
+        context: *const c_void,
+        host: *const c_void,
+        private: *mut c_void,
+        data: *mut u64,
+    ) -> i32 {
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        unsafe {
+            let core = core(context);
+            let real = core.real_subsystem.get().unwrap();
+            core.called(Call::Prepare, core.member)
+                .unwrap_or_else(|| (real.prepare)(context, host, private, data))
+        }
+    }
+
+    pub(super) unsafe extern "C" fn freeze(
+        context: *const c_void,
+        host: *const c_void,
+        private: *mut c_void,
+        data: *mut u64,
+    ) -> i32 {
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        unsafe {
+            let core = core(context);
+            let real = core.real_subsystem.get().unwrap();
+            core.called(Call::Freeze, core.member)
+                .unwrap_or_else(|| (real.freeze)(context, host, private, data))
+        }
+    }
+
+    pub(super) unsafe extern "C" fn unfreeze(
+        context: *const c_void,
+        host: *const c_void,
+        private: *mut c_void,
+        data: u64,
+    ) -> i32 {
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        unsafe {
+            let core = core(context);
+            let real = core.real_subsystem.get().unwrap();
+            core.called(Call::Unfreeze, core.member)
+                .unwrap_or_else(|| (real.unfreeze)(context, host, private, data))
+        }
+    }
+
+    pub(super) unsafe extern "C" fn cancel(
+        context: *const c_void,
+        host: *const c_void,
+        private: *mut c_void,
+        data: u64,
+    ) -> i32 {
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        unsafe {
+            let core = core(context);
+            let real = core.real_subsystem.get().unwrap();
+            core.called(Call::Cancel, core.member)
+                .unwrap_or_else(|| (real.cancel)(context, host, private, data))
+        }
+    }
+
+    pub(super) unsafe extern "C" fn retrieve(
+        context: *const c_void,
+        host: *const c_void,
+        data: u64,
+    ) -> i32 {
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        unsafe {
+            let core = core(context);
+            let real = core.real_subsystem.get().unwrap();
+            core.called(Call::Retrieve, core.member)
+                .unwrap_or_else(|| (real.retrieve)(context, host, data))
+        }
+    }
+
+    pub(super) unsafe extern "C" fn can_finish(
+        context: *const c_void,
+        host: *const c_void,
+        data: u64,
+    ) -> i32 {
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        unsafe {
+            let core = core(context);
+            let real = core.real_subsystem.get().unwrap();
+            core.called(Call::CanFinish, core.member)
+                .unwrap_or_else(|| (real.can_finish)(context, host, data))
+        }
+    }
+
+    pub(super) unsafe extern "C" fn finish(
+        context: *const c_void,
+        host: *const c_void,
+        data: u64,
+        retrieved: i32,
+    ) -> i32 {
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
+        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        unsafe {
+            let core = core(context);
+            let real = core.real_subsystem.get().unwrap();
+            if retrieved <= 0 {
+                core.script.called(Call::FinishLost, core.member);
+                return (real.finish)(context, host, data, retrieved);
+            }
+            core.called(Call::Finish, core.member)
+                .unwrap_or_else(|| (real.finish)(context, host, data, retrieved))
+        }
     }
 }
 
@@ -530,7 +717,7 @@ impl World {
                 3 => subsystem_ops(Sub::<3>(core)),
                 _ => subsystem_ops(Sub::<4>(core)),
             };
-            registry.register_subsystem(wrapped(ops)).unwrap();
+            registry.register_subsystem(wrapped_subsystem(ops)).unwrap();
         }
         Self {
             update: Orchestrator::new(registry.clone()),

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Images: what comes back, what a damaged one costs, and what a crash leaves.
 
+#![allow(unsafe_code)] // an edge of the tests
+
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};

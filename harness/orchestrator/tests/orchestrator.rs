@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What the orchestrator promises where no handler fails, or one fails in an ordinary way.
 
+#![allow(unsafe_code)] // an edge of the tests
+
 mod support;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex};
 
+use luo_handler_api::hosted::{Handler, SubsystemRef};
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, InvalidReason, OwnedFile, Prepared,
-    Preserved, Subsystem, Token,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, InvalidReason, NeededBy, OwnedFile,
+    Prepared, Preserved, Subsystem, Token,
 };
 use luo_handler_memfd as _;
 use luo_orchestrator::devicetree::{decode, BadReason, FileEntry, SubsystemEntry, Tree};
@@ -293,6 +296,92 @@ fn a_subsystem_that_comes_later_gets_what_it_said() {
     assert_eq!(new.finish().unwrap(), []);
 }
 
+/// Belongs to the files of [`Notes::<1>`].
+struct Shared;
+
+impl Subsystem for Shared {
+    const COMPATIBLE: Compatible = Compatible::new("shared-v1");
+    const NEEDED_BY: NeededBy = NeededBy::Handlers(&[Notes::<1>::COMPATIBLE]);
+    type Private = ();
+
+    fn prepare(&self, _: Host<'_>) -> Result<Prepared<()>, Errno> {
+        Ok(Prepared {
+            data: 5,
+            private: (),
+        })
+    }
+    fn cancel(&self, _: u64, (): &mut (), _: Host<'_>) {}
+    fn retrieve(&self, _: u64, _: Host<'_>) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn finish(&self, _: u64, _: bool, _: Host<'_>) {}
+}
+
+#[test]
+fn a_subsystem_comes_with_the_files_that_need_it() {
+    let crossed_with = |register: &dyn Fn(&Registry, Arc<Desk>)| {
+        let registry = Registry::new();
+        register(&registry, Arc::default());
+        registry.register_subsystem(subsystem_ops(Shared)).unwrap();
+        let update = Orchestrator::new(Arc::new(registry));
+        update.preserve(Token(1), memfd(b"one")).unwrap();
+        freeze(&update);
+        let new = Orchestrator::arrived(Arc::default(), Crossing::of(&update).arrival());
+        new.subsystems().unwrap().len()
+    };
+    let other = |registry: &Registry, desk| registry.register(ops(Notes::<0>(desk))).unwrap();
+    let needing = |registry: &Registry, desk| registry.register(ops(Notes::<1>(desk))).unwrap();
+    assert_eq!(crossed_with(&other), 0);
+    assert_eq!(crossed_with(&needing), 1);
+}
+
+/// Takes every file and leaves its identity to the host.
+struct Anything;
+
+impl FileHandler for Anything {
+    const COMPATIBLE: Compatible = Compatible::new("anything-v1");
+    type Private = ();
+
+    fn can_preserve(&self, _: FileRef<'_>) -> bool {
+        true
+    }
+    fn prepare(&self, _: FileRef<'_>, _: Host<'_>) -> Result<Prepared<()>, Errno> {
+        Ok(Prepared {
+            data: 0,
+            private: (),
+        })
+    }
+    fn cancel(&self, _: Preserved<'_, ()>) {}
+    fn retrieve(&self, _: u64, _: Host<'_>) -> Result<OwnedFile, Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+    fn finish(&self, _: Crossed<'_>) {}
+}
+
+#[test]
+fn files_that_share_an_inode_by_their_type_are_not_the_same_file() {
+    let registry = Registry::new();
+    registry.register(ops(Anything)).unwrap();
+    let update = Orchestrator::new(Arc::new(registry));
+    let eventfd = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let (first, second) = (eventfd(), eventfd());
+    assert_eq!(inode(&first), inode(&second), "the test is about this");
+    update.preserve(Token(1), &first).unwrap();
+    update.preserve(Token(2), &second).unwrap();
+    let same = first.try_clone().unwrap();
+    assert_eq!(errno(update.preserve(Token(3), &same)), Errno::EBUSY);
+
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    update.preserve(Token(4), &read).unwrap();
+    update.preserve(Token(5), &write).unwrap();
+
+    let file = memfd(b"a regular file");
+    update.preserve(Token(6), &file).unwrap();
+    let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let again = std::fs::File::open(again).unwrap();
+    assert_eq!(errno(update.preserve(Token(7), &again)), Errno::EBUSY);
+}
+
 #[test]
 fn what_nobody_claimed_is_told_at_the_end_and_hinders_nobody() {
     let (_, _, update) = host();
@@ -535,9 +624,20 @@ fn two_handlers_of_one_name_are_refused() {
         .unwrap_err();
     assert_eq!(refused.reason, InvalidReason::Duplicate);
     assert!(refused.to_string().contains("notes-0"), "{refused}");
-    let both = [ops(Notes::<1>(desk.clone())), ops(Notes::<0>(desk))];
-    registry.register_all(&both).unwrap_err();
+    let new = |ops| Handler::new(ops).unwrap();
+    let both = [
+        new(ops(Notes::<1>(desk.clone()))),
+        new(ops(Notes::<0>(desk))),
+    ];
+    let clock = SubsystemRef::new(subsystem_ops(Clock(AtomicUsize::new(0)))).unwrap();
+    registry.register_all(&both, &[clock]).unwrap_err();
+    registry
+        .register_all(&both[..1], &[clock, clock])
+        .unwrap_err();
     assert_eq!(registry.handlers().len(), 1, "all or none");
+    assert_eq!(registry.subsystems().len(), 0, "all or none");
+    registry.register_all(&both[..1], &[clock]).unwrap();
+    assert_eq!(registry.handlers().len(), 2);
 }
 
 #[test]

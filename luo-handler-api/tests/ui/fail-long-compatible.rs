@@ -6,7 +6,8 @@ use luo_handler_api::*;
 struct Handler;
 
 impl FileHandler for Handler {
-    const COMPATIBLE: Compatible = Compatible::new("a-name-of-48-bytes-is-longer-than-the-kernel-has");
+    const COMPATIBLE: Compatible =
+        Compatible::new("a-name-of-48-bytes-is-longer-than-the-kernel-has");
     type Private = ();
 
     fn can_preserve(&self, _: FileRef<'_>) -> bool {

@@ -9,7 +9,8 @@ struct Private([u8; 16]);
 struct Handler;
 
 impl FileHandler for Handler {
-    const COMPATIBLE: Compatible = Compatible::new("a-name-of-47-bytes-is-the-longest-that-fits-v01");
+    const COMPATIBLE: Compatible =
+        Compatible::new("a-name-of-47-bytes-is-the-longest-that-fits-v01");
     type Private = Private;
 
     fn can_preserve(&self, _: FileRef<'_>) -> bool {

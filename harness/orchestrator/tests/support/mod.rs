@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::panic::panic_any;
 use std::sync::Once;
 
-use luo_handler_api::{FileHandler, HandlerOps, Subsystem};
+use luo_handler_api::{FileHandler, HandlerOps, Subsystem, SubsystemOps};
 use luo_orchestrator::error::Error;
 use luo_orchestrator::files::NoFiles;
 use luo_orchestrator::handover::{Arrival, Handover};
@@ -42,9 +42,9 @@ pub fn ops<T: FileHandler>(handler: T) -> &'static HandlerOps {
 }
 
 /// The same of a subsystem.
-pub fn subsystem_ops<S: Subsystem>(subsystem: S) -> &'static HandlerOps {
+pub fn subsystem_ops<S: Subsystem>(subsystem: S) -> &'static SubsystemOps {
     let subsystem = Box::leak(Box::new(subsystem));
-    Box::leak(Box::new(HandlerOps::of_subsystem(subsystem, "tests")))
+    Box::leak(Box::new(SubsystemOps::of(subsystem, "tests")))
 }
 
 pub fn memfd(contents: &[u8]) -> File {

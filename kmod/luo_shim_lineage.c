@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the lineage subsystem needs and Rust cannot say.
+ */
+#include <linux/version.h>
+
+#include "luo_shim.h"
+
+/* A macro: major, minor and patch level, a byte each. */
+u32 luo_lineage_version(void)
+{
+	return LINUX_VERSION_CODE;
+}
