@@ -18,9 +18,10 @@ use luo_lab::build::options::BuildOptions;
 use luo_lab::build::pipeline::build;
 use luo_lab::build::profile::Profile;
 use luo_lab::cache::directory::Cache;
+use luo_lab::run::bench;
 use luo_lab::run::command::{run_command, run_shell};
 use luo_lab::run::soak::run_soak;
-use luo_lab::run::{bench, tests};
+use luo_lab::run::tests::{run_tests, Selected};
 use luo_lab::soak::options::SoakOptions;
 use luo_lab::status::Status;
 use luo_lab::tests::table;
@@ -61,6 +62,11 @@ pub enum LabCommand {
         /// List the tests and run none
         #[arg(long)]
         list: bool,
+        /// Run your own test program, a script or statically linked: before the kexec with the
+        /// argument `before`, after it with `after`. It passes if it exits with 0 both times; what
+        /// has to stay open until the kexec a child of it holds. Without names it is the only test
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
         /// Run only the tests whose names contain one of these
         names: Vec<String>,
     },
@@ -117,6 +123,8 @@ pub struct BuildArguments {
     /// A statically linked luo to put into the guest, instead of building one from the checkout
     #[arg(long, value_name = "FILE")]
     guest_binary: Option<PathBuf>,
+    #[arg(skip)]
+    program: Option<PathBuf>,
 }
 
 impl BuildArguments {
@@ -130,6 +138,7 @@ impl BuildArguments {
             mirror: self.mirror,
             checkout: self.checkout,
             guest_binary: self.guest_binary,
+            program: self.program,
         };
         build(cache, &options)
     }
@@ -229,7 +238,12 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
             run_shell(&cache, &built, &options, board.machine)?;
         }
         LabCommand::Test { list: true, .. } => println!("{}", table::list()),
-        LabCommand::Test { guest, names, .. } => return test(guest, &names),
+        LabCommand::Test {
+            guest,
+            program,
+            names,
+            ..
+        } => return test(guest, program, names),
         LabCommand::Bench(arguments) => return measure(arguments),
         LabCommand::Soak {
             guest,
@@ -260,10 +274,19 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
 }
 
 /// Refuses a wrong name before anything is built.
-fn test(guest: GuestArguments, names: &[String]) -> Result<ExitCode> {
-    table::check_names(names)?;
+fn test(
+    mut guest: GuestArguments,
+    program: Option<PathBuf>,
+    names: Vec<String>,
+) -> Result<ExitCode> {
+    table::check_names(&names)?;
+    let selected = Selected {
+        names,
+        program: program.is_some(),
+    };
+    guest.build.program = program;
     let (cache, built, options) = guest.prepare()?;
-    let summary = tests::run_tests(&cache, &built, &options, names, &mut |result| {
+    let summary = run_tests(&cache, &built, &options, &selected, &mut |result| {
         println!("{result}");
     })?;
     println!("{summary}");

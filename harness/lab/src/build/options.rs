@@ -19,4 +19,6 @@ pub struct BuildOptions {
     pub checkout: Option<PathBuf>,
     /// A statically linked luo to put into the guest, instead of building one from the checkout.
     pub guest_binary: Option<PathBuf>,
+    /// A test program of the user, a script or statically linked, to put into the guest.
+    pub program: Option<PathBuf>,
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use crate::build::apt::Mirror;
 use crate::build::built::{Artefacts, Built};
 use crate::build::checkout::find_checkout;
+use crate::build::initramfs::Programs;
 use crate::build::options::BuildOptions;
 use crate::build::trees::Trees;
 use crate::build::{
@@ -34,8 +35,12 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
         Some(binary) => binary.clone(),
         None => guest_binary::build(cache, trees.part(), &checkout)?,
     };
-    let initramfs =
-        initramfs::assemble(trees.part(), &toolchain, &kernel, &selftests, &luo, profile)?;
+    let programs = Programs {
+        luo: &luo,
+        selftests: &selftests,
+        of_user: options.program.as_deref(),
+    };
+    let initramfs = initramfs::assemble(trees.part(), &toolchain, &kernel, &programs, profile)?;
     let built = Built {
         profile,
         artefacts: Artefacts {

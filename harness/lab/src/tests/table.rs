@@ -4,6 +4,7 @@
 
 use anyhow::{bail, Result};
 
+use crate::archive::USERS_PROGRAM;
 use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
@@ -341,6 +342,20 @@ pub(crate) static TESTS: &[Test] = &[
     },
 ];
 
+/// The user's own test program: it runs before the kexec with the argument `before`, and after it
+/// with `after`.
+pub(crate) static USERS_TEST: Test = Test {
+    name: "program",
+    about: "the test program that --program names",
+    machine: Machine::Vfio,
+    stages: &[
+        stage(Action::Program(&[USERS_PROGRAM, "before"]), 0, 0),
+        stage(Action::Program(&[USERS_PROGRAM, "after"]), 0, 0),
+    ],
+    prints: &[],
+    seconds: 300,
+};
+
 /// Refuses a name that selects no test.
 ///
 /// # Errors
@@ -364,7 +379,8 @@ pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Test>> {
 
 /// The test of exactly this name.
 pub(crate) fn find(name: &str) -> Option<&'static Test> {
-    TESTS.iter().find(|test| test.name == name)
+    let tests = TESTS.iter().chain([&USERS_TEST]);
+    tests.into_iter().find(|test| test.name == name)
 }
 
 /// The table, for people: a line for each test, and for each of its cases.
