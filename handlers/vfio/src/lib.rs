@@ -106,8 +106,6 @@
 //! one devices are reserved that nobody retrieves, until the last session is finished or they are
 //! unbound.
 
-#![allow(unsafe_code)] // until its unsafe code lies in edge modules alone
-
 mod backend;
 pub mod description;
 #[cfg(test)]
