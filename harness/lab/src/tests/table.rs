@@ -251,7 +251,7 @@ pub(crate) static TESTS: &[Test] = &[
                 ..check(reserved::bind_late, 0, 1)
             },
         ],
-        says: &[
+        prints: &[
             "vfio: 0000:00:12.0 must be bound to vfio-pci before it is retrieved",
             "vfio: 0000:00:12.0: it is not bound to vfio-pci",
         ],
