@@ -13,14 +13,18 @@
 //!
 //! - [`cli`]: the command line
 //! - [`mod@bench`]: measures; [`bench_arguments`]: what may be asked of a measurement
+//! - [`check`]: whether the next kernel can take what is preserved
+//! - [`integrate`]: the handlers into a kernel tree
 //! - [`lab`]: the kernel lab
 //! - [`inspect`]: prints what a handover holds; [`records`]: the records that it can read
 //! - [`session`]: sessions of the running kernel
 
 pub mod bench;
 pub mod bench_arguments;
+pub mod check;
 pub mod cli;
 pub mod inspect;
+pub mod integrate;
 pub mod lab;
 pub mod records;
 pub mod session;

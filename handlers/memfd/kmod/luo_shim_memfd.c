@@ -21,6 +21,7 @@
 
 #include "../../mm/internal.h"
 #include "luo_shim.h"
+#include "luo_shim_memfd.h"
 
 static_assert(LUO_FOUND_MAX == FOLIO_BATCH_SIZE);
 
