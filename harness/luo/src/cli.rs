@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::Table;
 use serde::Serialize;
@@ -15,6 +15,7 @@ use crate::check::{self, CheckOptions};
 use crate::inspect;
 use crate::integrate::{self, IntegrateOptions};
 use crate::lab::{self, LabCommand};
+use crate::manual;
 use crate::session::{self, SessionCommand};
 use crate::sys;
 use luo_bench::hosted;
@@ -69,6 +70,12 @@ enum Cmd {
     /// Build, boot and test kernels with the handlers in them
     #[command(subcommand)]
     Lab(LabCommand),
+    /// Write man pages and completions below the share directory of a prefix, as make install does
+    #[command(hide = true)]
+    Manual {
+        /// The directory, such as /usr/local/share
+        share: PathBuf,
+    },
     /// Both sides of one measured update
     #[command(name = bench::WORKER_COMMAND, hide = true)]
     BenchWorker {
@@ -111,6 +118,7 @@ impl Cli {
             Cmd::Check(options) => return check::run(&options),
             Cmd::Integrate(options) => return integrate::run(&options),
             Cmd::Lab(command) => return lab::run(command),
+            Cmd::Manual { share } => manual::write(Self::command(), &share)?,
             Cmd::BenchWorker { task } => hosted::work(&task)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -195,7 +203,6 @@ fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

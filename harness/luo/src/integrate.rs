@@ -106,7 +106,7 @@ fn put(
 fn remove(kernel: &Path, edits: LocalEdits) -> Result<()> {
     let removed = integrate::remove(kernel, edits)?;
     for file in &removed.lines {
-        println!("took our line out of {file}");
+        println!("took what is ours out of {}", file.display());
     }
     if removed.files > 0 {
         println!("removed {} files", removed.files);

@@ -16,6 +16,7 @@
 //! - [`check`]: whether the next kernel can take what is preserved
 //! - [`integrate`]: the handlers into a kernel tree
 //! - [`lab`]: the kernel lab
+//! - `manual`: man pages and completions
 //! - [`inspect`]: prints what a handover holds; [`records`]: the records that it can read
 //! - [`session`]: sessions of the running kernel
 
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod inspect;
 pub mod integrate;
 pub mod lab;
+mod manual;
 pub mod records;
 pub mod session;
 mod sys;

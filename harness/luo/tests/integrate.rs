@@ -32,6 +32,35 @@ const TREE: [(&str, &str); 6] = [
     ),
 ];
 
+/// The files that the handlers' patches change, as far as the patches show them.
+fn patched_files() -> BTreeMap<String, String> {
+    let handlers = fs::read_dir(Path::new(checkout()).join("handlers")).unwrap();
+    let patches = handlers
+        .flat_map(|handler| {
+            fs::read_dir(handler.unwrap().path().join("kmod"))
+                .into_iter()
+                .flatten()
+        })
+        .map(|file| file.unwrap().path())
+        .filter(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == "patch")
+        });
+    let mut files = BTreeMap::<String, String>::new();
+    for patch in patches {
+        let mut name = String::new();
+        for line in fs::read_to_string(patch).unwrap().lines() {
+            if let Some(file) = line.strip_prefix("--- a/") {
+                name = file.to_owned();
+            } else if let (Some(text), false) = (line.strip_prefix([' ', '-']), name.is_empty()) {
+                *files.entry(name.clone()).or_default() += &format!("{text}\n");
+            }
+        }
+    }
+    assert!(files.contains_key("mm/shmem.c"));
+    files
+}
+
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 struct Tree(tempfile::TempDir);
@@ -40,6 +69,11 @@ impl Tree {
     fn new() -> Self {
         let tree = Self(tempfile::tempdir().unwrap());
         for (name, text) in TREE {
+            let file = tree.0.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        }
+        for (name, text) in patched_files() {
             let file = tree.0.path().join(name);
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, text).unwrap();
@@ -218,7 +252,8 @@ fn removing_reports_what_it_did() {
     fs::write(tree.0.path().join("drivers/luo_handlers/notes.txt"), "mine").unwrap();
     let report = remove();
     for line in [
-        "our line out of drivers/Kconfig",
+        "what is ours out of drivers/Kconfig",
+        "what is ours out of mm/shmem.c",
         "removed ",
         "left alone",
         "notes.txt",
@@ -233,7 +268,7 @@ fn removing_reports_what_it_did() {
     .unwrap();
     assert_eq!(
         remove().lines().next(),
-        Some("took our line out of drivers/Kconfig")
+        Some("took what is ours out of drivers/Kconfig")
     );
 }
 

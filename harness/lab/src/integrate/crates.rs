@@ -280,7 +280,7 @@ fn is_source(name: &OsStr) -> bool {
     else {
         return false;
     };
-    let has_ending = [".rs", ".c", ".h", ".S"]
+    let has_ending = [".rs", ".c", ".h", ".S", ".patch"]
         .iter()
         .any(|ending| name.ends_with(ending));
     let is_generated = name.ends_with(".mod.c");

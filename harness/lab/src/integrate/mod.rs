@@ -15,7 +15,7 @@
 //!                                       two lines: what no line names lld puts after the kernel's end
 //! KERNEL/rust/bindings/bindings_helper.h
 //!                                       one line: mainline's interface, for the ops made from traits
-//! ```
+//! KERNEL/mm/...                         what handlers/*/kmod/*.patch change
 //!
 //! Doing it twice changes nothing, not even a file's time, so that a rebuild builds only what is new.
 //! Whatever stops it, doing it again, or removing, goes on from there.
@@ -24,6 +24,7 @@
 //!
 //! - `crates`: what a handler's crate brings along; `plan`: what goes where
 //! - `tree`, `lines`: the kernel's side; `list`: what is ours in it
+//! - `patches`: what a handler changes in the kernel's own files
 //! - `change`: writes beside and renames
 //! - `wanted`: what a configuration lacks
 
@@ -31,6 +32,7 @@ mod change;
 mod crates;
 mod lines;
 mod list;
+mod patches;
 mod plan;
 mod tree;
 mod wanted;
@@ -44,6 +46,7 @@ use anyhow::{bail, Context, Result};
 use change::Changes;
 pub use crates::Selection;
 use list::List;
+use patches::{is_patch, Patched};
 use plan::Plan;
 pub use wanted::Missing;
 
@@ -111,8 +114,8 @@ fn with_path_replaced(text: &str, copy: &str, source: &Path) -> String {
 /// What [`remove`] did.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Removed {
-    /// Files of the kernel that a line was taken out of.
-    pub lines: Vec<&'static str>,
+    /// Files of the kernel that a line or a patch was taken out of.
+    pub lines: Vec<PathBuf>,
     /// How many files were removed.
     pub files: usize,
     /// Files in our directory that are not from us.
@@ -170,7 +173,11 @@ fn changes_to_put(
         .iter()
         .for_each(|(name, contents)| next.add(name, contents));
 
+    let patched = Patched::read(kernel, &patches_in(directory, &present)?, &plan.patches()?)?;
     let mut writes = Changes::default();
+    for (file, text) in patched.reversed() {
+        writes.write(kernel.join(file), text.into());
+    }
     let (mut foreign, mut edited) = (Vec::new(), Vec::new());
     for (name, contents) in &plan.files {
         refuse_links(directory, name)?;
@@ -197,6 +204,9 @@ fn changes_to_put(
     }
     for (file, text) in tree::edited(kernel, |edit, text| edit.add(text))? {
         writes.write(kernel.join(file), text.into_bytes());
+    }
+    for (file, text) in patched.applied() {
+        writes.write(kernel.join(file), text.into());
     }
 
     // The list comes first, with all that may be found if this stops on its way, and last, as it is then.
@@ -234,12 +244,17 @@ pub fn remove(kernel: &Path, edits: LocalEdits) -> Result<Removed> {
     let directory = kernel.join(tree::DIRECTORY);
     let list = List::read(&directory)?;
     let mut changes = Changes::default();
-    let mut lines = Vec::new();
+    let mut lines: Vec<PathBuf> = Vec::new();
     for (file, text) in tree::edited(kernel, |edit, text| Ok(edit.take_out(text)))? {
         changes.write(kernel.join(file), text.into_bytes());
-        lines.push(file);
+        lines.push(file.into());
     }
     if let Some(list) = list {
+        let patched = Patched::read(kernel, &patches_in(&directory, &list)?, &[])?;
+        for (file, text) in patched.reversed() {
+            changes.write(kernel.join(file), text.into());
+            lines.push(file.to_owned());
+        }
         let names: Vec<&PathBuf> = list.names().collect();
         for name in &names {
             refuse_links(&directory, name)?;
@@ -303,6 +318,17 @@ fn refuse_links(directory: &Path, name: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The patches that are there.
+fn patches_in(directory: &Path, list: &List) -> Result<Vec<(PathBuf, String)>> {
+    let mut patches = Vec::new();
+    for name in list.names().filter(|name| is_patch(name)) {
+        if let Some(found) = tree::contents(&directory.join(name))? {
+            patches.push((name.clone(), plan::text_of(name, found)?));
+        }
+    }
+    Ok(patches)
 }
 
 /// Those of our files that somebody changed.
@@ -386,7 +412,9 @@ mod tests {
     use super::*;
 
     const KCONFIG: &str = "drivers/Kconfig";
-    const TEXTS: [(&str, &str); 4] = [
+    const SHMEM: &str = "mm/shmem.c";
+    const TEXTS: [(&str, &str); 5] = [
+        (SHMEM, "one\ntwo\nthree\n"),
         (
             KCONFIG,
             "menu \"Device Drivers\"\n\nsource \"drivers/amba/Kconfig\"\n\nendmenu\n",
@@ -401,6 +429,14 @@ mod tests {
             "#include <linux/kref.h>\n#include <linux/mdio.h>\n",
         ),
     ];
+
+    /// Of the checkout.
+    const PATCH: &str = "handlers/memfd/kmod/shmem.patch";
+
+    /// Puts a word after the first line of the kernel's file.
+    fn patch(word: &str) -> String {
+        format!("--- a/{SHMEM}\n+++ b/{SHMEM}\n@@ -1,3 +1,4 @@\n one\n+{word}\n two\n three\n")
+    }
 
     struct Trees {
         _directory: tempfile::TempDir,
@@ -453,6 +489,7 @@ mod tests {
                 write_handler(&handler, &format!("luo-handler-{name}"), switch);
             }
             write(checkout.join("handlers/memfd/kmod/shim.c"), "/* C */\n");
+            write(checkout.join(PATCH), &patch("held"));
             for (file, word, _) in tree::NEEDED {
                 write(kernel.join(file), word);
             }
@@ -533,7 +570,7 @@ mod tests {
         assert_eq!(trees.put(&Selection::All).unwrap().changed, (0, 0));
         assert_eq!((trees.files(), times()), (present.clone(), before));
         let removed = trees.remove();
-        assert_eq!(removed.lines.len(), 4);
+        assert_eq!(removed.lines.len(), 5);
         assert_eq!(removed.left, Vec::<PathBuf>::new());
         assert!(removed.files > 8);
         assert_eq!(trees.files(), untouched);
@@ -774,11 +811,41 @@ mod tests {
     fn a_line_that_is_left_alone_is_removed_and_reported() {
         let trees = Trees::new();
         let untouched = trees.files();
-        let with_line = tree::EDITS[0].add(TEXTS[0].1).unwrap();
+        let with_line = tree::EDITS[0].add(TEXTS[1].1).unwrap();
         write(trees.kernel.join(KCONFIG), &with_line);
         let removed = trees.remove();
-        assert_eq!((removed.lines, removed.files), (vec![KCONFIG], 0));
+        assert_eq!(
+            (removed.lines, removed.files),
+            (vec![PathBuf::from(KCONFIG)], 0)
+        );
         assert_eq!(trees.files(), untouched);
+    }
+
+    #[test]
+    fn a_patch_is_replaced_by_its_next_version_and_goes_with_its_handler() {
+        let trees = Trees::new();
+        let shmem = || read(trees.kernel.join(SHMEM));
+        trees.put_all();
+        assert_eq!(shmem(), "one\nheld\ntwo\nthree\n");
+        write(trees.checkout.join(PATCH), &patch("more"));
+        trees.put_all();
+        assert_eq!(shmem(), "one\nmore\ntwo\nthree\n");
+        trees.put(&named(&["vfio"])).unwrap();
+        assert_eq!(shmem(), "one\ntwo\nthree\n");
+        trees.put_all();
+        assert!(trees.remove().lines.contains(&PathBuf::from(SHMEM)));
+        assert_eq!(shmem(), "one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_patch_for_another_kernel_is_refused_before_anything_changes() {
+        let trees = Trees::new();
+        write(trees.kernel.join(SHMEM), "something else\n");
+        let before = trees.files();
+        assert!(trees
+            .refused(&Selection::All)
+            .contains("does not fit mm/shmem.c"));
+        assert_eq!(trees.files(), before);
     }
 
     #[test]
@@ -810,7 +877,7 @@ mod tests {
             LocalEdits::Refuse,
         )
         .unwrap();
-        assert_ne!(read(linked.join(KCONFIG)), TEXTS[0].1);
+        assert_ne!(read(linked.join(KCONFIG)), TEXTS[1].1);
         assert_eq!(trees.files(), untouched);
     }
 

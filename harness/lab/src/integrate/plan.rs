@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 
 use super::crates::{self, Handler, Selection, Source};
+use super::patches::is_patch;
 use super::tree;
 
 /// Everything that our directory holds.
@@ -60,10 +61,23 @@ impl Plan {
         self.files.insert(name.into(), text.into_bytes());
     }
 
+    /// What the handlers change in the kernel's own files.
+    pub(super) fn patches(&self) -> Result<Vec<(PathBuf, String)>> {
+        let patches = self.files.iter().filter(|(name, _)| is_patch(name));
+        patches
+            .map(|(name, contents)| Ok((name.clone(), text_of(name, contents.clone())?)))
+            .collect()
+    }
+
     /// Whether one of the files is in this directory of ours, or below it.
     pub(super) fn has_below(&self, directory: &Path) -> bool {
         self.files.keys().any(|name| name.starts_with(directory))
     }
+}
+
+/// The contents of a file of text.
+pub(super) fn text_of(name: &Path, contents: Vec<u8>) -> Result<String> {
+    String::from_utf8(contents).with_context(|| format!("{} is not text", name.display()))
 }
 
 fn kconfig_lines(handlers: &[Handler]) -> String {

@@ -201,7 +201,7 @@ fn refuse_jump() -> Result<()> {
     let session = Device::open()?.create_session("soak-bad")?;
     let file = BAD_MEMFD.make(|_| ())?;
     session.preserve(Token(BAD_MEMFD.seed), file.as_fd())?;
-    spoil(&file)?;
+    spoil(&file, 0)?;
     let refused = kexec::jump();
     ensure!(
         matches!(refused, KexecError::Refused(_)),
