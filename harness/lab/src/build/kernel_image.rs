@@ -25,7 +25,8 @@ pub(crate) struct KernelImage {
     pub(crate) key: Key,
 }
 
-/// Builds the kernel with handlers of a checkout unless it is there. make itself does only what a change asks for.
+/// Builds the kernel with handlers of a checkout unless it is there. make itself does only what a
+/// change asks for.
 pub(crate) fn build(
     trees: &Trees,
     toolchain: &Toolchain,
