@@ -42,7 +42,7 @@ pub fn find_checkout(given: Option<&Path>) -> Result<PathBuf> {
     )
 }
 
-/// All handlers of a checkout, and the crates at `paths`.
+/// All handlers of a checkout that have a kernel's part, and the crates at `paths`.
 pub(crate) fn select_handlers(checkout: &Path, paths: &[PathBuf]) -> Result<Selection> {
     if paths.is_empty() {
         return Ok(Selection::All);
@@ -53,7 +53,7 @@ pub(crate) fn select_handlers(checkout: &Path, paths: &[PathBuf]) -> Result<Sele
         fs::read_dir(&handlers).with_context(|| format!("listing {}", handlers.display()))?
     {
         let entry = entry?;
-        if entry.path().join("Cargo.toml").is_file() {
+        if entry.path().join("kmod").is_dir() {
             selected.push(entry.file_name().to_string_lossy().into_owned());
         }
     }
@@ -85,9 +85,9 @@ mod unit_tests {
         let checkout = directory.path().join("checkout");
         let own = directory.path().join("own");
         for place in [&checkout.join("handlers/memfd"), &own] {
-            fs::create_dir_all(place).unwrap();
-            fs::write(place.join("Cargo.toml"), "").unwrap();
+            fs::create_dir_all(place.join("kmod")).unwrap();
         }
+        fs::create_dir_all(checkout.join("handlers/hosted-alone")).unwrap();
         let select = |paths: &[PathBuf]| select_handlers(&checkout, paths);
         assert!(matches!(select(&[]).unwrap(), Selection::All));
         let Selection::Named(names) = select(&[own.clone()]).unwrap() else {
