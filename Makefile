@@ -12,7 +12,7 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: matrix help bench microbench test test-hosted test-lab check fuzz clean
+.PHONY: help bench microbench test test-hosted test-lab check matrix fuzz clean
 
 help:
 	@echo "make bench       take large memfds across live updates; table, JSON and plots (under a minute)"
@@ -51,9 +51,9 @@ check:
 	$(CARGO) clippy --package luo-handler-api --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
-# After `luo lab build`, as root.
+# A kernel tree with the handlers in it, and a configuration with them switched on: TREE=, CONFIG=.
 matrix:
-	kmod/matrix.sh
+	kmod/matrix.sh "$(TREE)" "$(CONFIG)" target/matrix
 
 fuzz:
 	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) run --release --manifest-path fuzz/Cargo.toml \
