@@ -65,6 +65,8 @@ pub(crate) fn build(
         "putting the kernel's configuration together",
         &base_key,
         |progress| {
+            // tinyconfig writes to the same file.
+            trees.part().undo(&step("config"))?;
             merge(&objects, &base, &fragment, |targets| {
                 make(progress, targets)
             })

@@ -85,10 +85,6 @@ pub(crate) fn depart(
     for session in sessions.iter().flatten() {
         held.hold(session)?;
     }
-    // A device that nobody has open any more would not cross.
-    for file in files.iter().flatten() {
-        held.hold(file)?;
-    }
     let writer = update.writer.map(|access| writer::prepare(access, held));
     writer.transpose()
 }
