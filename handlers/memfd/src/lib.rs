@@ -79,8 +79,6 @@
 //! listed at [`Record`]. A checksum is not a signature: whoever can write a record can name any
 //! of the host's handles in it, and in the kernel any frame that was preserved and not yet taken.
 
-#![allow(unsafe_code)] // until its unsafe code lies in edge modules alone
-
 mod backend;
 pub mod chain;
 pub mod extent;

@@ -123,6 +123,7 @@ struct crossing {
 	u64 count;
 	u64 address[CROSSING_MAX];
 };
+
 static_assert(sizeof(struct crossing) == 4096);
 
 #define CROSSING_MAGIC 0x314f4946564f554cULL /* ASCII for 'LUOVFIO1' */
