@@ -44,6 +44,13 @@
 //! and before it calls [`FdStore::clear`] finds everything again at its next start. A later
 //! [`store`](FdStore::store) replaces an earlier one at once or not at all.
 //!
+//! # With other transports
+//!
+//! The manager passes what is in the store to a program that it starts, and to no other. A program
+//! that was reached by exec or spawn does not know what is there, and a file that is there already
+//! would be ignored under a new name, and so be missing later. So call [`FdStore::clear`] before
+//! such an update, and [`store`](FdStore::store) again after it.
+//!
 //! # What is in the store
 //!
 //! | name | what |
