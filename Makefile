@@ -40,6 +40,7 @@ test-hosted:
 # The first time, this fetches a toolchain and builds a kernel; see `luo lab --help`.
 test-lab:
 	$(CARGO) luo lab test
+	$(CARGO) luo lab soak --jumps 20
 
 # The shared crates promise the kernel's compiler, 1.85: clippy's incompatible_msrv lint knows what was
 # stable then, and the kernel's way of building them has neither std nor features.

@@ -32,6 +32,21 @@ const char *luo_disabled(void)
 	return disable ? disable : "";
 }
 
+/* For the shims of handlers. */
+bool luo_is_disabled(const char *name)
+{
+	const char *word = luo_disabled();
+	size_t length;
+
+	for (; *word; word += strspn(word, ", ")) {
+		length = strcspn(word, ", ");
+		if (length == strlen(name) && !strncmp(word, name, length))
+			return true;
+		word += length;
+	}
+	return false;
+}
+
 /* What Kconfig has switched on, from the Makefile. */
 const char *luo_switched_on(void)
 {

@@ -17,6 +17,7 @@ struct liveupdate_flb;
 
 /* luo_shim.c: what was linked in */
 const char *luo_disabled(void);
+bool luo_is_disabled(const char *name);
 const char *luo_switched_on(void);
 void luo_handlers_section(const void ***start, const void ***stop);
 void luo_subsystems_section(const void ***start, const void ***stop);
@@ -105,6 +106,7 @@ u32 luo_lineage_version(void);
 #define LUO_VFIO_HEADER_LENGTH 64
 #define LUO_VFIO_REGIONS_MAX 16
 #define LUO_VFIO_IRQS_MAX 8
+#define LUO_VFIO_RESET_METHODS 8
 
 struct luo_vfio_region {
 	u64 offset;
@@ -141,15 +143,32 @@ enum luo_vfio_kind {
 	LUO_VFIO_VIRTUAL_FUNCTION,
 };
 
+/* What is restored if the jump does not come. */
+struct luo_vfio_quiet {
+	u16 command;
+	u8 reset_methods[LUO_VFIO_RESET_METHODS];
+};
+
+/* Who has a device open; 0 and nothing if that is not known. */
+struct luo_vfio_owner {
+	int pid;
+	char name[16];
+};
+
+/* No address of a device. */
+#define LUO_VFIO_NOWHERE U64_MAX
+
 u8 luo_vfio_kind(struct file *file);
 void *luo_vfio_device(struct file *file, u32 *flags);
+u64 luo_vfio_address(void *device);
 int luo_vfio_pin(void *device);
 void luo_vfio_unpin(void *device);
-void luo_vfio_let_go(void *device);
-int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found, size_t size);
-int luo_vfio_quiesce(void *device, bool *was_master);
-void luo_vfio_resume(void *device, bool was_master);
-void *luo_vfio_find(u32 segment, u8 bus, u8 devfn);
+int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *found);
+int luo_vfio_quiesce(void *device, struct luo_vfio_quiet *quiet);
+void luo_vfio_resume(void *device, const struct luo_vfio_quiet *quiet);
+void *luo_vfio_find(u32 segment, u8 bus, u8 devfn, struct luo_vfio_owner *owner);
+void luo_vfio_lose(void *device);
+void luo_vfio_finish(void *device, u64 address);
 struct file *luo_vfio_open(void *device, u32 flags);
 
 #endif /* _LUO_SHIM_H */

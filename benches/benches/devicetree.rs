@@ -23,7 +23,8 @@ use luo_benches::handlers::{Stock, STOCK, STOCK_OPS};
 use luo_benches::{arrival, raise_file_limit, FILES};
 use luo_handler_api::{FileHandler, Host, Token};
 use luo_orchestrator::devicetree::{decode, encode, FileEntry, Tree};
-use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::outgoing::Outgoing;
 use luo_orchestrator::registry::Registry;
 
@@ -128,7 +129,7 @@ fn null_files(count: usize) -> impl Iterator<Item = OwnedFd> {
 }
 
 fn arrival_of(tree: &Tree) -> Arrival {
-    arrival(encode(tree).expect("a devicetree"), &Outgoing::default())
+    arrival(encode(tree).expect("a devicetree"))
 }
 
 /// Elements to count, and fewer samples of what takes long.

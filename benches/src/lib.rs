@@ -24,17 +24,13 @@
 
 pub mod handlers;
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek};
-use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
 
-use luo_handler_api::Errno;
 use luo_orchestrator::error::Error;
-use luo_orchestrator::incoming::{FileSource, Incoming};
-use luo_orchestrator::orchestrator::{Arrival, Handover, Orchestrator};
+use luo_orchestrator::handover::{Arrival, Handover};
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::outgoing::Outgoing;
+use luo_orchestrator::transport::loopback;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
 /// Numbers of files that the devicetree is measured with.
@@ -49,59 +45,22 @@ const OTHER_FILES: u64 = 64;
 ///
 /// If the set is not frozen, or files cannot be duplicated.
 pub fn carry_over(update: &Orchestrator) -> Arrival {
-    update
-        .handover(
-            |Handover {
-                 devicetree,
-                 outgoing,
-             }| { Ok::<_, Error>(arrival(devicetree, outgoing)) },
-        )
-        .expect("a frozen set")
+    let arrival = update.handover(|handover| Ok::<_, Error>(loopback::cross(&handover)));
+    arrival.expect("a frozen set").expect("as many files")
 }
 
-/// The arrival of `devicetree` and of what was kept: bytes by way of a memfd, files as duplicates.
+/// The arrival of `devicetree`, without any bytes or files.
 ///
 /// # Panics
 ///
-/// If files cannot be made or duplicated.
-pub fn arrival(devicetree: Vec<u8>, outgoing: &Outgoing) -> Arrival {
-    let mut memory = Vec::new();
-    let mut file = memfd("memory file");
-    outgoing.write_memory(&file).expect("a memory file");
-    file.rewind().expect("its beginning");
-    file.read_to_end(&mut memory).expect("its bytes");
-    let mut files = HashMap::new();
-    outgoing
-        .each_file(|handle, file| {
-            files.insert(handle, file.try_clone()?);
-            Ok::<_, io::Error>(())
-        })
-        .expect("as many files as are kept");
-    Arrival {
+/// If a file cannot be made.
+pub fn arrival(devicetree: Vec<u8>) -> Arrival {
+    let outgoing = &Outgoing::default();
+    let handover = Handover {
         devicetree,
-        incoming: Incoming::new(memory, Carried(Mutex::new(files))).expect("a memory file"),
-    }
-}
-
-/// Files that crossed.
-#[derive(Debug)]
-struct Carried(Mutex<HashMap<u64, OwnedFd>>);
-
-impl Carried {
-    fn remove(&self, handle: u64) -> Option<OwnedFd> {
-        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        files.remove(&handle)
-    }
-}
-
-impl FileSource for Carried {
-    fn take(&self, handle: u64) -> Result<OwnedFd, Errno> {
-        self.remove(handle).ok_or(Errno::ENOENT)
-    }
-
-    fn release(&self, handle: u64) {
-        drop(self.remove(handle));
-    }
+        outgoing,
+    };
+    loopback::cross(&handover).expect("a memory file")
 }
 
 /// An empty memfd that can be sealed.

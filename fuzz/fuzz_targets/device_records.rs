@@ -21,7 +21,7 @@ use luo_handler_api::{record, testing::FakeHost, Crossed, Errno, FileHandler, Ho
 use luo_handler_vfio::{
     description::Compared,
     imagined::{edu, Imagined},
-    Record, UserBackend, VfioHandler,
+    DeviceRecord, UserBackend, VfioHandler,
 };
 
 type Handler = VfioHandler<UserBackend<Imagined>>;
@@ -54,7 +54,7 @@ fn changed(truth: &[u8], choice: u8, input: &[u8]) -> Vec<u8> {
 }
 
 fn retrieve(host: Host<'_>, data: u64) -> Option<OwnedFd> {
-    let record = Record::read(host, data);
+    let record = DeviceRecord::read(host, data);
     let retrieved = handler().retrieve(data, host).map(OwnedFd::from);
     if retrieved.is_ok() {
         let record = record.expect("what was retrieved was read");

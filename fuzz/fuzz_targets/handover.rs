@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use luo_handler_memfd as _;
-use luo_orchestrator::incoming::{Incoming, NoFiles};
-use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::files::NoFiles;
+use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::incoming::Incoming;
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
 
 fuzz_target!(|input: &[u8]| {

@@ -4,8 +4,8 @@
 use luo_handler_api::{Errno, FileRef, Host, OwnedFile, Retrieved};
 
 use crate::{
-    description::{Compared, Description, Opened},
-    record::{Kept, Record},
+    description::{Address, Compared, Description, Opened},
+    record::{Crossing, DeviceRecord},
 };
 
 /// What a file is.
@@ -21,44 +21,44 @@ pub enum Kind {
     Container,
     /// A VFIO device that is not PCI, or a mediated one, or has a driver of its own or no IOMMU.
     Foreign,
-    /// A virtual function that cannot be kept here.
+    /// A virtual function that cannot be preserved here.
     VirtualFunction,
-    /// Nothing of VFIO.
+    /// Not a file of VFIO.
     Other,
 }
 
 impl Kind {
-    /// Why such a file is not kept.
+    /// Why such a file is not preserved.
     pub(crate) const fn objection(self) -> Option<(Errno, &'static str)> {
         let (errno, reason) = match self {
             Self::Device(_) => return None,
             Self::Unbound => (
                 Errno::EINVAL,
-                "a device that is not bound to an iommufd has no state to keep: bind it first",
+                "a device that is not bound to an iommufd has no state to preserve: bind it first",
             ),
             Self::Group => (
                 Errno::EOPNOTSUPP,
-                "a group is not kept: preserve the files of its devices",
+                "a group is not preserved: preserve the files of its devices",
             ),
             Self::Container => (
                 Errno::EOPNOTSUPP,
-                "a container is not kept, nor are its DMA mappings: preserve device files",
+                "a container is not preserved, nor are its DMA mappings: preserve device files",
             ),
             Self::Foreign => (
                 Errno::EOPNOTSUPP,
-                "only PCI devices behind an IOMMU that are bound to vfio-pci itself are kept",
+                "only PCI devices behind an IOMMU that are bound to vfio-pci itself are preserved",
             ),
             Self::VirtualFunction => (
                 Errno::EOPNOTSUPP,
                 "a virtual function goes with its physical function's driver, which does not cross",
             ),
-            Self::Other => (Errno::EOPNOTSUPP, "it is no file of VFIO"),
+            Self::Other => (Errno::EOPNOTSUPP, "it is not a file of VFIO"),
         };
         Some((errno, reason))
     }
 }
 
-/// The hands of the handler: all that touches devices and files.
+/// All that touches devices and files.
 ///
 /// The policy calls `pin` before anything else about a file, and ends with one `unpin`, or with the
 /// jump.
@@ -66,11 +66,11 @@ pub trait VfioBackend: Sync + 'static {
     /// What keeps a device from being removed, and what has to be remembered of it.
     type Pin: Send + 'static;
 
-    /// A device behind the jump, before its file is handed over.
+    /// A device after the jump, before its file is handed over.
     type Found;
 
-    /// Where the open file is while its record crosses.
-    fn kept(&self) -> Kept;
+    /// How the file crosses.
+    fn crossing(&self) -> Crossing;
 
     /// How much of a device has to be as it was.
     fn compared(&self) -> Compared;
@@ -78,46 +78,56 @@ pub trait VfioBackend: Sync + 'static {
     /// What `file` is. Cheap, without side effects.
     fn kind(&self, file: FileRef<'_>) -> Kind;
 
-    /// Under which identity a second offer of the same device is refused; `None` if `pin` does that.
-    fn file_id(&self, file: FileRef<'_>) -> Option<u64>;
-
-    /// Holds the device of `file`; yields the handle of the file where the host keeps it, else 0.
+    /// Where the device of `file` is. Cheap, without side effects.
     ///
     /// # Errors
     ///
-    /// `EBUSY` if it is held already, `ENODEV` if it is about to go.
+    /// Those of the system.
+    fn address(&self, file: FileRef<'_>) -> Result<Address, Errno>;
+
+    /// Under which identity a second offer of the same device is refused; `None` if `pin` does
+    /// that.
+    fn file_id(&self, file: FileRef<'_>) -> Option<u64>;
+
+    /// Holds the device of `file`; yields the handle of the file where the host holds it, else 0.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if it is held already, `ENODEV` if it is about to go, `ENOSPC` if too many are held.
     fn pin(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, Self::Pin), Errno>;
 
-    /// Lets it go again.
+    /// Releases it.
     fn unpin(&self, file: FileRef<'_>, handle: u64, pin: &mut Self::Pin, host: Host<'_>);
 
     /// The device as it is now.
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for more regions or interrupt indexes than a record has room for; those of the
-    /// system.
+    /// `EOPNOTSUPP` for more regions or interrupt indexes than a record has room for; `EBUSY` if it
+    /// is in low power, from which only its owner wakes it; those of the system.
     fn describe(&self, file: FileRef<'_>) -> Result<Description, Errno>;
 
-    /// Sees to it that the device does nothing by itself, where it has to stand still for the jump.
+    /// Stops the device, and whoever uses it, until [`resume`](Self::resume) or the jump, where it
+    /// has to stand still for that. It may not be described meanwhile.
     ///
     /// # Errors
     ///
-    /// `EINVAL` while interrupts are enabled; those of the system.
+    /// `EINVAL` while interrupts are enabled, `EBUSY` if it is in low power, `EAGAIN` while it is
+    /// reset, bound or unbound; those of the system.
     fn quiesce(&self, file: FileRef<'_>, pin: &mut Self::Pin) -> Result<(), Errno>;
 
-    /// Lets it do again what it did before.
+    /// Lets it and its users go on as if nothing had been.
     fn resume(&self, file: FileRef<'_>, pin: &mut Self::Pin);
 
     /// Finds the device that a record names. The record was checked, but the device may be any.
     ///
     /// # Errors
     ///
-    /// `ENODEV` if there is none that could be it, `EBUSY` if it is kept already, `ENOENT` if the host
-    /// has no such file. Says why.
-    fn find(&self, record: &Record, host: Host<'_>) -> Result<Self::Found, Errno>;
+    /// `ENODEV` if there is no device that could be it, `EBUSY` if it is held already or in use,
+    /// `ENOENT` if the host has no such file. Gives the reason.
+    fn find(&self, record: &DeviceRecord, host: Host<'_>) -> Result<Self::Found, Errno>;
 
-    /// What was found, as far as that is known before it is opened.
+    /// The device that was found, as far as it is known before it is opened.
     ///
     /// # Errors
     ///
@@ -129,9 +139,9 @@ pub trait VfioBackend: Sync + 'static {
     /// # Errors
     ///
     /// Those of the system.
-    fn open(&self, found: Self::Found, record: &Record) -> Result<OwnedFile, Errno>;
+    fn open(&self, found: Self::Found, record: &DeviceRecord) -> Result<OwnedFile, Errno>;
 
-    /// Releases whatever `open` held, and what the host keeps of a file that nobody took. There is no
-    /// record if it cannot be read, any more or at all.
-    fn finish(&self, record: Option<&Record>, retrieved: Retrieved<'_>, host: Host<'_>);
+    /// Releases what the file holds as one that crossed; if nobody retrieved it, all of it. There
+    /// is no record if it cannot be read, any more or at all.
+    fn finish(&self, record: Option<&DeviceRecord>, retrieved: Retrieved<'_>, host: Host<'_>);
 }

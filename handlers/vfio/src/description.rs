@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What is known of a device: where it is, what it is, how it was opened, and how two of these differ.
+//! What is known of a device: where it is, what it is, how it was opened, and how two of these
+//! differ.
 
 use core::{fmt, ops::Deref, str::FromStr};
 
@@ -12,18 +13,26 @@ pub const REGIONS_MAX: usize = 16;
 /// Interrupt indexes that a record has room for; VFIO has five.
 pub const IRQS_MAX: usize = 8;
 
-/// The region with the configuration space, `VFIO_PCI_CONFIG_REGION_INDEX`; those before it are the
-/// BARs and the ROM.
-const CONFIG_REGION: usize = 7;
+// Of include/uapi/linux/vfio.h, for which the kernel's Rust has no bindings; a test compares them.
+
+/// `VFIO_DEVICE_FLAGS_RESET`: it can be reset.
+pub const FLAGS_RESET: u32 = 1 << 0;
+
+/// `VFIO_DEVICE_FLAGS_PCI`.
+pub const FLAGS_PCI: u32 = 1 << 1;
 
 /// The ROM, `VFIO_PCI_ROM_REGION_INDEX`.
 const ROM_REGION: usize = 6;
 
+/// The region with the configuration space, `VFIO_PCI_CONFIG_REGION_INDEX`; those before it are the
+/// BARs and the ROM.
+pub(crate) const CONFIG_REGION: usize = 7;
+
 /// A PCI segment and a BDF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// Segment, which Linux calls domain; one of a host bridge that is not firmware's has more than 16
-    /// bits.
+    /// Segment, which Linux calls domain; one of a host bridge that is not firmware's has more than
+    /// 16 bits.
     pub segment: u32,
     /// Bus.
     pub bus: u8,
@@ -43,7 +52,7 @@ pub enum Opened {
     Group = 2,
 }
 
-/// A region, as `struct vfio_region_info` tells of it.
+/// A region, as `struct vfio_region_info` has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Region {
     /// Where it is in the file, in bytes.
@@ -54,7 +63,7 @@ pub struct Region {
     pub flags: u32,
 }
 
-/// An interrupt index, as `struct vfio_irq_info` tells of it.
+/// An interrupt index, as `struct vfio_irq_info` has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Irq {
     /// `VFIO_IRQ_INFO_*`.
@@ -81,7 +90,7 @@ pub struct Description {
     pub address: Address,
     /// How the file was opened.
     pub opened: Opened,
-    /// Access mode and status flags, as [`luo_handler_api::status`] keeps them.
+    /// Access mode and status flags, as [`luo_handler_api::status`] has them.
     pub status: u32,
     /// `VFIO_DEVICE_FLAGS_*`: among them whether it can be reset.
     pub flags: u32,
@@ -97,13 +106,14 @@ pub struct Description {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compared {
     /// What makes a device the same one: ids, class, revision, the kind of its header, sizes of its
-    /// BARs and its configuration space. All that a kernel knows of a device that nobody has opened.
+    /// BARs and its configuration space. All that a kernel knows of a device that nobody has
+    /// opened.
     Identity,
     /// All that does not change by itself.
     Everything,
 }
 
-/// The first thing in which two descriptions differ.
+/// The first field in which two descriptions differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Difference {
     field: Field,
@@ -170,7 +180,12 @@ impl Address {
         }
     }
 
-    /// As one number, for an identity.
+    /// The reverse of [`to_u64`](Self::to_u64).
+    pub const fn from_u64(number: u64) -> Self {
+        Self::new((number >> 16) as u32, (number >> 8) as u8, number as u8)
+    }
+
+    /// As one number.
     pub const fn to_u64(self) -> u64 {
         (self.segment as u64) << 16 | (self.bus as u64) << 8 | self.devfn() as u64
     }
@@ -188,23 +203,25 @@ impl fmt::Display for Address {
     }
 }
 
-/// The text is no address.
+/// The text is not an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoAddress;
+pub struct NotAnAddress;
 
 /// As sysfs writes it: `0000:00:04.0`.
 impl FromStr for Address {
-    type Err = NoAddress;
+    type Err = NotAnAddress;
 
-    fn from_str(text: &str) -> Result<Self, NoAddress> {
+    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
         let number = |digits: &str, most: u32| {
             let plain = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-            let number = u32::from_str_radix(digits, 16).map_err(|_| NoAddress)?;
-            (plain && number <= most).then_some(number).ok_or(NoAddress)
+            let number = u32::from_str_radix(digits, 16).map_err(|_| NotAnAddress)?;
+            (plain && number <= most)
+                .then_some(number)
+                .ok_or(NotAnAddress)
         };
-        let (segment, rest) = text.split_once(':').ok_or(NoAddress)?;
-        let (bus, rest) = rest.split_once(':').ok_or(NoAddress)?;
-        let (device, function) = rest.split_once('.').ok_or(NoAddress)?;
+        let (segment, rest) = text.split_once(':').ok_or(NotAnAddress)?;
+        let (bus, rest) = rest.split_once(':').ok_or(NotAnAddress)?;
+        let (device, function) = rest.split_once('.').ok_or(NotAnAddress)?;
         Ok(Self {
             segment: number(segment, u32::MAX)?,
             bus: number(bus, 0xff)? as u8,
@@ -289,7 +306,7 @@ impl Description {
         self.header_field(REVISION) as u8
     }
 
-    /// In what `now` is another device, or one that has changed.
+    /// The field in which `now` differs, if it is another device or has changed.
     pub fn difference(&self, now: &Self, compared: Compared) -> Option<Difference> {
         let everything = compared == Compared::Everything;
         let whole = || {
@@ -371,7 +388,7 @@ impl Description {
     }
 }
 
-/// The first that was something else than it is.
+/// The first field whose value has changed.
 fn first(fields: impl IntoIterator<Item = (Field, u64, u64)>) -> Option<Difference> {
     let mut fields = fields.into_iter();
     let (field, was, is) = fields.find(|(_, was, is)| was != is)?;
@@ -394,6 +411,15 @@ mod tests {
     use super::*;
     use crate::imagined::edu;
     use proptest::prelude::*;
+
+    #[test]
+    fn constants_are_those_of_the_header() {
+        use vfio_bindings::bindings::vfio;
+        assert_eq!(FLAGS_RESET, vfio::VFIO_DEVICE_FLAGS_RESET);
+        assert_eq!(FLAGS_PCI, vfio::VFIO_DEVICE_FLAGS_PCI);
+        assert_eq!(ROM_REGION, vfio::VFIO_PCI_ROM_REGION_INDEX as usize);
+        assert_eq!(CONFIG_REGION, vfio::VFIO_PCI_CONFIG_REGION_INDEX as usize);
+    }
 
     #[test]
     fn fields_are_where_the_specification_has_them() {
@@ -469,10 +495,11 @@ mod tests {
             let address = Address::new(segment, bus, devfn);
             prop_assert_eq!(address.to_string().parse(), Ok(address));
             prop_assert_eq!(address.devfn(), devfn);
+            prop_assert_eq!(Address::from_u64(address.to_u64()), address);
         }
 
         #[test]
-        fn no_text_reads_as_an_address_that_it_is_not(text in "[0-9a-fA-F:.+-]{0,16}|\\PC{0,16}") {
+        fn an_address_is_written_as_it_was_read(text in "[0-9a-fA-F:.+-]{0,16}|\\PC{0,16}") {
             if let Ok(address) = text.parse::<Address>() {
                 prop_assert_eq!(address.to_string().parse(), Ok(address));
             }
@@ -480,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn a_text_that_is_not_an_address_is_refused() {
         for text in [
             "",
             "0000:00:04",
@@ -490,7 +517,7 @@ mod tests {
             "+000:00:04.0",
             "a:b",
         ] {
-            assert_eq!(text.parse::<Address>(), Err(NoAddress), "{text}");
+            assert_eq!(text.parse::<Address>(), Err(NotAnAddress), "{text}");
         }
     }
 }

@@ -7,15 +7,15 @@ use luo_handler_api::{Errno, FileRef, Host, OwnedFile, Retrieved};
 
 use crate::{
     backend::{Kind, VfioBackend},
-    description::{Compared, Description, Opened},
+    description::{Address, Compared, Description, Opened},
     imagined::edu,
-    record::{Kept, Record},
+    record::{Crossing, DeviceRecord},
 };
 
-/// The hands of a handler that has one device.
+/// A backend that has one device.
 #[derive(Debug)]
 pub(crate) struct FakeBackend {
-    kept: Kept,
+    crossing: Crossing,
     compared: Compared,
     pub(crate) device: Mutex<FakeDevice>,
 }
@@ -25,27 +25,33 @@ pub(crate) struct FakeDevice {
     pub(crate) kind: Kind,
     pub(crate) description: Description,
     pub(crate) interrupts: bool,
+    /// Its owner has put it to sleep.
+    pub(crate) low_power: bool,
     pub(crate) is_missing: bool,
     /// Whether it stands still.
     pub(crate) quiet: bool,
     /// How many times it is held.
     pub(crate) pins: u32,
+    /// Whether only its file can be opened that crossed.
+    pub(crate) reserved: bool,
     /// How many files were made of it and not finished.
     pub(crate) opened: u32,
 }
 
 impl FakeBackend {
-    pub(crate) fn new(kept: Kept, compared: Compared) -> Self {
+    pub(crate) fn new(crossing: Crossing, compared: Compared) -> Self {
         Self {
-            kept,
+            crossing,
             compared,
             device: Mutex::new(FakeDevice {
                 kind: Kind::Device(Opened::Cdev),
                 description: edu(),
                 interrupts: false,
+                low_power: false,
                 is_missing: false,
                 quiet: false,
                 pins: 0,
+                reserved: true,
                 opened: 0,
             }),
         }
@@ -56,8 +62,8 @@ impl VfioBackend for FakeBackend {
     type Pin = ();
     type Found = Option<OwnedFile>;
 
-    fn kept(&self) -> Kept {
-        self.kept
+    fn crossing(&self) -> Crossing {
+        self.crossing
     }
 
     fn compared(&self) -> Compared {
@@ -68,14 +74,18 @@ impl VfioBackend for FakeBackend {
         self.device.lock().unwrap().kind
     }
 
+    fn address(&self, _: FileRef<'_>) -> Result<Address, Errno> {
+        Ok(self.device.lock().unwrap().description.address)
+    }
+
     fn file_id(&self, _: FileRef<'_>) -> Option<u64> {
         None
     }
 
     fn pin(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, ()), Errno> {
-        let handle = match self.kept {
-            Kept::File => host.preserve_file(file)?,
-            Kept::Anew => 0,
+        let handle = match self.crossing {
+            Crossing::OpenFile => host.preserve_file(file)?,
+            Crossing::Reopened => 0,
         };
         self.device.lock().unwrap().pins += 1;
         Ok((handle, ()))
@@ -87,7 +97,11 @@ impl VfioBackend for FakeBackend {
     }
 
     fn describe(&self, _: FileRef<'_>) -> Result<Description, Errno> {
-        Ok(self.device.lock().unwrap().description)
+        let device = self.device.lock().unwrap();
+        if device.low_power {
+            return Err(Errno::EBUSY);
+        }
+        Ok(device.description)
     }
 
     fn quiesce(&self, _: FileRef<'_>, (): &mut ()) -> Result<(), Errno> {
@@ -103,7 +117,7 @@ impl VfioBackend for FakeBackend {
         self.device.lock().unwrap().quiet = false;
     }
 
-    fn find(&self, record: &Record, host: Host<'_>) -> Result<Self::Found, Errno> {
+    fn find(&self, record: &DeviceRecord, host: Host<'_>) -> Result<Self::Found, Errno> {
         let device = self.device.lock().unwrap();
         if device.is_missing {
             return Err(Errno::ENODEV);
@@ -111,9 +125,9 @@ impl VfioBackend for FakeBackend {
         if device.opened > 0 {
             return Err(Errno::EBUSY);
         }
-        match self.kept {
-            Kept::File => host.take_file(record.file).map(Some),
-            Kept::Anew => Ok(None),
+        match self.crossing {
+            Crossing::OpenFile => host.take_file(record.file).map(Some),
+            Crossing::Reopened => Ok(None),
         }
     }
 
@@ -121,7 +135,7 @@ impl VfioBackend for FakeBackend {
         Ok(self.device.lock().unwrap().description)
     }
 
-    fn open(&self, found: Self::Found, _: &Record) -> Result<OwnedFile, Errno> {
+    fn open(&self, found: Self::Found, _: &DeviceRecord) -> Result<OwnedFile, Errno> {
         self.device.lock().unwrap().opened += 1;
         match found {
             Some(file) => Ok(file),
@@ -129,9 +143,11 @@ impl VfioBackend for FakeBackend {
         }
     }
 
-    fn finish(&self, record: Option<&Record>, retrieved: Retrieved<'_>, host: Host<'_>) {
+    fn finish(&self, record: Option<&DeviceRecord>, retrieved: Retrieved<'_>, host: Host<'_>) {
+        let mut device = self.device.lock().unwrap();
+        device.reserved = false;
         match retrieved.file() {
-            Some(_) => self.device.lock().unwrap().opened -= 1,
+            Some(_) => device.opened -= 1,
             None => host.release_file(record.map_or(0, |record| record.file)),
         }
     }

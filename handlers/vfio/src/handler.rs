@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The policy: what happens to a device file in each phase, whoever its host is.
 
+use core::mem::replace;
+
 use luo_handler_api::{
     Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
 };
 
 use crate::{
-    backend::VfioBackend,
-    description::{Address, Description},
-    record::Record,
+    backend::{Kind, VfioBackend},
+    description::Address,
+    record::DeviceRecord,
 };
 
-/// Keeps VFIO PCI device files alive across a live update, with the hands of `B`.
+const LOW_POWER: &str = "is in low power, and waking it is up to its owner: leave low power first";
+
+/// Keeps VFIO PCI device files alive across a live update, by means of `B`.
 #[derive(Debug)]
 pub struct VfioHandler<B>(pub B);
 
@@ -22,38 +26,42 @@ pub struct Private<P> {
     address: Address,
     /// Handle of the record: what prepare or the last freeze yielded.
     record: u64,
-    /// Handle of the file, where the host keeps it.
+    /// Handle of the file, where the host holds it.
     file: u64,
     /// What the backend holds.
     pin: P,
 }
 
 impl<B: VfioBackend> VfioHandler<B> {
-    fn describe(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Description, Errno> {
-        self.0.describe(file).map_err(|errno| {
+    /// Has the host preserve a record of the device as it is now.
+    fn preserve_record(
+        &self,
+        file: FileRef<'_>,
+        address: Address,
+        handle: u64,
+        host: Host<'_>,
+    ) -> Result<u64, Errno> {
+        let description = self.0.describe(file).map_err(|errno| {
             let why = match errno {
                 Errno::EOPNOTSUPP => "has more regions or interrupts than a record has room for",
-                _ => "does not say what it is",
+                Errno::EBUSY => LOW_POWER,
+                _ => "does not answer",
             };
-            host.refuse(errno, format_args!("the device {why}"))
-        })
-    }
-
-    /// Has the host keep a record of the device as it is now.
-    fn keep_record(&self, file: FileRef<'_>, handle: u64, host: Host<'_>) -> Result<u64, Errno> {
-        let record = Record {
-            description: self.describe(file, host)?,
-            kept: self.0.kept(),
+            host.refuse(errno, format_args!("{address} {why}"))
+        })?;
+        let record = DeviceRecord {
+            description,
+            crossing: self.0.crossing(),
             file: handle,
         };
-        record.keep(host)
+        record.preserve(host)
     }
 
     /// Reads a record that this host can do something with.
-    fn read_record(&self, data: u64, host: Host<'_>) -> Result<Record, Errno> {
-        let record = Record::read(host, data)
-            .map_err(|errno| host.refuse(errno, format_args!("record {data:#x} is unsound")))?;
-        if record.kept != self.0.kept() {
+    fn read_record(&self, data: u64, host: Host<'_>) -> Result<DeviceRecord, Errno> {
+        let record = DeviceRecord::read(host, data)
+            .map_err(|errno| host.refuse(errno, format_args!("record {data:#x} is malformed")))?;
+        if record.crossing != self.0.crossing() {
             return Err(host.refuse(
                 Errno::EOPNOTSUPP,
                 format_args!("the record comes from a host of another kind"),
@@ -68,9 +76,9 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
     const HOSTS: Hosts = Hosts::Both;
     type Private = Private<B::Pin>;
 
-    /// All files of VFIO, so that those that cannot be kept are refused with a reason.
+    /// All files of VFIO, so that those that cannot be preserved are refused with a reason.
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
-        self.0.kind(file) != crate::Kind::Other
+        self.0.kind(file) != Kind::Other
     }
 
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
@@ -79,22 +87,29 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
 
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for a file of VFIO that is no PCI device or cannot be kept, `EINVAL` for a device
-    /// that is not bound to an iommufd, `EBUSY` if another file of the device is kept already.
+    /// `EOPNOTSUPP` for a file of VFIO that is not a PCI device's or cannot be preserved, `EINVAL`
+    /// for a device that is not bound to an iommufd, `EBUSY` if another file of the device is
+    /// preserved already or the device is in low power.
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno> {
         if let Some((errno, reason)) = self.0.kind(file).objection() {
             return Err(host.refuse(errno, format_args!("{reason}")));
         }
-        let address = self.describe(file, host)?.address;
+        let address = self.0.address(file).map_err(|errno| {
+            host.refuse(
+                errno,
+                format_args!("the device has no address on a PCI bus"),
+            )
+        })?;
         let (handle, mut pin) = self.0.pin(file, host).map_err(|errno| {
             let why = match errno {
-                Errno::EBUSY => "is kept already",
-                Errno::ENODEV => "is on its way out",
+                Errno::EBUSY => "is preserved already",
+                Errno::ENODEV => "is about to be unbound",
+                Errno::ENOSPC => "is one too many: the list of devices is full",
                 _ => "cannot be held",
             };
             host.refuse(errno, format_args!("{address} {why}"))
         })?;
-        let record = self.keep_record(file, handle, host);
+        let record = self.preserve_record(file, address, handle, host);
         let record = record.inspect_err(|_| self.0.unpin(file, handle, &mut pin, host))?;
         Ok(Prepared {
             data: record,
@@ -107,26 +122,28 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         })
     }
 
-    /// The device stands still from here on, and is recorded as it is then.
+    /// The device is recorded as it is now, and stands still from here on.
     ///
     /// # Errors
     ///
-    /// `EINVAL` while interrupts are enabled, where that matters.
+    /// Where it has to stand still: `EINVAL` while interrupts are enabled, `EBUSY` in low power,
+    /// `EAGAIN` while it is reset, bound or unbound.
     fn freeze(&self, prepared: Preserved<'_, Self::Private>) -> Result<u64, Errno> {
         let (file, host) = (prepared.file, prepared.host);
         let private = prepared.private;
+        let address = private.address;
+        let record = self.preserve_record(file, address, private.file, host)?;
         self.0.quiesce(file, &mut private.pin).map_err(|errno| {
-            let address = private.address;
+            host.release_bytes(record);
             let why = match errno {
                 Errno::EINVAL => "has interrupts enabled: disable them first",
-                _ => "cannot be made to stand still",
+                Errno::EBUSY => LOW_POWER,
+                Errno::EAGAIN => "is being reset, bound or unbound",
+                _ => "cannot be stopped",
             };
             host.refuse(errno, format_args!("{address} {why}"))
         })?;
-        let record = self.keep_record(file, private.file, host);
-        let record = record.inspect_err(|_| self.0.resume(file, &mut private.pin))?;
-        host.release_bytes(private.record);
-        private.record = record;
+        host.release_bytes(replace(&mut private.record, record));
         Ok(record)
     }
 
@@ -143,8 +160,8 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
 
     /// # Errors
     ///
-    /// As [`Record`] lists them; `EOPNOTSUPP` for a record of a host of another kind; `ENODEV` if the
-    /// device is missing, is another one, or has changed.
+    /// As [`DeviceRecord`] lists them; `EOPNOTSUPP` for a record of a host of another kind;
+    /// `ENODEV` if the device is missing, is another one, or has changed.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let record = self.read_record(data, host)?;
         let found = self.0.find(&record, host)?;
@@ -152,7 +169,7 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         let address = was.address;
         let refuse = |errno, why| host.refuse(errno, format_args!("{address} {why}"));
         let now = self.0.describe_found(&found);
-        let now = now.map_err(|errno| refuse(errno, "does not say what it is"))?;
+        let now = now.map_err(|errno| refuse(errno, "does not answer"))?;
         if let Some(difference) = was.difference(&now, self.0.compared()) {
             return Err(host.refuse(
                 Errno::ENODEV,
@@ -163,16 +180,11 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         opened.map_err(|errno| refuse(errno, "cannot be opened"))
     }
 
-    /// Not before somebody asked for the device: a set that is finished without it gives it up.
-    fn can_finish(&self, file: Crossed<'_>) -> bool {
-        file.retrieved.was_asked()
-    }
-
-    /// Of a record that cannot be read only the record itself is released: what it names might be
-    /// anybody's.
+    /// Of a record that cannot be read only the record itself is released: the device that it names
+    /// may be somebody else's.
     fn finish(&self, file: Crossed<'_>) {
-        let record = Record::read_any(file.host, file.data).ok();
-        let record = record.filter(|record| record.kept == self.0.kept());
+        let record = DeviceRecord::read_any(file.host, file.data).ok();
+        let record = record.filter(|record| record.crossing == self.0.crossing());
         self.0.finish(record.as_ref(), file.retrieved, file.host);
         file.host.release_bytes(file.data);
     }
@@ -182,11 +194,10 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
 mod tests {
     use super::*;
     use crate::{
-        backend::Kind,
-        description::{Compared, Opened},
+        description::{Compared, Description, Opened},
         fake::{FakeBackend, FakeDevice},
         imagined::edu,
-        record::Kept,
+        record::Crossing,
     };
     use luo_handler_api::{testing::Rehearsal, Retrieved};
     use std::{ops::Deref, os::fd::AsFd, sync::MutexGuard};
@@ -203,8 +214,8 @@ mod tests {
     }
 
     impl Bench {
-        fn new(kept: Kept, compared: Compared) -> Self {
-            let backend = FakeBackend::new(kept, compared);
+        fn new(crossing: Crossing, compared: Compared) -> Self {
+            let backend = FakeBackend::new(crossing, compared);
             Self(Rehearsal::with_any_file(VfioHandler(backend)))
         }
 
@@ -212,47 +223,48 @@ mod tests {
             self.handler.0.device.lock().unwrap()
         }
 
-        fn assert_nothing_is_kept(&self) {
+        fn assert_nothing_is_held(&self) {
             assert!(self.host.is_empty());
             assert_eq!(self.device().pins, 0);
         }
     }
 
-    const BOTH: [(Kept, Compared); 2] = [
-        (Kept::File, Compared::Everything),
-        (Kept::Anew, Compared::Identity),
+    const BOTH: [(Crossing, Compared); 2] = [
+        (Crossing::OpenFile, Compared::Everything),
+        (Crossing::Reopened, Compared::Identity),
     ];
 
     #[test]
-    fn a_device_crosses_and_is_finished_only_when_it_was_asked_for() {
-        for (kept, compared) in BOTH {
-            let bench = Bench::new(kept, compared);
+    fn a_device_crosses() {
+        for (crossing, compared) in BOTH {
+            let bench = Bench::new(crossing, compared);
             let data = bench.frozen();
-            assert!(!bench.can_finish(data, Retrieved::NotAsked));
             let file = bench.retrieve(data).unwrap();
-            let retrieved = Retrieved::File(file.as_fd().into());
-            assert!(bench.can_finish(data, retrieved));
-            bench.finish(data, retrieved);
+            bench.finish(data, Retrieved::File(file.as_fd().into()));
             assert!(bench.host.is_empty());
             assert_eq!(bench.device().opened, 0);
         }
     }
 
     #[test]
-    fn a_failed_retrieve_does_not_keep_a_set_from_its_end() {
-        let bench = Bench::new(Kept::File, Compared::Everything);
-        let data = bench.frozen();
-        let failed = Retrieved::Failed(Errno::ENODEV);
-        assert!(bench.can_finish(data, failed));
-        bench.finish(data, failed);
-        assert!(bench.host.is_empty());
+    fn a_device_that_was_not_retrieved_is_released_by_finish() {
+        for (crossing, compared) in BOTH {
+            for retrieved in [Retrieved::NotAsked, Retrieved::Failed(Errno::ENODEV)] {
+                let bench = Bench::new(crossing, compared);
+                let data = bench.frozen();
+                assert!(bench.can_finish(data, retrieved));
+                bench.finish(data, retrieved);
+                assert!(bench.host.is_empty());
+                assert!(!bench.device().reserved);
+            }
+        }
     }
 
     #[test]
     fn cancel_leaves_nothing() {
-        for (kept, compared) in BOTH {
+        for (crossing, compared) in BOTH {
             for frozen in [false, true] {
-                let bench = Bench::new(kept, compared);
+                let bench = Bench::new(crossing, compared);
                 let mut file = bench.prepare().unwrap();
                 assert_eq!(bench.device().pins, 1);
                 if frozen {
@@ -262,7 +274,7 @@ mod tests {
                 }
                 assert!(!bench.device().quiet);
                 bench.cancel(file);
-                bench.assert_nothing_is_kept();
+                bench.assert_nothing_is_held();
             }
         }
     }
@@ -270,12 +282,12 @@ mod tests {
     #[test]
     fn a_call_that_fails_leaves_what_was() {
         for call in 0..2 {
-            let bench = Bench::new(Kept::File, Compared::Everything);
+            let bench = Bench::new(Crossing::OpenFile, Compared::Everything);
             bench.host.fail_at(call);
             assert_eq!(bench.prepare().unwrap_err(), Errno::ENOSPC);
-            bench.assert_nothing_is_kept();
+            bench.assert_nothing_is_held();
         }
-        let bench = Bench::new(Kept::File, Compared::Everything);
+        let bench = Bench::new(Crossing::OpenFile, Compared::Everything);
         let mut file = bench.prepare().unwrap();
         bench.host.fail_at(0);
         assert_eq!(bench.freeze(&mut file), Err(Errno::ENOSPC));
@@ -283,24 +295,39 @@ mod tests {
         bench.freeze(&mut file).unwrap();
         bench.unfreeze(&mut file);
         bench.cancel(file);
-        bench.assert_nothing_is_kept();
+        bench.assert_nothing_is_held();
     }
 
     #[test]
     fn a_device_with_interrupts_does_not_freeze() {
-        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let bench = Bench::new(Crossing::Reopened, Compared::Identity);
         let mut file = bench.prepare().unwrap();
         bench.device().interrupts = true;
         assert_eq!(bench.freeze(&mut file), Err(Errno::EINVAL));
         assert!(bench.host.reason().contains("0000:00:04.0"));
         assert!(!bench.device().quiet);
+        assert_eq!(bench.host.all_bytes().len(), 1, "the record of prepare");
         bench.device().interrupts = false;
         bench.freeze(&mut file).unwrap();
     }
 
     #[test]
+    fn a_device_in_low_power_is_neither_prepared_nor_frozen() {
+        let bench = Bench::new(Crossing::Reopened, Compared::Identity);
+        bench.device().low_power = true;
+        assert_eq!(bench.prepare().unwrap_err(), Errno::EBUSY);
+        assert!(bench.host.reason().contains("low power"));
+        bench.assert_nothing_is_held();
+        bench.device().low_power = false;
+        let mut file = bench.prepare().unwrap();
+        bench.device().low_power = true;
+        assert_eq!(bench.freeze(&mut file), Err(Errno::EBUSY));
+        assert!(!bench.device().quiet);
+    }
+
+    #[test]
     fn freeze_records_what_changed_since_prepare() {
-        let bench = Bench::new(Kept::File, Compared::Everything);
+        let bench = Bench::new(Crossing::OpenFile, Compared::Everything);
         let mut file = bench.prepare().unwrap();
         bench.device().description.header[0x10] ^= 1;
         bench.freeze(&mut file).unwrap();
@@ -308,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_kept_is_refused_with_a_reason() {
+    fn a_file_that_cannot_be_preserved_is_refused_with_a_reason() {
         for (kind, errno, part) in [
             (Kind::Unbound, Errno::EINVAL, "iommufd"),
             (Kind::Group, Errno::EOPNOTSUPP, "group"),
@@ -316,14 +343,14 @@ mod tests {
             (Kind::Foreign, Errno::EOPNOTSUPP, "vfio-pci"),
             (Kind::VirtualFunction, Errno::EOPNOTSUPP, "virtual function"),
         ] {
-            let bench = Bench::new(Kept::Anew, Compared::Identity);
+            let bench = Bench::new(Crossing::Reopened, Compared::Identity);
             bench.device().kind = kind;
             assert!(bench.handler.can_preserve(bench.file()));
             assert_eq!(bench.prepare().unwrap_err(), errno);
             assert!(bench.host.reason().contains(part), "{kind:?}");
-            bench.assert_nothing_is_kept();
+            bench.assert_nothing_is_held();
         }
-        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let bench = Bench::new(Crossing::Reopened, Compared::Identity);
         bench.device().kind = Kind::Other;
         assert!(!bench.handler.can_preserve(bench.file()));
     }
@@ -337,9 +364,9 @@ mod tests {
             (|d| d.header[0x2e] += 1, "subsystem id"),
             (|d| d.header[9] = 1, "class code"),
         ];
-        for (kept, compared) in BOTH {
+        for (crossing, compared) in BOTH {
             for (change, field) in changes {
-                let bench = Bench::new(kept, compared);
+                let bench = Bench::new(crossing, compared);
                 let data = bench.frozen();
                 change(&mut bench.device().description);
                 assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
@@ -353,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_device_that_went_away_is_an_error() {
-        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let bench = Bench::new(Crossing::Reopened, Compared::Identity);
         let data = bench.frozen();
         bench.device().is_missing = true;
         assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENODEV);
@@ -361,7 +388,7 @@ mod tests {
 
     #[test]
     fn two_records_of_one_device_open_it_once() {
-        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let bench = Bench::new(Crossing::Reopened, Compared::Identity);
         let data = bench.frozen();
         let forged = bench.host.lend().preserve_bytes(&bench.host.bytes(data));
         bench.retrieve(data).unwrap();
@@ -370,7 +397,7 @@ mod tests {
 
     #[test]
     fn one_record_under_two_tokens_leaves_the_device_free() {
-        let bench = Bench::new(Kept::Anew, Compared::Identity);
+        let bench = Bench::new(Crossing::Reopened, Compared::Identity);
         let data = bench.frozen();
         let file = bench.retrieve(data).unwrap();
         assert_eq!(bench.retrieve(data).unwrap_err(), Errno::EBUSY);
@@ -382,9 +409,9 @@ mod tests {
 
     #[test]
     fn a_record_of_another_host_is_refused() {
-        let there = Bench::new(Kept::File, Compared::Everything);
+        let there = Bench::new(Crossing::OpenFile, Compared::Everything);
         let data = there.frozen();
-        let here = Bench::new(Kept::Anew, Compared::Identity);
+        let here = Bench::new(Crossing::Reopened, Compared::Identity);
         let foreign = here
             .host
             .lend()
@@ -398,9 +425,9 @@ mod tests {
     #[test]
     fn the_way_of_opening_is_recorded() {
         for opened in [Opened::Cdev, Opened::Group] {
-            let bench = Bench::new(Kept::Anew, Compared::Identity);
+            let bench = Bench::new(Crossing::Reopened, Compared::Identity);
             bench.device().description.opened = opened;
-            let record = Record::read(bench.host.lend(), bench.frozen()).unwrap();
+            let record = DeviceRecord::read(bench.host.lend(), bench.frozen()).unwrap();
             let expected = Description { opened, ..edu() };
             assert_eq!(record.description, expected);
         }

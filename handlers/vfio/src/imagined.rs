@@ -13,9 +13,10 @@ use rustix::fs::OFlags;
 
 use crate::{
     backend::Kind,
-    description::{Address, Description, Irq, List, Opened, Region},
+    description::{
+        Address, Description, Irq, List, Opened, Region, CONFIG_REGION, FLAGS_PCI, FLAGS_RESET,
+    },
     ioctls::{DeviceInfo, VfioFiles},
-    record::{FLAGS_PCI, FLAGS_RESET},
 };
 
 /// The educational device of QEMU, as vfio-pci describes it.
@@ -51,7 +52,7 @@ pub fn edu() -> Description {
     }
 }
 
-/// A device that answers as it is described, until it is taken away.
+/// A device that answers as it is described, until it is removed.
 #[derive(Debug)]
 pub struct Imagined(Mutex<Option<Description>>);
 
@@ -106,11 +107,11 @@ impl VfioFiles for Imagined {
         })
     }
 
-    /// As vfio-pci: a region of no size behind the configuration space is none.
+    /// As vfio-pci: a region of no size after the configuration space does not exist.
     fn region_info(&self, _: BorrowedFd<'_>, index: u32) -> Result<Region, Errno> {
         self.ask(|device| {
             let region = device.regions.get(index as usize).copied();
-            region.filter(|region| index < 8 || region.size > 0)
+            region.filter(|region| index as usize <= CONFIG_REGION || region.size > 0)
         })
     }
 
@@ -121,7 +122,7 @@ impl VfioFiles for Imagined {
     /// Only of the header.
     fn read(&self, _: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
         self.ask(|device| {
-            let config = device.regions.get(7)?.offset;
+            let config = device.regions.get(CONFIG_REGION)?.offset;
             let start = usize::try_from(offset.checked_sub(config)?).ok()?;
             let bytes = device.header.get(start..start.checked_add(buffer.len())?)?;
             buffer.copy_from_slice(bytes);

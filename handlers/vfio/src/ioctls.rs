@@ -2,8 +2,8 @@
 //! The seam between this crate and the system: what a process can ask of a file of VFIO.
 //!
 //! [`System`] asks the kernel. Whoever has no device, for a test, or has one elsewhere, implements
-//! [`VfioFiles`] and gives it to [`UserBackend`](crate::UserBackend); all that is built on the answers
-//! stays the same.
+//! [`VfioFiles`] and gives it to [`UserBackend`](crate::UserBackend); all that is built on the
+//! answers stays the same.
 
 use std::{
     fs, io,
@@ -15,18 +15,15 @@ use luo_handler_api::Errno;
 use rustix::{
     fs::{fcntl_getfl, fstat, major, minor, FileType, OFlags},
     io::pread,
-    ioctl::{ioctl, opcode, Opcode, Updater},
-};
-use vfio_bindings::bindings::vfio::{
-    vfio_device_info, vfio_irq_info, vfio_region_info, VFIO_BASE, VFIO_TYPE,
 };
 
 use crate::{
     backend::Kind,
-    description::{Address, Irq, Opened, Region},
+    description::{Address, Irq, Opened, Region, FLAGS_PCI},
+    sys,
 };
 
-/// What `VFIO_DEVICE_GET_INFO` tells.
+/// What `VFIO_DEVICE_GET_INFO` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// `VFIO_DEVICE_FLAGS_*`.
@@ -45,7 +42,7 @@ pub trait VfioFiles: Sync + 'static {
     /// Where the device of a file is.
     fn address(&self, file: BorrowedFd<'_>) -> Result<Address, Errno>;
 
-    /// Its flags, as `F_GETFL` tells them.
+    /// Its flags, as `F_GETFL` returns them.
     fn flags(&self, file: BorrowedFd<'_>) -> Result<OFlags, Errno>;
 
     /// `VFIO_DEVICE_GET_INFO`.
@@ -65,28 +62,6 @@ pub trait VfioFiles: Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub struct System;
 
-const fn request(number: u32) -> Opcode {
-    opcode::none(VFIO_TYPE, (VFIO_BASE + number) as u8)
-}
-
-const DEVICE_GET_INFO: Opcode = request(7);
-const DEVICE_GET_REGION_INFO: Opcode = request(8);
-const DEVICE_GET_IRQ_INFO: Opcode = request(9);
-
-/// Makes a request that reads and writes `argument`.
-///
-/// # Safety
-///
-/// `T` is the struct that `REQUEST` takes, and its `argsz` is its size.
-unsafe fn ask<const REQUEST: Opcode, T>(
-    file: BorrowedFd<'_>,
-    argument: &mut T,
-) -> Result<(), Errno> {
-    // SAFETY: the caller says so.
-    let asked = unsafe { ioctl(file, Updater::<REQUEST, T>::new(argument)) };
-    asked.map_err(errno)
-}
-
 fn errno(error: rustix::io::Errno) -> Errno {
     io::Error::from(error).into()
 }
@@ -99,7 +74,7 @@ impl VfioFiles for System {
         };
         match self.device_info(file) {
             Err(Errno::EINVAL) if opened == Opened::Cdev => Kind::Unbound,
-            Ok(info) if info.flags & crate::record::FLAGS_PCI != 0 => match self.address(file) {
+            Ok(info) if info.flags & FLAGS_PCI != 0 => match self.address(file) {
                 Ok(_) => Kind::Device(opened),
                 Err(_) => Kind::Foreign,
             },
@@ -123,12 +98,7 @@ impl VfioFiles for System {
     }
 
     fn device_info(&self, file: BorrowedFd<'_>) -> Result<DeviceInfo, Errno> {
-        let mut info = vfio_device_info {
-            argsz: size_of::<vfio_device_info>() as u32,
-            ..Default::default()
-        };
-        // SAFETY: it is the struct of this request.
-        unsafe { ask::<DEVICE_GET_INFO, _>(file, &mut info)? };
+        let info = sys::device_info(file).map_err(errno)?;
         Ok(DeviceInfo {
             flags: info.flags,
             regions: info.num_regions,
@@ -137,13 +107,7 @@ impl VfioFiles for System {
     }
 
     fn region_info(&self, file: BorrowedFd<'_>, index: u32) -> Result<Region, Errno> {
-        let mut info = vfio_region_info {
-            argsz: size_of::<vfio_region_info>() as u32,
-            index,
-            ..Default::default()
-        };
-        // SAFETY: it is the struct of this request.
-        unsafe { ask::<DEVICE_GET_REGION_INFO, _>(file, &mut info)? };
+        let info = sys::region_info(file, index).map_err(errno)?;
         Ok(Region {
             offset: info.offset,
             size: info.size,
@@ -152,13 +116,7 @@ impl VfioFiles for System {
     }
 
     fn irq_info(&self, file: BorrowedFd<'_>, index: u32) -> Result<Irq, Errno> {
-        let mut info = vfio_irq_info {
-            argsz: size_of::<vfio_irq_info>() as u32,
-            index,
-            ..Default::default()
-        };
-        // SAFETY: it is the struct of this request.
-        unsafe { ask::<DEVICE_GET_IRQ_INFO, _>(file, &mut info)? };
+        let info = sys::irq_info(file, index).map_err(errno)?;
         Ok(Irq {
             flags: info.flags,
             count: info.count,
@@ -174,7 +132,7 @@ impl VfioFiles for System {
     }
 }
 
-/// What a file is by its looks: nobody is asked who might not know VFIO's requests.
+/// What a file is, without an ioctl that a file of another type might take for one of its own.
 fn kind_of_file(file: BorrowedFd<'_>) -> Kind {
     let Ok(stat) = fstat(file) else {
         return Kind::Other;
@@ -208,7 +166,7 @@ fn char_device(file: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
     Ok(format!("/sys/dev/char/{major}:{minor}").into())
 }
 
-/// What the kernel says itself of a device's place, since 6.18.
+/// The device's place as the kernel reports it, since 6.18.
 fn syspath(file: BorrowedFd<'_>) -> Option<PathBuf> {
     let path = format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd());
     let info = fs::read_to_string(path).ok()?;
@@ -222,7 +180,7 @@ mod tests {
     use std::{fs::File, os::fd::AsFd};
 
     #[test]
-    fn what_is_no_file_of_vfio_is_not_asked() {
+    fn a_file_that_is_not_of_vfio_is_not_asked() {
         let directory = File::open("/").unwrap();
         let null = File::open("/dev/null").unwrap();
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
@@ -231,12 +189,5 @@ mod tests {
         }
         assert!(System.device_info(null.as_fd()).is_err());
         assert_eq!(System.address(null.as_fd()), Err(Errno::ENOENT));
-    }
-
-    #[test]
-    fn requests_are_those_of_the_header() {
-        assert_eq!(DEVICE_GET_INFO, 0x3b6b);
-        assert_eq!(DEVICE_GET_REGION_INFO, 0x3b6c);
-        assert_eq!(DEVICE_GET_IRQ_INFO, 0x3b6d);
     }
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The hands of the handler in the kernel: devices are found again by segment and BDF, and opened anew.
+//! The backend in the kernel: devices are found again by segment and BDF, and opened again.
+
+#![allow(unsafe_code)]
 
 use core::{ffi::c_void, ptr::NonNull};
 
@@ -9,7 +11,7 @@ use crate::{
     backend::{Kind, VfioBackend},
     description::{Address, Compared, Description, Irq, List, Opened, Region},
     handler::VfioHandler,
-    record::{Kept, Record},
+    record::{Crossing, DeviceRecord},
 };
 
 register_handler!(
@@ -21,53 +23,69 @@ register_handler!(
 #[derive(Clone, Copy, Debug)]
 pub struct KernelBackend;
 
-/// A device that cannot be unbound from vfio-pci and is kept nowhere else; given back when dropped, and
-/// running as before.
+/// A prepared device: it cannot be unbound from vfio-pci, and is prepared once.
 ///
 /// # Invariants
 ///
-/// `luo_vfio_pin` or `luo_vfio_find` answered with it, and nobody has unpinned it. If `was_master` is
-/// some, `luo_vfio_quiesce` said so and nobody has resumed it.
+/// `luo_vfio_pin` took `device`, and nobody has unpinned it. If `quiet` is some, `luo_vfio_quiesce`
+/// filled it, and nobody has resumed the device since.
 #[derive(Debug)]
-pub struct Held {
+pub struct Pinned {
     device: NonNull<c_void>,
-    was_master: Option<bool>,
+    quiet: Option<shim::Quiet>,
 }
 
-// SAFETY: the device is no thread's: whatever is done to it is done under the locks of VFIO.
-unsafe impl Send for Held {}
+// SAFETY: the device belongs to no thread: whatever is done to it is done under the locks of VFIO.
+// What quiesce locks is unlocked by the thread that froze, for mainline unfreezes in the call that
+// froze.
+unsafe impl Send for Pinned {}
 
-impl Held {
+impl Pinned {
     fn resume(&mut self) {
-        if let Some(was_master) = self.was_master.take() {
-            // SAFETY: by the invariant it is pinned and quiet.
-            unsafe { shim::luo_vfio_resume(self.device.as_ptr(), was_master) };
+        if let Some(quiet) = self.quiet.take() {
+            // SAFETY: by the invariant the device is pinned, and quiet since it filled `quiet`.
+            unsafe { shim::luo_vfio_resume(self.device.as_ptr(), &quiet) };
         }
     }
 }
 
-impl Drop for Held {
+impl Drop for Pinned {
     fn drop(&mut self) {
         self.resume();
-        // SAFETY: by the invariant it is pinned.
+        // SAFETY: by the invariant the device is pinned; the value that said so ends here.
         unsafe { shim::luo_vfio_unpin(self.device.as_ptr()) };
+    }
+}
+
+/// A device that was found after the kexec, and that nobody else can open.
+///
+/// # Invariants
+///
+/// `luo_vfio_find` returned it, and it was neither opened nor lost.
+#[derive(Debug)]
+pub struct Found(NonNull<c_void>);
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant the device is held; the value that said so ends here.
+        unsafe { shim::luo_vfio_lose(self.0.as_ptr()) };
     }
 }
 
 /// The device of a file, which holds it, and the file's flags.
 fn device_of(file: FileRef<'_>) -> Result<(NonNull<c_void>, u32), Errno> {
     let mut flags = 0;
-    // SAFETY: the file is open, and `flags` is ours.
+    // SAFETY: a `FileRef` is an open file, and `flags` is ours.
     let device = unsafe { shim::luo_vfio_device(file.as_ptr(), &mut flags) };
     Ok((NonNull::new(device).ok_or(Errno::ENODEV)?, flags))
 }
 
 impl VfioBackend for KernelBackend {
-    type Pin = Option<Held>;
-    type Found = Held;
+    type Pin = Option<Pinned>;
+    type Found = Found;
 
-    fn kept(&self) -> Kept {
-        Kept::Anew
+    fn crossing(&self) -> Crossing {
+        Crossing::Reopened
     }
 
     fn compared(&self) -> Compared {
@@ -75,7 +93,7 @@ impl VfioBackend for KernelBackend {
     }
 
     fn kind(&self, file: FileRef<'_>) -> Kind {
-        // SAFETY: the file is open.
+        // SAFETY: a `FileRef` is an open file.
         match unsafe { shim::luo_vfio_kind(file.as_ptr()) } {
             shim::DEVICE => Kind::Device(Opened::Cdev),
             shim::DEVICE_OF_GROUP => Kind::Device(Opened::Group),
@@ -88,19 +106,27 @@ impl VfioBackend for KernelBackend {
         }
     }
 
+    fn address(&self, file: FileRef<'_>) -> Result<Address, Errno> {
+        let (device, _) = device_of(file)?;
+        // SAFETY: the file is open during this call, and holds its device.
+        Ok(Address::from_u64(unsafe {
+            shim::luo_vfio_address(device.as_ptr())
+        }))
+    }
+
     fn file_id(&self, _: FileRef<'_>) -> Option<u64> {
         None
     }
 
-    fn pin(&self, file: FileRef<'_>, _: Host<'_>) -> Result<(u64, Option<Held>), Errno> {
+    fn pin(&self, file: FileRef<'_>, _: Host<'_>) -> Result<(u64, Option<Pinned>), Errno> {
         let (device, _) = device_of(file)?;
-        // SAFETY: the file holds the device.
+        // SAFETY: the file is open during this call, and holds its device.
         Errno::check(unsafe { shim::luo_vfio_pin(device.as_ptr()) })?;
-        let was_master = None;
-        Ok((0, Some(Held { device, was_master })))
+        let quiet = None;
+        Ok((0, Some(Pinned { device, quiet })))
     }
 
-    fn unpin(&self, _: FileRef<'_>, _: u64, pin: &mut Option<Held>, _: Host<'_>) {
+    fn unpin(&self, _: FileRef<'_>, _: u64, pin: &mut Option<Pinned>, _: Host<'_>) {
         *pin = None;
     }
 
@@ -109,7 +135,7 @@ impl VfioBackend for KernelBackend {
             return Err(Errno::ENODEV);
         };
         let (device, flags) = device_of(file)?;
-        // SAFETY: the file holds the device, which is open.
+        // SAFETY: the file is open during this call, and by its kind its device is as well.
         let description = unsafe { describe(device, true) }?;
         Ok(Description {
             opened,
@@ -118,75 +144,91 @@ impl VfioBackend for KernelBackend {
         })
     }
 
-    fn quiesce(&self, _: FileRef<'_>, pin: &mut Option<Held>) -> Result<(), Errno> {
-        let held = pin.as_mut().ok_or(Errno::ENODEV)?;
-        let mut was_master = false;
-        // SAFETY: by the invariant it is pinned, and `was_master` is ours.
-        let quiet = unsafe { shim::luo_vfio_quiesce(held.device.as_ptr(), &mut was_master) };
-        Errno::check(quiet)?;
-        held.was_master = Some(was_master);
+    fn quiesce(&self, _: FileRef<'_>, pin: &mut Option<Pinned>) -> Result<(), Errno> {
+        let pinned = pin.as_mut().ok_or(Errno::ENODEV)?;
+        if pinned.quiet.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        let mut quiet = shim::Quiet::default();
+        // SAFETY: by the invariant of `Pinned` the device is pinned and not quiet; `quiet` is ours.
+        Errno::check(unsafe { shim::luo_vfio_quiesce(pinned.device.as_ptr(), &mut quiet) })?;
+        pinned.quiet = Some(quiet);
         Ok(())
     }
 
-    fn resume(&self, _: FileRef<'_>, pin: &mut Option<Held>) {
-        if let Some(held) = pin {
-            held.resume();
+    fn resume(&self, _: FileRef<'_>, pin: &mut Option<Pinned>) {
+        if let Some(pinned) = pin {
+            pinned.resume();
         }
     }
 
-    fn find(&self, record: &Record, host: Host<'_>) -> Result<Held, Errno> {
+    fn find(&self, record: &DeviceRecord, host: Host<'_>) -> Result<Found, Errno> {
         let address = record.description.address;
         let Address { segment, bus, .. } = address;
-        // SAFETY: any three numbers may be asked for.
-        let device = unsafe { shim::luo_vfio_find(segment, bus, address.devfn()) };
+        let mut owner = shim::Owner::default();
+        // SAFETY: any three numbers may be asked for, and `owner` is ours.
+        let device = unsafe { shim::luo_vfio_find(segment, bus, address.devfn(), &mut owner) };
         let (errno, why) = match Errno::from_pointer(device).map(NonNull::new) {
-            Ok(Some(device)) => {
-                let was_master = None;
-                return Ok(Held { device, was_master });
+            Ok(Some(device)) => return Ok(Found(device)),
+            Err(Errno::EBUSY) => {
+                return Err(host.refuse(
+                    Errno::EBUSY,
+                    format_args!("{address}: it is in use by {owner}, and was not closed in time"),
+                ))
             }
-            Err(Errno::ENODEV) => (Errno::ENODEV, "it is not bound to vfio-pci"),
+            Err(Errno::ENODEV) => (
+                Errno::ENODEV,
+                "it is not bound to vfio-pci; bind devices before they are retrieved, for a \
+                 failed retrieve is final",
+            ),
             Err(Errno::EOPNOTSUPP) => (Errno::ENODEV, "it is a virtual function, or has no IOMMU"),
-            Err(Errno::EBUSY) => (Errno::EBUSY, "it is kept already"),
-            Err(Errno::EAGAIN) => (Errno::EBUSY, "it is being bound or unbound"),
+            Err(Errno::EEXIST) => (Errno::EBUSY, "it is preserved or retrieved already"),
+            Err(Errno::EAGAIN) => (
+                Errno::EBUSY,
+                "its reset, or a change of its driver, did not end in time",
+            ),
+            Err(Errno::EINTR) => (Errno::EINTR, "whoever waited for it was killed"),
             Ok(None) | Err(Errno::ENOENT) => (Errno::ENODEV, "there is no such device"),
             Err(errno) => (errno, "it cannot be held"),
         };
         Err(host.refuse(errno, format_args!("{address}: {why}")))
     }
 
-    fn describe_found(&self, found: &Held) -> Result<Description, Errno> {
-        // SAFETY: by the invariant it is pinned.
-        unsafe { describe(found.device, false) }
+    fn describe_found(&self, found: &Found) -> Result<Description, Errno> {
+        // SAFETY: by the invariant of `Found` the device is held.
+        unsafe { describe(found.0, false) }
     }
 
-    fn open(&self, found: Held, record: &Record) -> Result<OwnedFile, Errno> {
+    fn open(&self, found: Found, record: &DeviceRecord) -> Result<OwnedFile, Errno> {
         let flags = status::to_flags(record.description.status);
-        // SAFETY: by the invariant it is pinned; nobody else has what is returned.
-        let file = unsafe { shim::luo_vfio_open(found.device.as_ptr(), flags) };
-        // SAFETY: as above.
+        // SAFETY: by the invariant of `Found` the device is held.
+        let file = unsafe { shim::luo_vfio_open(found.0.as_ptr(), flags) };
+        // SAFETY: `luo_vfio_open` returns a file that only we have, or an error pointer.
         let file = unsafe { OwnedFile::from_err_ptr(file) }?;
         // The file has taken the registration over, and `finish` ends the rest.
         core::mem::forget(found);
         Ok(file)
     }
 
-    fn finish(&self, _: Option<&Record>, retrieved: Retrieved<'_>, _: Host<'_>) {
-        let device = retrieved.file().map(device_of);
-        if let Some(Ok((device, _))) = device {
-            // SAFETY: the file holds its device.
-            unsafe { shim::luo_vfio_let_go(device.as_ptr()) };
-        }
+    fn finish(&self, record: Option<&DeviceRecord>, retrieved: Retrieved<'_>, _: Host<'_>) {
+        let device = match retrieved.file().map(device_of) {
+            Some(Ok((device, _))) => device.as_ptr(),
+            _ => core::ptr::null_mut(),
+        };
+        let address = record.map_or(shim::NOWHERE, |it| it.description.address.to_u64());
+        // SAFETY: the retrieved file is open during this call and holds its device; null and any
+        // address are allowed.
+        unsafe { shim::luo_vfio_finish(device, address) };
     }
 }
 
 /// # Safety
 ///
-/// Somebody holds the device, and `is_open` says whether it is open.
+/// Somebody holds the device, and `is_open` tells whether it is open.
 unsafe fn describe(device: NonNull<c_void>, is_open: bool) -> Result<Description, Errno> {
     let mut found = shim::Description::default();
-    let (device, size) = (device.as_ptr(), size_of_val(&found));
-    // SAFETY: the caller says so, and `found` is ours.
-    Errno::check(unsafe { shim::luo_vfio_describe(device, is_open, &mut found, size) })?;
+    // SAFETY: by our contract the device is held and `is_open` is right; `found` is ours.
+    Errno::check(unsafe { shim::luo_vfio_describe(device.as_ptr(), is_open, &mut found) })?;
     let regions = found.region.iter().take(found.regions as usize);
     let irqs = found.irq.iter().take(found.irqs as usize);
     Ok(Description {
@@ -211,7 +253,7 @@ unsafe fn describe(device: NonNull<c_void>, is_open: bool) -> Result<Description
 
 /// The functions of `luo_shim_vfio.c`; see `luo_shim.h`.
 mod shim {
-    use core::ffi::c_void;
+    use core::{ffi::c_void, fmt};
 
     use crate::description::{HEADER_LENGTH, IRQS_MAX, REGIONS_MAX};
 
@@ -246,6 +288,42 @@ mod shim {
         pub(super) irq: [Irq; IRQS_MAX],
     }
 
+    const _: () = assert!(size_of::<Description>() == 536);
+
+    /// `struct luo_vfio_quiet`.
+    #[derive(Debug, Default)]
+    #[repr(C)]
+    pub(super) struct Quiet {
+        command: u16,
+        reset_methods: [u8; 8],
+    }
+
+    const _: () = assert!(size_of::<Quiet>() == 10);
+
+    /// `struct luo_vfio_owner`.
+    #[derive(Default)]
+    #[repr(C)]
+    pub(super) struct Owner {
+        pid: i32,
+        name: [u8; 16],
+    }
+
+    const _: () = assert!(size_of::<Owner>() == 20);
+
+    impl fmt::Display for Owner {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let name = self.name.split(|&byte| byte == 0).next();
+            match name.map(core::str::from_utf8) {
+                Some(Ok(name)) if self.pid > 0 => write!(f, "{name} (pid {})", self.pid),
+                _ if self.pid > 0 => write!(f, "pid {}", self.pid),
+                _ => f.write_str("somebody"),
+            }
+        }
+    }
+
+    /// `LUO_VFIO_NOWHERE`.
+    pub(super) const NOWHERE: u64 = u64::MAX;
+
     impl Default for Description {
         fn default() -> Self {
             Self {
@@ -274,18 +352,24 @@ mod shim {
     extern "C" {
         pub(super) fn luo_vfio_kind(file: *mut c_void) -> u8;
         pub(super) fn luo_vfio_device(file: *mut c_void, flags: *mut u32) -> *mut c_void;
+        pub(super) fn luo_vfio_address(device: *mut c_void) -> u64;
         pub(super) fn luo_vfio_pin(device: *mut c_void) -> i32;
         pub(super) fn luo_vfio_unpin(device: *mut c_void);
-        pub(super) fn luo_vfio_let_go(device: *mut c_void);
         pub(super) fn luo_vfio_describe(
             device: *mut c_void,
             is_open: bool,
             found: *mut Description,
-            size: usize,
         ) -> i32;
-        pub(super) fn luo_vfio_quiesce(device: *mut c_void, was_master: *mut bool) -> i32;
-        pub(super) fn luo_vfio_resume(device: *mut c_void, was_master: bool);
-        pub(super) fn luo_vfio_find(segment: u32, bus: u8, devfn: u8) -> *mut c_void;
+        pub(super) fn luo_vfio_quiesce(device: *mut c_void, quiet: *mut Quiet) -> i32;
+        pub(super) fn luo_vfio_resume(device: *mut c_void, quiet: *const Quiet);
+        pub(super) fn luo_vfio_find(
+            segment: u32,
+            bus: u8,
+            devfn: u8,
+            owner: *mut Owner,
+        ) -> *mut c_void;
+        pub(super) fn luo_vfio_lose(device: *mut c_void);
         pub(super) fn luo_vfio_open(device: *mut c_void, flags: u32) -> *mut c_void;
+        pub(super) fn luo_vfio_finish(device: *mut c_void, address: u64);
     }
 }

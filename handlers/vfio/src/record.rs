@@ -2,8 +2,8 @@
 //! The bytes that cross, and the checks they pass before they are used.
 //!
 //! ```text
-//! data ──► RecordBytes     560 bytes: address, ids and the rest of the header, regions, interrupts
-//!            file ───────► the kept file       (hosted)
+//! data ──► RecordBytes     560 bytes: address, the header with the ids, regions, interrupts
+//!            file ───────► the open file       (hosted)
 //! ```
 //!
 //! Every arrow is a handle of the host. The layout belongs to the compatible `vfio-v1`: who changes
@@ -13,7 +13,8 @@ use luo_handler_api::{record, status, Errno, Host};
 
 use crate::{
     description::{
-        Address, Description, Irq, List, Opened, Region, HEADER_LENGTH, IRQS_MAX, REGIONS_MAX,
+        Address, Description, Irq, List, Opened, Region, FLAGS_PCI, HEADER_LENGTH, IRQS_MAX,
+        REGIONS_MAX,
     },
     wire::{
         little_endian::{U32, U64},
@@ -24,23 +25,17 @@ use crate::{
 /// What a record begins with.
 pub const MAGIC: [u8; 8] = *b"vfio-v1\0";
 
-/// `VFIO_DEVICE_FLAGS_PCI` of `include/uapi/linux/vfio.h`.
-pub const FLAGS_PCI: u32 = 1 << 1;
-
-/// `VFIO_DEVICE_FLAGS_RESET`: it can be reset.
-pub const FLAGS_RESET: u32 = 1 << 0;
-
-/// Where the open file is while the record crosses.
+/// How a file crosses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kept {
-    /// The host keeps it, and with it the device as it runs.
-    File = 1,
-    /// Nowhere: the next kernel opens the device anew.
-    Anew = 2,
+pub enum Crossing {
+    /// The host passes the open file on, and with it the device as it runs.
+    OpenFile = 1,
+    /// Not at all: the next kernel opens the device again.
+    Reopened = 2,
 }
 
-/// The record of one device file, as it is kept by the host.
+/// The record of one device file, as the host preserves it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RecordBytes {
@@ -58,9 +53,9 @@ pub struct RecordBytes {
     pub devfn: u8,
     /// [`Opened`].
     pub opened: u8,
-    /// [`Kept`].
-    pub kept: u8,
-    /// Handle of the file, where the host keeps it; 0 elsewhere.
+    /// [`Crossing`].
+    pub crossing: u8,
+    /// Handle of the file, where the host passes it on; 0 elsewhere.
     pub file: U64,
     /// [`Description::status`].
     pub status: U32,
@@ -72,9 +67,9 @@ pub struct RecordBytes {
     pub irqs: U32,
     /// [`Description::header`].
     pub header: [u8; HEADER_LENGTH],
-    /// The regions; zero behind the last one.
+    /// The regions; zero after the last one.
     pub region: [RegionBytes; REGIONS_MAX],
-    /// The interrupt indexes; zero behind the last one.
+    /// The interrupt indexes; zero after the last one.
     pub irq: [IrqBytes; IRQS_MAX],
 }
 
@@ -112,28 +107,28 @@ pub struct IrqBytes {
 ///
 /// # Errors
 ///
-/// What [`read`](Self::read) answers, for a record that was kept by who knows whom:
+/// What [`read`](Self::read) returns; the previous side is not trusted:
 ///
 /// | errno | what is wrong |
 /// |---|---|
-/// | `ENOENT` | the host keeps nothing under that handle |
+/// | `ENOENT` | the host has nothing under that handle |
 /// | `EBADMSG` | the checksum |
 /// | `EINVAL` | anything else that is malformed: length, magic, counts, what should be zero, … |
 /// | `EOPNOTSUPP` | a status flag that this version does not know, or a device that is not PCI |
 ///
 /// That there is such a device is not checked here, nor that it is this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct DeviceRecord {
     /// The device and how it was opened.
     pub description: Description,
-    /// Where the open file is.
-    pub kept: Kept,
-    /// Its handle, where the host keeps it; 0 elsewhere.
+    /// How the file crosses.
+    pub crossing: Crossing,
+    /// Its handle, where the host passes it on; 0 elsewhere.
     pub file: u64,
 }
 
-impl Record {
-    /// Reads the record that the host keeps under `handle`.
+impl DeviceRecord {
+    /// Reads the record that the host has under `handle`.
     ///
     /// # Errors
     ///
@@ -155,12 +150,12 @@ impl Record {
         bytes.parse().ok_or(Errno::EINVAL)
     }
 
-    /// Has the host keep the record; yields its handle.
+    /// Has the host preserve the record; yields its handle.
     ///
     /// # Errors
     ///
     /// Those of the host.
-    pub(crate) fn keep(&self, host: Host<'_>) -> Result<u64, Errno> {
+    pub(crate) fn preserve(&self, host: Host<'_>) -> Result<u64, Errno> {
         record::keep(host, self.to_bytes().as_mut_bytes())
     }
 
@@ -180,7 +175,7 @@ impl Record {
             bus: address.bus,
             devfn: address.devfn(),
             opened: opened as u8,
-            kept: self.kept as u8,
+            crossing: self.crossing as u8,
             file: U64::new(self.file),
             status: U32::new(status),
             flags: U32::new(flags),
@@ -209,22 +204,22 @@ impl RecordBytes {
             .find(|&opened| opened as u8 == self.opened)
     }
 
-    fn kept(&self) -> Option<Kept> {
-        [Kept::File, Kept::Anew]
+    fn crossing(&self) -> Option<Crossing> {
+        [Crossing::OpenFile, Crossing::Reopened]
             .into_iter()
-            .find(|&kept| kept as u8 == self.kept)
+            .find(|&crossing| crossing as u8 == self.crossing)
     }
 
-    fn parse(&self) -> Option<Record> {
+    fn parse(&self) -> Option<DeviceRecord> {
         let regions = used(&self.region, self.regions, RegionBytes::new_zeroed())?;
         let irqs = used(&self.irq, self.irqs, IrqBytes::new_zeroed())?;
-        let kept = self.kept()?;
+        let crossing = self.crossing()?;
         let sound = regions.iter().all(|region| region.reserved.get() == 0)
-            && (kept == Kept::File || self.file.get() == 0);
+            && (crossing == Crossing::OpenFile || self.file.get() == 0);
         if !sound {
             return None;
         }
-        Some(Record {
+        Some(DeviceRecord {
             description: Description {
                 address: Address::new(self.segment.get(), self.bus, self.devfn),
                 opened: self.opened()?,
@@ -241,7 +236,7 @@ impl RecordBytes {
                     count: irq.count.get(),
                 }))?,
             },
-            kept,
+            crossing,
             file: self.file.get(),
         })
     }
@@ -260,24 +255,24 @@ mod tests {
     use luo_handler_api::{crc32c, testing::FakeHost};
     use proptest::prelude::*;
 
-    fn sample() -> Record {
-        Record {
+    fn sample() -> DeviceRecord {
+        DeviceRecord {
             description: edu(),
-            kept: Kept::File,
+            crossing: Crossing::OpenFile,
             file: 7,
         }
     }
 
-    /// Keeps the sample with one thing changed and its checksum right, and reads it.
-    fn read_changed(change: impl FnOnce(&mut RecordBytes)) -> Result<Record, Errno> {
+    /// Preserves the sample with one thing changed and its checksum right, and reads it.
+    fn read_changed(change: impl FnOnce(&mut RecordBytes)) -> Result<DeviceRecord, Errno> {
         let host = FakeHost::default();
-        let handle = sample().keep(host.lend()).unwrap();
+        let handle = sample().preserve(host.lend()).unwrap();
         let mut bytes = RecordBytes::read_from_bytes(&host.bytes(handle)).unwrap();
         change(&mut bytes);
         bytes.checksum = U32::ZERO;
         bytes.checksum = U32::new(crc32c(0, bytes.as_bytes()));
         host.replace(handle, bytes.as_bytes());
-        Record::read(host.lend(), handle)
+        DeviceRecord::read(host.lend(), handle)
     }
 
     #[test]
@@ -293,8 +288,12 @@ mod tests {
             ("length", |r| r.length = U32::new(559), Errno::EINVAL),
             ("opened", |r| r.opened = 0, Errno::EINVAL),
             ("opened", |r| r.opened = 3, Errno::EINVAL),
-            ("kept", |r| r.kept = 0, Errno::EINVAL),
-            ("a file that is not kept", |r| r.kept = 2, Errno::EINVAL),
+            ("crossing", |r| r.crossing = 0, Errno::EINVAL),
+            (
+                "a file that does not cross",
+                |r| r.crossing = 2,
+                Errno::EINVAL,
+            ),
             ("regions", |r| r.regions = U32::new(17), Errno::EINVAL),
             ("regions", |r| r.regions = U32::MAX_VALUE, Errno::EINVAL),
             ("fewer regions", |r| r.regions = U32::new(2), Errno::EINVAL),
@@ -319,7 +318,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_read_as_what_they_are_not(mut bytes in proptest::collection::vec(any::<u8>(), 560), tame: bool) {
+        fn bytes_that_can_be_read_are_written_as_they_were(
+            mut bytes in proptest::collection::vec(any::<u8>(), 560),
+            tame: bool,
+        ) {
             bytes[..8].copy_from_slice(&MAGIC);
             if tame {
                 bytes[22] = 1 + bytes[22] % 2;
@@ -336,10 +338,10 @@ mod tests {
             }
             let host = FakeHost::default();
             let handle = record::keep(host.lend(), &mut bytes).unwrap();
-            let record = Record::read_any(host.lend(), handle);
+            let record = DeviceRecord::read_any(host.lend(), handle);
             prop_assert!(record.is_ok() || !tame);
             if let Ok(record) = record {
-                let again = record.keep(host.lend()).unwrap();
+                let again = record.preserve(host.lend()).unwrap();
                 prop_assert_eq!(host.bytes(handle), host.bytes(again));
             }
         }

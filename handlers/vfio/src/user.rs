@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The hands of the handler in a process: the host keeps the open file, and the device runs on.
+//! The backend in a process: the host passes the open file on, and the device runs on.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -7,10 +7,12 @@ use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile,
 
 use crate::{
     backend::{Kind, VfioBackend},
-    description::{Compared, Description, List, Region, HEADER_LENGTH, REGIONS_MAX},
+    description::{
+        Address, Compared, Description, List, Region, CONFIG_REGION, HEADER_LENGTH, REGIONS_MAX,
+    },
     handler::VfioHandler,
     ioctls::{System, VfioFiles},
-    record::{Kept, Record},
+    record::{Crossing, DeviceRecord},
 };
 
 register_handler!(
@@ -18,12 +20,9 @@ register_handler!(
     pub VFIO: VfioHandler<UserBackend<System>> = VfioHandler(UserBackend(System))
 );
 
-/// A process, with a host that keeps files, and its way to ask devices.
+/// A process, with a host that passes files on, and its way to ask devices.
 #[derive(Clone, Copy, Debug)]
 pub struct UserBackend<F>(pub F);
-
-/// `VFIO_PCI_CONFIG_REGION_INDEX` of `include/uapi/linux/vfio.h`.
-const CONFIG_REGION: usize = 7;
 
 impl<F: VfioFiles> UserBackend<F> {
     fn description(&self, file: BorrowedFd<'_>) -> Result<Description, Errno> {
@@ -49,8 +48,8 @@ impl<F: VfioFiles> UserBackend<F> {
     }
 }
 
-/// What this kind of device does not have is nothing: a region of VGA for one, or on older kernels the
-/// interrupt index of a PCIe error.
+/// The default for what a kind of device does not have: a region of VGA for one, or on older
+/// kernels the interrupt index of a PCIe error.
 fn if_any<T: Default>(answer: Result<T, Errno>) -> Result<T, Errno> {
     match answer {
         Err(Errno::EINVAL) => Ok(T::default()),
@@ -74,8 +73,8 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
     type Pin = ();
     type Found = OwnedFd;
 
-    fn kept(&self) -> Kept {
-        Kept::File
+    fn crossing(&self) -> Crossing {
+        Crossing::OpenFile
     }
 
     fn compared(&self) -> Compared {
@@ -86,9 +85,13 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
         self.0.kind(file.as_fd())
     }
 
+    fn address(&self, file: FileRef<'_>) -> Result<Address, Errno> {
+        self.0.address(file.as_fd())
+    }
+
     /// The device: all files from groups share one inode.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
-        Some(self.0.address(file.as_fd()).ok()?.to_u64())
+        Some(self.address(file).ok()?.to_u64())
     }
 
     fn pin(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, ()), Errno> {
@@ -110,7 +113,7 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
 
     fn resume(&self, _: FileRef<'_>, (): &mut ()) {}
 
-    fn find(&self, record: &Record, host: Host<'_>) -> Result<OwnedFd, Errno> {
+    fn find(&self, record: &DeviceRecord, host: Host<'_>) -> Result<OwnedFd, Errno> {
         let file = OwnedFd::from(host.take_file(record.file)?);
         match self.0.kind(file.as_fd()) {
             Kind::Device(_) => Ok(file),
@@ -118,7 +121,7 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
                 let address = record.description.address;
                 Err(host.refuse(
                     Errno::ENODEV,
-                    format_args!("{address}: what crossed is not the file of a device any more"),
+                    format_args!("{address}: the file that crossed is not a device's any more"),
                 ))
             }
         }
@@ -128,11 +131,11 @@ impl<F: VfioFiles> VfioBackend for UserBackend<F> {
         self.description(found.as_fd())
     }
 
-    fn open(&self, found: OwnedFd, _: &Record) -> Result<OwnedFile, Errno> {
+    fn open(&self, found: OwnedFd, _: &DeviceRecord) -> Result<OwnedFile, Errno> {
         Ok(found.into())
     }
 
-    fn finish(&self, record: Option<&Record>, retrieved: Retrieved<'_>, host: Host<'_>) {
+    fn finish(&self, record: Option<&DeviceRecord>, retrieved: Retrieved<'_>, host: Host<'_>) {
         if let (None, Some(record)) = (retrieved.file(), record) {
             host.release_file(record.file);
         }
@@ -165,9 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn all_that_the_device_says_is_recorded() {
+    fn all_that_the_device_reports_is_recorded() {
         let bench = bench();
-        let record = Record::read(bench.host.lend(), bench.frozen()).unwrap();
+        let record = DeviceRecord::read(bench.host.lend(), bench.frozen()).unwrap();
         assert_eq!(record.description, edu());
     }
 

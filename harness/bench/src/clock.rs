@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A clock that runs on while one kernel ends and the next one begins.
 //!
-//! Each kernel counts its own time from zero. What goes on counting is the processor's time stamp counter, at a rate
-//! that each side can find out by comparing it with its own clock; and the machine's battery clock, in whole seconds: good
-//! enough to notice a counter that was set back.
+//! Each kernel counts its own time from zero. What goes on counting is the processor's time stamp
+//! counter, at a rate that each side can find out by comparing it with its own clock; and the
+//! machine's battery clock, in whole seconds: good enough to notice a counter that was set back.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
@@ -12,6 +12,8 @@ use anyhow::{ensure, Context, Result};
 use rustix::time::{clock_gettime, ClockId};
 use serde::{Deserialize, Serialize};
 
+use crate::sys::ticks;
+
 /// Where the battery clock is read, if the kernel has a driver for it.
 const BATTERY_CLOCK: &str = "/sys/class/rtc/rtc0/since_epoch";
 /// Both kernels take whole seconds from the battery clock.
@@ -19,7 +21,7 @@ const WALL_CLOCK_ERROR: Duration = Duration::from_secs(3);
 /// On a busy machine an emulated guest's clocks drift apart; by less than one part in so many.
 const WALL_CLOCK_DRIFT: u32 = 4;
 
-/// A moment.
+/// A moment, on all the clocks.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Moment {
     ticks: u64,
@@ -30,8 +32,12 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// This one. The battery clock is read before it: that may take milliseconds, which are no part of a blackout that
-    /// begins here.
+    /// Now. The battery clock is read before the counter: that may take milliseconds, which do not
+    /// belong to a blackout that begins here.
+    ///
+    /// # Errors
+    ///
+    /// A wall clock before 1970.
     pub fn now() -> Result<Self> {
         let wall = wall_clock()?;
         let own = clock_gettime(ClockId::MonotonicRaw);
@@ -43,6 +49,10 @@ impl Moment {
     }
 
     /// Ticks in a nanosecond, from this moment to a later one of the same kernel.
+    ///
+    /// # Errors
+    ///
+    /// If no counter runs.
     pub fn rate_until(&self, later: &Self) -> Result<f64> {
         let (ticks, nanoseconds) = (
             later.ticks.wrapping_sub(self.ticks),
@@ -55,7 +65,12 @@ impl Moment {
         Ok(ticks as f64 / nanoseconds as f64)
     }
 
-    /// Nanoseconds from this moment to a later one of the next kernel.
+    /// Nanoseconds from this moment to a later one of the next kernel, at a rate in ticks a
+    /// nanosecond.
+    ///
+    /// # Errors
+    ///
+    /// If the two clocks contradict each other.
     pub fn nanoseconds_until(&self, later: &Self, rate: f64) -> Result<u64> {
         let ticks = later.ticks.checked_sub(self.ticks);
         let ticks = ticks.context("the time stamp counter was set back by the jump")?;
@@ -63,13 +78,14 @@ impl Moment {
         let by_wall = later.wall.saturating_sub(self.wall);
         ensure!(
             elapsed.abs_diff(by_wall) <= WALL_CLOCK_ERROR + by_wall / WALL_CLOCK_DRIFT,
-            "the time stamp counter says that the jump took {elapsed:?}, the battery clock {by_wall:?}"
+            "by the time stamp counter the jump took {elapsed:?}, by the battery clock {by_wall:?}"
         );
         Ok(elapsed.as_nanos() as u64)
     }
 }
 
-/// The battery clock. Without a driver for it, the kernel's wall clock, which was taken from it at boot.
+/// The battery clock. Without a driver for it, the kernel's wall clock, which was taken from it at
+/// boot.
 fn wall_clock() -> Result<Duration> {
     let battery = fs::read_to_string(BATTERY_CLOCK)
         .ok()
@@ -80,19 +96,6 @@ fn wall_clock() -> Result<Duration> {
             .duration_since(SystemTime::UNIX_EPOCH)
             .context("the wall clock is before 1970"),
     }
-}
-
-/// The time stamp counter.
-#[cfg(target_arch = "x86_64")]
-fn ticks() -> u64 {
-    // SAFETY: every x86_64 processor has the instruction, and it touches no memory.
-    unsafe { std::arch::x86_64::_rdtsc() }
-}
-
-/// Elsewhere no counter is known to go on through a kexec.
-#[cfg(not(target_arch = "x86_64"))]
-fn ticks() -> u64 {
-    0
 }
 
 #[cfg(test)]

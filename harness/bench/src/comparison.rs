@@ -3,7 +3,11 @@
 
 use bytesize::ByteSize;
 
-use crate::report::{duration, Implementation, Report, Row, Spread};
+use crate::case::Implementation;
+use crate::format::duration;
+use crate::phase::Phase;
+use crate::report::{Report, Row};
+use crate::spread::Spread;
 
 /// Ours against the peer's, a line for each case that both were measured with.
 pub fn comparison(report: &Report) -> Vec<String> {
@@ -15,46 +19,42 @@ pub fn comparison(report: &Report) -> Vec<String> {
 }
 
 fn is_pair(ours: &Row, theirs: &Row) -> bool {
-    let case = |row: &Row| (row.size_bytes, row.pages, row.fill, row.files);
-    theirs.implementation == Implementation::MainlineC
-        && ours.implementation == Implementation::Ours
+    let case = |row: &Row| {
+        let case = &row.case;
+        (case.size_bytes, case.pages, case.fill, case.files)
+    };
+    theirs.case.implementation == Implementation::MainlineC
+        && ours.case.implementation == Implementation::Ours
         && case(ours) == case(theirs)
 }
 
 fn compare(ours: &Row, theirs: &Row) -> String {
-    let phases = [
-        ("prepare", ours.phases.prepare_ns, theirs.phases.prepare_ns),
-        (
-            "blackout",
-            ours.phases.blackout_ns,
-            theirs.phases.blackout_ns,
-        ),
-        (
-            "retrieve",
-            ours.phases.retrieve_ns,
-            theirs.phases.retrieve_ns,
-        ),
-    ];
-    let phases = phases.map(|(name, ours, theirs)| {
-        format!(
-            "{name} {} against {}, {}",
-            duration(ours.median),
-            duration(theirs.median),
-            ratio(ours, theirs)
-        )
+    let phases = [Phase::Prepare, Phase::Blackout, Phase::Retrieve].map(|phase| {
+        let (ours, theirs) = (&ours.phases[phase], &theirs.phases[phase]);
+        against(phase.name(), ours, theirs)
     });
     format!(
-        "{}, ours against {}: {}; memory taken by prepare {} against {}",
+        "{}, ours against {}: {}; {}; memory taken by prepare {} against {}",
         ours.name(),
-        theirs.implementation,
+        theirs.case.implementation,
+        against("downtime", &ours.downtime_ns, &theirs.downtime_ns),
         phases.join("; "),
         ByteSize(ours.extra_memory_bytes),
         ByteSize(theirs.extra_memory_bytes),
     )
 }
 
+fn against(name: &str, ours: &Spread, theirs: &Spread) -> String {
+    format!(
+        "{name} {} against {}, {}",
+        duration(ours.median),
+        duration(theirs.median),
+        ratio(ours, theirs)
+    )
+}
+
 /// How many times as fast: by the medians, and between the runs that are worst and best for us.
-fn ratio(ours: Spread, theirs: Spread) -> String {
+fn ratio(ours: &Spread, theirs: &Spread) -> String {
     if ours.min == 0 || theirs.min == 0 {
         return "not measured in every run".to_owned();
     }

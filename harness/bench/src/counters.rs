@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What the kernel module says of its handlers in debugfs: how often each phase was called, and how it went.
+//! What the kernel module reports of its handlers in debugfs: how often each phase was called, and
+//! how it went.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,12 +11,16 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 const DIRECTORY: &str = "/sys/kernel/debug/luo_handlers";
-/// The file among those of the handlers that is none of one.
+/// Bytes held for the next kernel beside the files' contents; a file beside those of the handlers.
 const KEPT_BYTES: &str = "kept_bytes";
+/// Bytes that prepare moved to other memory, in kernels whose handlers count them.
+const MOVED_BYTES: &str = "moved_bytes";
+/// The file of a handler begins with the name of its first column.
+const FIRST_COLUMN: &str = "phase";
 /// Has entries of the kernel's own wherever debugfs is mounted.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
-/// Why this kernel says nothing of our handlers; none if it does.
+/// Why this kernel reports nothing of our handlers; `None` if it does.
 pub fn obstacle() -> Option<String> {
     if Path::new(DIRECTORY).exists() {
         return None;
@@ -24,7 +29,7 @@ pub fn obstacle() -> Option<String> {
     Some(match mounted {
         true => "this kernel is built without our handlers; `luo integrate` puts them in".into(),
         false => {
-            format!("what our handlers do is told in debugfs: mount -t debugfs debugfs {DEBUGFS}")
+            format!("our handlers report in debugfs: mount -t debugfs debugfs {DEBUGFS}")
         }
     })
 }
@@ -42,14 +47,20 @@ struct Phase {
 /// How many files our handlers took in this kernel, and gave back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
+    /// Files that were prepared.
     pub prepared: u64,
+    /// Files that were retrieved.
     pub retrieved: u64,
 }
 
 /// Shares by the names of handlers.
 pub type Shares = BTreeMap<String, Share>;
 
-/// The shares of the handlers in this kernel; none if it has none of ours.
+/// The shares of the handlers in this kernel; empty if it has none of ours.
+///
+/// # Errors
+///
+/// Those of reading debugfs.
 pub fn shares() -> Result<Shares> {
     let each = each()?.into_iter();
     Ok(each
@@ -66,9 +77,9 @@ fn each() -> Result<BTreeMap<String, Counters>> {
     for entry in entries {
         let entry = entry.context("listing the handlers' counters")?;
         let (name, path) = (entry.file_name(), entry.path());
-        if name != KEPT_BYTES {
-            let text =
-                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        if text.starts_with(FIRST_COLUMN) {
             each.insert(name.to_string_lossy().into_owned(), Counters::parse(&text));
         }
     }
@@ -91,6 +102,10 @@ pub fn sum(shares: &Shares) -> Share {
 
 impl Counters {
     /// Those of all handlers together; zero if this kernel has none of ours.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading debugfs.
     pub fn read() -> Result<Self> {
         let mut sum = Self::default();
         each()?.into_values().for_each(|counters| sum += counters);
@@ -124,6 +139,7 @@ impl Counters {
         count.saturating_sub(errors)
     }
 
+    /// Files that were taken and given back.
     pub fn share(&self) -> Share {
         Share {
             prepared: self.successes("prepare"),
@@ -132,12 +148,32 @@ impl Counters {
     }
 }
 
-/// Bytes that our handlers keep for the next kernel beside the files' contents.
+/// Bytes that our handlers hold for the next kernel beside the files' contents.
+///
+/// # Errors
+///
+/// Those of reading debugfs.
 pub fn kept_bytes() -> Result<u64> {
-    let path = Path::new(DIRECTORY).join(KEPT_BYTES);
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let bytes = text.trim().parse();
-    bytes.with_context(|| format!("{} says {text:?}", path.display()))
+    read_number(&Path::new(DIRECTORY).join(KEPT_BYTES))
+}
+
+/// Bytes that our handlers moved to other memory since boot; 0 if this kernel does not count them.
+///
+/// # Errors
+///
+/// Those of reading debugfs.
+pub fn moved_bytes() -> Result<u64> {
+    let path = Path::new(DIRECTORY).join(MOVED_BYTES);
+    match path.exists() {
+        true => read_number(&path),
+        false => Ok(0),
+    }
+}
+
+fn read_number(path: &Path) -> Result<u64> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let number = text.trim().parse();
+    number.with_context(|| format!("{} contains {text:?}", path.display()))
 }
 
 impl AddAssign for Counters {

@@ -7,7 +7,17 @@ use std::path::Path;
 use rustix::fs::statfs;
 use serde::{Deserialize, Serialize};
 
-use crate::workload::meminfo;
+use crate::memory::meminfo;
+
+/// `include/uapi/linux/magic.h`; the libc crate lacks the number of ramfs.
+const FILE_SYSTEMS: [(libc::c_long, &str); 6] = [
+    (libc::TMPFS_MAGIC, "tmpfs"),
+    (0x8584_58f6, "ramfs"),
+    (libc::EXT4_SUPER_MAGIC, "ext4"),
+    (libc::XFS_SUPER_MAGIC, "xfs"),
+    (libc::BTRFS_SUPER_MAGIC, "btrfs"),
+    (libc::OVERLAYFS_SUPER_MAGIC, "overlayfs"),
+];
 
 /// What a result depends on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,7 +32,7 @@ pub struct Environment {
     pub page_size: usize,
     /// Memory, in bytes.
     pub memory_bytes: u64,
-    /// `none` on hardware or where that cannot be told; else the hypervisor's name.
+    /// `none` on hardware or where that is not known; else the hypervisor's name.
     pub accel: String,
     /// The file system that images were written to.
     pub image_file_system: String,
@@ -57,7 +67,7 @@ fn cpuinfo(name: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// What DMI calls the machine, if the processor says that it is a virtual one.
+/// What DMI calls the machine, if the processor reports that it is a virtual one.
 fn hypervisor() -> String {
     let virtual_machine = cpuinfo("flags")
         .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"));
@@ -70,16 +80,15 @@ fn hypervisor() -> String {
     )
 }
 
-/// The name of a file system's magic number, `include/uapi/linux/magic.h`.
+/// The name of the file system that a directory is on, or its magic number, or why that is not
+/// known.
 pub fn file_system(directory: &Path) -> String {
-    match statfs(directory).map(|statfs| statfs.f_type) {
-        Ok(0x0102_1994) => "tmpfs".to_owned(),
-        Ok(0x8584_58f6) => "ramfs".to_owned(),
-        Ok(0xef53) => "ext4".to_owned(),
-        Ok(0x5846_5342) => "xfs".to_owned(),
-        Ok(0x9123_683e) => "btrfs".to_owned(),
-        Ok(0x794c_7630) => "overlayfs".to_owned(),
-        Ok(magic) => format!("{magic:#x}"),
-        Err(error) => error.to_string(),
-    }
+    let magic = match statfs(directory) {
+        Ok(found) => found.f_type as u64,
+        Err(error) => return error.to_string(),
+    };
+    let known = FILE_SYSTEMS
+        .iter()
+        .find(|(known, _)| *known as u64 == magic);
+    known.map_or_else(|| format!("{magic:#x}"), |(_, name)| (*name).to_owned())
 }

@@ -8,8 +8,13 @@ use bytesize::ByteSize;
 use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::*;
 
-use crate::report::{duration, Report, Row, Spread};
-use crate::workload::{Fill, Pages};
+use crate::format::duration;
+use crate::phase::Phase;
+use crate::report::{Report, Row};
+use crate::spread::Spread;
+use crate::subject::fill::Fill;
+use crate::subject::pages::Pages;
+use crate::text::sentences;
 
 const STYLE: &str = include_str!("report.css");
 const WIDTH: u32 = 620;
@@ -27,22 +32,22 @@ const COLORS: [RGBColor; 8] = [
 ];
 
 /// A line of a plot: time against bytes.
-struct Series {
+struct Curve {
     name: String,
     points: Vec<(u64, Spread)>,
 }
 
 struct Plot {
     title: String,
-    series: Vec<Series>,
+    curves: Vec<Curve>,
 }
 
-/// Writes the report as a page.
+/// The report as a page.
 ///
 /// # Errors
 ///
 /// If a plot cannot be drawn.
-pub fn write(report: &Report) -> Result<String> {
+pub fn page(report: &Report) -> Result<String> {
     let environment = &report.environment;
     let mut page = String::new();
     write!(
@@ -57,6 +62,11 @@ pub fn write(report: &Report) -> Result<String> {
         escape(&environment.kernel),
         escape(&environment.luo_version),
     )?;
+    page.push_str("<ul>");
+    for sentence in sentences(report) {
+        write!(page, "<li>{}</li>", escape(&sentence))?;
+    }
+    page.push_str("</ul>");
     for (heading, note, plots) in sections(report) {
         if plots.is_empty() {
             continue;
@@ -69,11 +79,7 @@ pub fn write(report: &Report) -> Result<String> {
     }
     page.push_str("<h2>All figures</h2>");
     page.push_str(&table(report)?);
-    page.push_str("<ul>");
-    for remark in report.remarks() {
-        write!(page, "<li>{}</li>", escape(&remark))?;
-    }
-    page.push_str("</ul></body></html>\n");
+    page.push_str("</body></html>\n");
     Ok(page)
 }
 
@@ -85,24 +91,28 @@ fn escape(text: &str) -> String {
 
 /// Memfds alone are plotted: other files have no size to plot against.
 fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
-    let memfds = report.results.iter().filter(|row| row.kind().is_some());
+    let memfds = report
+        .results
+        .iter()
+        .filter(|row| row.case.kind().is_some());
     let rows: Vec<&Row> = memfds.collect();
     vec![
         (
-            "Phases against size",
-            "What each phase of the update costs as the memfd grows. Points are medians, bars reach from \
+            "Downtime against size",
+            "How long the workload does not run as the memfd grows, by what is filled: \
+             freeze, handover, blackout and retrieve together. Points are medians, bars reach from \
              the least to the greatest run; both axes are logarithmic.",
+            downtime_against_size(&rows),
+        ),
+        (
+            "Phases against size",
+            "What each phase of the update costs as the memfd grows. Prepare and finish \
+             happen while the workload runs.",
             phases_against_size(&rows),
         ),
         (
-            "Dense against sparse",
-            "The whole update for the same size, by what is filled: cost should follow the data, not the \
-             size.",
-            fills_against_each_other(&rows),
-        ),
-        (
             "Ways against each other",
-            "The blackout, in which nobody serves, and the whole update.",
+            "The downtime of each way, and the blackout, which is a part of it.",
             ways_against_each_other(&rows),
         ),
     ]
@@ -120,74 +130,62 @@ fn distinct<T: PartialEq>(rows: &[&Row], field: impl Fn(&Row) -> T) -> Vec<T> {
     values
 }
 
-/// Time against size over the rows that `choose` picks.
-fn series(
+/// Time against size over the rows of a way and a kind.
+fn curve(
     rows: &[&Row],
     name: String,
-    choose: impl Fn(&Row) -> bool,
-    time: impl Fn(&Row) -> Spread,
-) -> Series {
-    let rows = rows.iter().filter(|row| choose(row));
-    Series {
+    (way, kind): (&str, (Fill, Pages)),
+    time: impl Fn(&Row) -> &Spread,
+) -> Curve {
+    let chosen = rows
+        .iter()
+        .filter(|row| row.way() == way && row.case.kind() == Some(kind));
+    Curve {
         name,
-        points: rows.map(|row| (row.size_bytes, time(row))).collect(),
+        points: chosen
+            .map(|row| (row.case.size_bytes, time(row).clone()))
+            .collect(),
     }
 }
 
-fn with_points(series: Vec<Series>) -> Vec<Series> {
-    series
-        .into_iter()
-        .filter(|series| series.points.iter().any(|(_, time)| time.median > 0))
-        .collect()
+fn is_measured(curve: &Curve) -> bool {
+    curve.points.iter().any(|(_, time)| time.median > 0)
 }
 
 /// The fill and page kind that plots with one line a phase or a transport show: the first measured.
 fn first_kind(rows: &[&Row]) -> Option<(Fill, Pages)> {
-    rows.first()?.kind()
+    rows.first()?.case.kind()
+}
+
+fn downtime_against_size(rows: &[&Row]) -> Vec<Plot> {
+    let kinds = distinct(rows, |row| row.case.kind());
+    let plot = |way: String| Plot {
+        title: format!("{way}, downtime"),
+        curves: kinds
+            .iter()
+            .flatten()
+            .map(|&(fill, pages)| {
+                let name = format!("{fill}, {pages}");
+                curve(rows, name, (&way, (fill, pages)), |row| &row.downtime_ns)
+            })
+            .collect(),
+    };
+    distinct(rows, Row::way).into_iter().map(plot).collect()
 }
 
 fn phases_against_size(rows: &[&Row]) -> Vec<Plot> {
     let Some((fill, pages)) = first_kind(rows) else {
         return Vec::new();
     };
-    let plot = |way: String| Plot {
-        title: format!("{way}, {fill}, {pages}"),
-        series: with_points(
-            (0..6)
-                .filter_map(|phase| {
-                    let name = rows.first()?.phases.in_order()[phase].0;
-                    Some(series(
-                        rows,
-                        name.to_owned(),
-                        |row| row.way() == way && row.kind() == Some((fill, pages)),
-                        |row| row.phases.in_order()[phase].1,
-                    ))
-                })
-                .collect(),
-        ),
-    };
-    distinct(rows, Row::way).into_iter().map(plot).collect()
-}
-
-fn fills_against_each_other(rows: &[&Row]) -> Vec<Plot> {
-    let kinds = distinct(rows, |row| row.kind());
-    if kinds.len() < 2 {
-        return Vec::new();
-    }
-    let plot = |way: String| Plot {
-        title: format!("{way}, whole update"),
-        series: kinds
-            .iter()
-            .flatten()
-            .map(|&(fill, pages)| {
-                series(
-                    rows,
-                    format!("{fill}, {pages}"),
-                    |row| row.way() == way && row.kind() == Some((fill, pages)),
-                    |row| row.phases.total_ns,
-                )
-            })
-            .collect(),
+    let plot = |way: String| {
+        let curves = Phase::ALL.map(|phase| {
+            let name = phase.name().to_owned();
+            curve(rows, name, (&way, (fill, pages)), |row| &row.phases[phase])
+        });
+        Plot {
+            title: format!("{way}, {fill}, {pages}"),
+            curves: curves.into_iter().filter(is_measured).collect(),
+        }
     };
     distinct(rows, Row::way).into_iter().map(plot).collect()
 }
@@ -197,23 +195,16 @@ fn ways_against_each_other(rows: &[&Row]) -> Vec<Plot> {
     let (Some((fill, pages)), 2..) = (first_kind(rows), ways.len()) else {
         return Vec::new();
     };
-    let plot = |title: &str, time: fn(&Row) -> Spread| Plot {
+    let plot = |title: &str, time: fn(&Row) -> &Spread| Plot {
         title: format!("{title}, {fill}, {pages}"),
-        series: ways
+        curves: ways
             .iter()
-            .map(|way| {
-                series(
-                    rows,
-                    way.clone(),
-                    |row| row.way() == *way && row.kind() == Some((fill, pages)),
-                    time,
-                )
-            })
+            .map(|way| curve(rows, way.clone(), (way, (fill, pages)), time))
             .collect(),
     };
     vec![
-        plot("blackout", |row| row.phases.blackout_ns),
-        plot("whole update", |row| row.phases.total_ns),
+        plot("downtime", |row| &row.downtime_ns),
+        plot("blackout", |row| &row.phases[Phase::Blackout]),
     ]
 }
 
@@ -222,12 +213,12 @@ fn figure(plot: &Plot) -> Result<String> {
         "<figure><figcaption>{}</figcaption><p class=\"legend\">",
         escape(&plot.title)
     );
-    for (index, series) in plot.series.iter().enumerate() {
+    for (index, curve) in plot.curves.iter().enumerate() {
         let RGBColor(red, green, blue) = COLORS[index % COLORS.len()];
         write!(
             figure,
             "<span><i style=\"background:rgb({red},{green},{blue})\"></i>{}</span> ",
-            escape(&series.name)
+            escape(&curve.name)
         )?;
     }
     figure.push_str("</p>");
@@ -245,7 +236,7 @@ fn bounds(values: impl Iterator<Item = u64> + Clone, base: f64) -> (f64, f64) {
 }
 
 fn draw(plot: &Plot) -> Result<String, Box<dyn std::error::Error + '_>> {
-    let points = || plot.series.iter().flat_map(|series| &series.points);
+    let points = || plot.curves.iter().flat_map(|curve| &curve.points);
     let (left, right) = bounds(points().map(|(size, _)| *size), 2.0);
     let (bottom, top) = bounds(points().flat_map(|(_, time)| [time.min, time.max]), 10.0);
     let mut svg = String::new();
@@ -271,17 +262,18 @@ fn draw(plot: &Plot) -> Result<String, Box<dyn std::error::Error + '_>> {
             .x_label_formatter(&|size| ByteSize(size.round() as u64).display().iec().to_string())
             .y_label_formatter(&|time| duration(time.round() as u64))
             .draw()?;
-        for (index, series) in plot.series.iter().enumerate() {
+        for (index, curve) in plot.curves.iter().enumerate() {
             let color = COLORS[index % COLORS.len()];
             let at = |size: u64, time: u64| (size as f64, time.max(1) as f64);
             chart.draw_series(LineSeries::new(
-                series
+                curve
                     .points
                     .iter()
-                    .map(|&(size, time)| at(size, time.median)),
+                    .map(|(size, time)| at(*size, time.median)),
                 color.stroke_width(2),
             ))?;
-            for &(size, time) in &series.points {
+            for (size, time) in &curve.points {
+                let size = *size;
                 chart.draw_series([PathElement::new(
                     vec![at(size, time.min), at(size, time.max)],
                     color,
@@ -296,34 +288,67 @@ fn draw(plot: &Plot) -> Result<String, Box<dyn std::error::Error + '_>> {
 
 fn table(report: &Report) -> Result<String> {
     let mut table = String::from(
-        "<table><thead><tr><th>files</th><th>transport</th><th>prepare</th><th>freeze</th>\
-         <th>handover</th><th>blackout</th><th>retrieve</th><th>finish</th><th>total</th><th>GiB/s</th>\
-         <th>metadata</th><th>memory taken</th><th>verified</th></tr></thead><tbody>",
+        "<table><thead><tr><th>files</th><th>way</th><th>downtime</th><th>verified</th>",
+    );
+    for phase in Phase::ALL {
+        write!(table, "<th>{}</th>", phase.name())?;
+    }
+    table.push_str(
+        "<th>downtime a GiB</th><th>metadata</th><th>memory taken</th><th>moved</th>\
+         <th>in huge pages</th></tr></thead><tbody>",
     );
     for row in &report.results {
-        write!(table, "<tr><td>{}</td><td>{}</td>", row.name(), row.way())?;
-        let phases = row.phases.in_order().map(|(_, spread)| spread);
-        for spread in phases.into_iter().chain([row.phases.total_ns]) {
-            write!(
-                table,
-                "<td>{}<small>{}–{}</small></td>",
-                duration(spread.median),
-                duration(spread.min),
-                duration(spread.max)
-            )?;
-        }
         let verified = match &row.mismatch {
             None => "<td class=\"yes\">yes</td>".to_owned(),
             Some(mismatch) => format!("<td class=\"no\">no: {}</td>", escape(mismatch)),
         };
         write!(
             table,
-            "<td>{}</td><td>{}</td><td>{}</td>{verified}</tr>",
-            row.of_data(|| format!("{:.1}", row.gib_per_second())),
+            "<tr><td>{}</td><td>{}</td>{}{verified}",
+            row.name(),
+            row.way(),
+            cell(&row.downtime_ns)
+        )?;
+        for phase in Phase::ALL {
+            table.push_str(&cell(&row.phases[phase]));
+        }
+        let per_gib = row.downtime_ms_per_gib();
+        let huge = row.huge_page_bytes;
+        write!(
+            table,
+            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            per_gib.map_or_else(|| "–".to_owned(), |value| format!("{value:.2} ms")),
             ByteSize(row.metadata_bytes),
-            ByteSize(row.extra_memory_bytes)
+            ByteSize(row.extra_memory_bytes),
+            ByteSize(row.moved_bytes),
+            huge.map_or_else(|| "unknown".to_owned(), |bytes| ByteSize(bytes).to_string()),
         )?;
     }
     table.push_str("</tbody></table>");
     Ok(table)
+}
+
+fn cell(spread: &Spread) -> String {
+    format!(
+        "<td>{}<small>{}–{}</small></td>",
+        duration(spread.median),
+        duration(spread.min),
+        duration(spread.max)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::tests::report;
+
+    #[test]
+    fn downtime_is_the_first_plot_and_the_first_column() {
+        let page = page(&report()).unwrap();
+        let first = |what: &str| page.split(what).nth(1).unwrap().split('<').next().unwrap();
+        assert_eq!(first("<h2>"), "Downtime against size");
+        assert_eq!(first("<figcaption>"), "exec, downtime");
+        let headings: Vec<&str> = page.split("<th>").skip(1).take(3).collect();
+        assert!(headings[2].starts_with("downtime<"), "{headings:?}");
+    }
 }

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A series of live updates over real kexecs: prepare before the jump, retrieve and compare behind it.
+//! A series of live updates over real kexecs: prepare before the jump, retrieve and compare after
+//! it.
 //!
 //! ```text
 //! kernel 1          kernel 2             kernel 3          kernel 4
 //! make, prepare  →  retrieve, compare →  make, prepare  →  retrieve, compare → ...
 //! ```
 //!
-//! So each update but the first begins in a fresh kernel. What the next kernel has to know, the series and what came of it
-//! so far, crosses in a memfd of its own; the moment of the jump is written to it last. Only a fresh kernel in which
-//! our handler is switched off cannot take a memfd over that ours has kept: it finds a note on the disk instead, which
-//! its command line names. How a kernel is loaded, and what is done with the figures, is up to whoever makes the journey.
+//! So each update but the first begins in a fresh kernel. What the next kernel has to know, the
+//! series and what came of it so far, crosses in a memfd of its own; the moment of the jump is
+//! written to it last. Only a fresh kernel in which our handler is switched off cannot take over a
+//! memfd that ours has preserved: it finds a note on the disk instead, which its command line
+//! names. How a kernel is loaded, and what is done with the figures, is up to whoever makes the
+//! journey.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -25,33 +28,39 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::case::Implementation;
 use crate::clock::Moment;
-use crate::counters::{self, kept_bytes, Counters};
+use crate::counters::{self, kept_bytes, moved_bytes, Counters};
+use crate::limits::allow_many_files;
 use crate::memory::free_bytes;
-use crate::report::{Implementation, Row};
-use crate::run::{allow_many_files, timed, Outcome};
+use crate::outcome::Outcome;
+use crate::phase::Phase;
+use crate::report::Row;
 use crate::series::{Series, Step, OURS_OFF};
+use crate::subject::pages::Pages;
 use crate::subject::Subject;
-use crate::workload::Pages;
+use crate::update::{Files, NewSide, Update};
 use luo_liveupdate::kexec;
 use luo_liveupdate::{Device, Session};
 
 const STATE_SESSION: &str = "luo-bench-state";
 const STATE_TOKEN: Token = Token(0);
-/// The state is written before it is complete, and cannot grow once it is preserved: room for what is still to come.
+/// The state is written before it is complete, and cannot grow once it is preserved: room for what
+/// is still to come, and a few bytes for each file.
 const STATE_ROOM: usize = 4096;
-/// More than the longest series comes to; what is larger is no state.
+const FILE_ROOM: usize = 128;
+/// More than the longest series comes to; what is larger is not a state.
 const STATE_MAX: u64 = 64 << 20;
 const SESSION: &str = "luo-bench";
 const GARBLED: &str = "what the previous kernel left cannot be continued";
 /// The kernel parameter that names the note; its prefix makes the kernel leave it to us.
 const NOTE_PARAMETER: &str = "luo.bench_note=";
-/// What mainline's handler keeps of each folio, `struct memfd_luo_folio_ser`.
+/// What mainline's handler writes of each folio, `struct memfd_luo_folio_ser`.
 const MAINLINE_FOLIO_BYTES: u64 = 16;
 
-/// A journey through kernels. `L` is what its traveller takes along for themselves.
+/// A journey through kernels. `E` is what whoever makes it needs in each of them.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Journey<L> {
+pub struct Journey<E> {
     series: Series,
     /// That of the next kernels, but for what belongs to a single one.
     command_line: String,
@@ -59,7 +68,8 @@ pub struct Journey<L> {
     note: PathBuf,
     /// Of the first steps of the series.
     outcomes: Vec<Outcome>,
-    pub luggage: L,
+    /// For whoever makes the journey.
+    pub extra: E,
     /// Whether this kernel has measured nothing yet.
     #[serde(skip)]
     fresh: bool,
@@ -69,21 +79,21 @@ pub struct Journey<L> {
 #[derive(Serialize, Deserialize)]
 struct State<J> {
     journey: J,
-    /// None if nothing but the state crosses.
+    /// `None` if nothing but the state crosses.
     departure: Option<Departure>,
 }
 
 /// The old side of a measured live update.
 #[derive(Serialize, Deserialize)]
 struct Departure {
-    outcome: Outcome,
+    update: Update,
     /// When it ended.
     jumped: Moment,
 }
 
-impl<L: Serialize + DeserializeOwned> Journey<L> {
+impl<E: Serialize + DeserializeOwned> Journey<E> {
     /// One that begins in this kernel. The next ones boot with `command_line`.
-    pub fn new(series: Series, command_line: &str, note: PathBuf, luggage: L) -> Self {
+    pub fn new(series: Series, command_line: &str, note: PathBuf, extra: E) -> Self {
         let of_one_kernel = |word: &&str| *word == OURS_OFF || word.starts_with(NOTE_PARAMETER);
         let words = command_line.split_whitespace();
         let words: Vec<&str> = words.filter(|word| !of_one_kernel(word)).collect();
@@ -92,12 +102,17 @@ impl<L: Serialize + DeserializeOwned> Journey<L> {
             command_line: words.join(" "),
             note,
             outcomes: Vec::new(),
-            luggage,
+            extra,
             fresh: true,
         }
     }
 
-    /// The one that came from the previous kernel, if one did; if that one measured, this is the new side.
+    /// The one that came from the previous kernel, if one did; if that one measured, this is the
+    /// new side.
+    ///
+    /// # Errors
+    ///
+    /// What crossed cannot be continued.
     pub fn arrived() -> Result<Option<Self>> {
         let device = Device::open()?;
         let arrived = Moment::now()?;
@@ -143,13 +158,15 @@ impl<L: Serialize + DeserializeOwned> Journey<L> {
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from jumping. Then nothing is loaded any more, the sessions are given up, and all runs on.
-    pub fn go_on(&self, load: impl FnOnce(&L, &str) -> Result<()>) -> Result<()> {
+    /// Whatever keeps it from jumping. Then nothing is loaded any more, the sessions are given up,
+    /// and all runs on.
+    pub fn go_on(&self, load: impl FnOnce(&E, &str) -> Result<()>) -> Result<()> {
         let Some(step) = self.step() else {
             return Ok(());
         };
-        // Loaded first: it takes memory, and between prepare and the jump there should be as little as possible.
-        load(&self.luggage, &self.next_command_line(&step))?;
+        // Loaded first: it takes memory, and between prepare and the jump there should be as
+        // little as possible.
+        load(&self.extra, &self.next_command_line(&step))?;
         let Err(error) = if self.fresh {
             self.depart(&step)
         } else if self.needs_note(&step) {
@@ -171,7 +188,7 @@ impl<L: Serialize + DeserializeOwned> Journey<L> {
         kexec::with_parameters(&self.command_line, &more)
     }
 
-    /// Whether the next kernel is a fresh one that cannot take over what our handler keeps.
+    /// Whether the next kernel is a fresh one that cannot take over what our handler preserves.
     fn needs_note(&self, step: &Step) -> bool {
         !self.fresh && step.parameter().is_some()
     }
@@ -193,7 +210,7 @@ impl<L: Serialize + DeserializeOwned> Journey<L> {
 
     /// To a fresh kernel, with the state alone.
     fn jump_with_state(&self) -> Result<Infallible> {
-        let state = KeptState::new(&Device::open()?, self)?;
+        let state = HeldState::new(&Device::open()?, self, 0)?;
         state.jump(self, None)
     }
 
@@ -205,37 +222,28 @@ impl<L: Serialize + DeserializeOwned> Journey<L> {
         allow_many_files()?;
         allow_huge_pages(&step.case.subject)?;
         let device = Device::open()?;
-        let state = KeptState::new(&device, self)?;
-        let samples = step.case.samples();
-        let files = samples
-            .iter()
-            .map(|sample| sample.make(|_| ()))
-            .collect::<Result<Vec<_>, _>>()?;
+        let state = HeldState::new(&device, self, step.case.files as usize)?;
+        let (mut update, files) = Update::begin(&step.case, |_| ())?;
         let session = device.create_session(SESSION)?;
         let before = Before::look()?;
-        let mut outcome = Outcome {
-            data_bytes: step.case.data_bytes(),
-            ..Outcome::default()
-        };
-        timed(&mut outcome.phases.prepare_ns, || {
-            preserve(&session, &files)
-        })?;
-        before.compare(step, &mut outcome)?;
-        state.jump(self, Some(outcome))
+        let phases = &mut update.outcome.phases;
+        phases.time(Phase::Prepare, || preserve(&session, &files))?;
+        before.compare(step, &mut update.outcome)?;
+        state.jump(self, Some(update))
     }
 }
 
 /// The state's session on the old side. Dropping it gives the state up.
-struct KeptState {
+struct HeldState {
     file: File,
     _session: Session,
 }
 
-impl KeptState {
-    fn new<L: Serialize>(device: &Device, journey: &Journey<L>) -> Result<Self> {
+impl HeldState {
+    fn new<E: Serialize>(device: &Device, journey: &Journey<E>, files: usize) -> Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create(STATE_SESSION, flags)?);
-        let room = serde_json::to_vec(journey)?.len() + STATE_ROOM;
+        let room = serde_json::to_vec(journey)?.len() + STATE_ROOM + files * FILE_ROOM;
         file.write_all_at(&vec![b' '; room], 0)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
         let session = device.create_session(STATE_SESSION)?;
@@ -247,20 +255,20 @@ impl KeptState {
     }
 
     /// Returns only if the jump was refused.
-    fn jump<L: Serialize>(
+    fn jump<E: Serialize>(
         &self,
-        journey: &Journey<L>,
-        outcome: Option<Outcome>,
+        journey: &Journey<E>,
+        update: Option<Update>,
     ) -> Result<Infallible> {
-        // A jump is no orderly shutdown: what is not on the disk by now never gets there.
+        // A jump is not an orderly shutdown: what is not on the disk by now never gets there.
         rustix::fs::sync();
         let jumped = Moment::now()?;
-        let departure = outcome.map(|outcome| Departure { outcome, jumped });
+        let departure = update.map(|update| Departure { update, jumped });
         self.write(&State { journey, departure })?;
         Err(kexec::jump().into())
     }
 
-    fn write<L: Serialize>(&self, state: &State<&Journey<L>>) -> Result<()> {
+    fn write<E: Serialize>(&self, state: &State<&Journey<E>>) -> Result<()> {
         let text = serde_json::to_vec(state)?;
         // The seals refuse to let it grow.
         self.file
@@ -321,9 +329,9 @@ fn allow_huge_pages(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
-fn preserve(session: &Session, files: &[File]) -> Result<()> {
-    for (token, file) in (1..).zip(files) {
-        session.preserve(Token(token), file.as_fd())?;
+fn preserve(session: &Session, files: &Files) -> Result<()> {
+    for (token, file) in files {
+        session.preserve(*token, file.as_fd())?;
     }
     Ok(())
 }
@@ -333,6 +341,7 @@ struct Before {
     free_bytes: u64,
     counters: Counters,
     kept_bytes: u64,
+    moved_bytes: u64,
 }
 
 impl Before {
@@ -340,11 +349,12 @@ impl Before {
         Ok(Self {
             counters: Counters::read()?,
             kept_bytes: kept_bytes()?,
+            moved_bytes: moved_bytes()?,
             free_bytes: free_bytes()?,
         })
     }
 
-    /// What prepare took, and that it was done by whom it should have been.
+    /// What prepare took, and that it was done by the handler that should have done it.
     fn compare(&self, step: &Step, outcome: &mut Outcome) -> Result<()> {
         outcome.extra_memory_bytes = self.free_bytes.saturating_sub(free_bytes()?);
         let counters = Counters::read()?;
@@ -357,6 +367,7 @@ impl Before {
             prepared == expected,
             "our handler prepared {prepared} files, {expected} were for it"
         );
+        outcome.moved_bytes = moved_bytes()?.saturating_sub(self.moved_bytes);
         outcome.metadata_bytes = match step.implementation {
             Implementation::Ours => kept_bytes()?.saturating_sub(self.kept_bytes),
             Implementation::MainlineC => mainline_metadata(step),
@@ -365,49 +376,54 @@ impl Before {
     }
 }
 
-/// Mainline's handler does not tell; it keeps a record of every folio, those of holes it has filled among them.
+/// Mainline's handler does not report it; it writes a record of every folio, those of holes that
+/// it has filled among them.
 fn mainline_metadata(step: &Step) -> u64 {
     let Subject::Memfd { size, pages, .. } = step.case.subject else {
         return 0;
     };
-    let folio = match pages {
-        Pages::Base => rustix::param::page_size() as u64,
-        Pages::Thp | Pages::Hugetlb => 2 << 20,
-    };
-    size.div_ceil(folio) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
+    size.div_ceil(pages.size()) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
 }
 
-/// The new side of a live update. What fails there makes it one that went wrong, and the series goes on.
+/// The new side of a live update. What fails there makes it one that went wrong, and the series
+/// goes on.
 fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) -> Outcome {
-    let Departure {
-        mut outcome,
-        jumped,
-    } = departure;
-    let taken = take_back(device, step, &mut outcome);
+    let Departure { mut update, jumped } = departure;
+    let taken = take_back(device, step, &mut update);
     // Long after the arrival, so that the rate is known well.
     let blackout = Moment::now()
         .and_then(|now| arrived.rate_until(&now))
-        .and_then(|rate| jumped.nanoseconds_until(arrived, rate))
-        .map(|blackout_ns| outcome.phases.blackout_ns = blackout_ns);
-    let problem = taken.and(blackout).err();
-    outcome.mismatch = problem.map(|error| format!("{error:#}"));
+        .and_then(|rate| jumped.nanoseconds_until(arrived, rate));
+    let mut outcome = update.outcome;
+    let blackout = blackout.map(|ns| outcome.phases[Phase::Blackout] = ns);
+    if let Err(error) = taken.and(blackout) {
+        outcome.mismatch = Some(format!("{error:#}"));
+    }
     outcome
 }
 
-fn take_back(device: &Device, step: &Step, outcome: &mut Outcome) -> Result<()> {
+fn take_back(device: &Device, step: &Step, update: &mut Update) -> Result<()> {
+    ensure!(
+        update.case == step.case,
+        "the previous kernel measured {}, expected {}",
+        update.case,
+        step.case
+    );
     allow_many_files()?;
-    let session = device.retrieve_session(SESSION)?;
-    let samples = step.case.samples();
-    let files = timed(&mut outcome.phases.retrieve_ns, || {
-        (1..=samples.len() as u64)
-            .map(|token| session.retrieve(Token(token)))
-            .collect::<Result<Vec<_>, _>>()
-    })?;
-    timed(&mut outcome.phases.finish_ns, || session.finish())?;
-    for (sample, file) in samples.iter().zip(&files) {
-        sample.verify(file.as_fd(), |_| ())?;
+    update.take_back(&device.retrieve_session(SESSION)?, |_| ())
+}
+
+impl NewSide for Session {
+    type File = OwnedFd;
+
+    fn retrieve(&self, token: Token) -> Result<OwnedFd> {
+        Ok(self.retrieve(token)?)
     }
-    Ok(())
+
+    fn finish(&self) -> Result<Option<String>> {
+        self.finish()?;
+        Ok(None)
+    }
 }
 
 #[cfg(test)]
@@ -423,24 +439,22 @@ mod tests {
     }
 
     #[test]
-    fn a_journey_crosses_with_its_luggage() {
+    fn a_journey_crosses_with_what_its_maker_needs() {
         let journey = Journey::new(series(true), "quiet", "/note".into(), 7_u8);
+        let update = Update::begin(&series(true).cases()[0], |_| ());
         let departure = Some(Departure {
-            outcome: Outcome::default(),
+            update: update.unwrap().0,
             jumped: Moment::now().unwrap(),
         });
         let mut text = serde_json::to_vec(&State { journey, departure }).unwrap();
         text.extend_from_slice(b"    ");
         let State { journey, departure } = state(&text).unwrap();
-        assert_eq!(
-            (journey.luggage, journey.command_line.as_str()),
-            (7, "quiet")
-        );
+        assert_eq!((journey.extra, journey.command_line.as_str()), (7, "quiet"));
         assert!(departure.is_some() && journey.step() == series(true).steps().into_iter().next());
     }
 
     #[test]
-    fn a_state_that_is_none_is_an_error() {
+    fn what_is_not_a_state_is_an_error() {
         for garbled in [&b""[..], b"   ", b"{\"journey\":", &[0xff; 100]] {
             let error = state(garbled).err().unwrap();
             assert!(error.to_string().contains("garbled"), "{error}");

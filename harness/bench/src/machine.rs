@@ -1,100 +1,67 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! `luo bench --transport kexec`: the journey of a real machine, which comes back in the next kernel as
-//! `luo bench --continue`.
+//! The journey of a real machine through its kernels: what is loaded, and what has to be known
+//! before the first jump.
 //!
-//! Nothing is done before all that can be known is checked and the user has agreed. A session lives as long as somebody has
-//! it open, so luo jumps by itself: an orderly shutdown would end it first.
+//! Nothing is done before all that can be known is checked. A session lives as long as a process
+//! has it open, so the program that measures also jumps: an orderly shutdown would end it first.
 
+use std::convert::Infallible;
 use std::fs;
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{bail, ensure, Context, Result};
-use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::comparison::comparison;
 use crate::counters;
 use crate::environment::{file_system, Environment};
 use crate::journey::Journey;
-use crate::options::Outputs;
-use crate::report::{self, Report};
-use crate::series::{Peer, Series};
-use crate::Plan;
+use crate::obstacle::obstacle;
+use crate::outcome::Outcome;
+use crate::outputs::Outputs;
+use crate::report::Report;
+use crate::series::{Series, Step};
 use luo_liveupdate::kexec;
 
-/// Where the help has what a kexec may be told.
-pub const HEADING: &str = "With --transport kexec";
-const NOTE: &str = "/var/lib/luo-bench.json";
+/// Where a note waits on a disk, unless another place is named.
+pub const NOTE: &str = "/var/lib/luo-bench.json";
 const UNIT: &str = include_str!("../systemd/luo-bench.service");
 const UNIT_NAME: &str = "luo-bench.service";
 /// The program as the unit has it.
 const UNIT_PROGRAM: &str = "/usr/local/bin/luo";
 
-/// What a kexec may be told.
-#[derive(Args, Clone, Debug, Default)]
-pub struct KexecOptions {
-    /// The kernel to jump into; by default that of the running one in /boot
-    #[arg(long, value_name = "FILE", help_heading = HEADING)]
-    kernel: Option<PathBuf>,
-    /// Its initrd; by default the one beside it in /boot
-    #[arg(long, value_name = "FILE", help_heading = HEADING)]
-    initrd: Option<PathBuf>,
-    /// Its command line; by default that of the running kernel
-    #[arg(long, value_name = "PARAMETERS", allow_hyphen_values = true, help_heading = HEADING)]
-    command_line: Option<String>,
-    /// More kernel parameters
-    #[arg(long, value_name = "PARAMETERS", allow_hyphen_values = true, help_heading = HEADING)]
-    append: Option<String>,
-    /// Measure another handler as well, in turn with ours
-    #[arg(long, value_enum, value_name = "HANDLER", help_heading = HEADING)]
-    pub compare: Option<Peer>,
-    /// With --compare, where a note waits on a disk for kernels in which our handler is switched off
-    #[arg(long, value_name = "FILE", default_value = NOTE, help_heading = HEADING)]
-    note: PathBuf,
-    /// Jump without asking
-    #[arg(long, help_heading = HEADING)]
-    yes: bool,
+/// The kernel to jump into, and how it boots.
+#[derive(Clone, Debug, Default)]
+pub struct NextKernel {
+    /// The image; by default that of the running kernel in `/boot`.
+    pub kernel: Option<PathBuf>,
+    /// Its initrd; by default the one of the running kernel in `/boot`.
+    pub initrd: Option<PathBuf>,
+    /// Its command line; by default that of the running kernel.
+    pub command_line: Option<String>,
+    /// More kernel parameters.
+    pub append: Option<String>,
+    /// Where a note waits for kernels in which our handler is switched off; by default [`NOTE`].
+    pub note: Option<PathBuf>,
 }
 
-impl KexecOptions {
-    /// Whether anything was said that only a kexec understands.
-    pub fn are_given(&self) -> bool {
-        let Self {
-            kernel,
-            initrd,
-            command_line,
-            append,
-            compare,
-            note,
-            yes,
-        } = self;
-        let files = kernel.is_some() || initrd.is_some();
-        let parameters = command_line.is_some() || append.is_some();
-        files || parameters || compare.is_some() || note != Path::new(NOTE) || *yes
-    }
-}
-
-/// What luo takes along for itself.
+/// What each of the kernels has to know.
 #[derive(Debug, Serialize, Deserialize)]
-struct Luggage {
+struct Baggage {
     kernel: PathBuf,
     initrd: PathBuf,
     outputs: Outputs,
 }
 
-impl Luggage {
-    fn new(options: &KexecOptions, outputs: &Outputs) -> Result<Self> {
-        let release = rustix::system::uname()
-            .release()
-            .to_string_lossy()
-            .into_owned();
-        let kernel = match &options.kernel {
+impl Baggage {
+    fn new(next: &NextKernel, outputs: &Outputs) -> Result<Self> {
+        let uname = rustix::system::uname();
+        let release = uname.release().to_string_lossy();
+        let kernel = match &next.kernel {
             Some(file) => file.clone(),
             None => format!("/boot/vmlinuz-{release}").into(),
         };
-        let initrd = match &options.initrd {
+        let initrd = match &next.initrd {
             Some(file) => file.clone(),
             None => find_initrd(Path::new("/boot"), &release)?,
         };
@@ -105,8 +72,11 @@ impl Luggage {
         })
     }
 
-    fn load(&self, command_line: &str) -> Result<()> {
-        eprintln!("Loading {}, to jump into it.", self.kernel.display());
+    fn load(&self, command_line: &str, notify: &dyn Fn(&str)) -> Result<()> {
+        notify(&format!(
+            "Loading {}, to jump into it.",
+            self.kernel.display()
+        ));
         Ok(kexec::load(&self.kernel, &self.initrd, command_line)?)
     }
 }
@@ -140,9 +110,9 @@ fn existing(file: &Path, option: &str) -> Result<PathBuf> {
 }
 
 /// Where a note outlasts a kernel, by a name that fits on a command line.
-fn note_place(options: &KexecOptions) -> Result<PathBuf> {
-    let place = std::path::absolute(&options.note)?;
-    if options.compare.is_none() {
+fn note_place(note: Option<&Path>, is_needed: bool) -> Result<PathBuf> {
+    let place = std::path::absolute(note.unwrap_or(Path::new(NOTE)))?;
+    if !is_needed {
         return Ok(place);
     }
     let name = place
@@ -161,67 +131,91 @@ fn note_place(options: &KexecOptions) -> Result<PathBuf> {
     Ok(place)
 }
 
-/// Begins the journey. Returns only if it comes to nothing.
-///
-/// # Errors
-///
-/// Whatever keeps this machine from jumping; then it runs on as before.
-pub fn begin(plan: Plan, options: &KexecOptions, outputs: &Outputs) -> Result<ExitCode> {
-    if let Some(reason) = kexec::obstacle()
-        .map(str::to_owned)
-        .or_else(counters::obstacle)
-    {
-        bail!("{reason}; `luo lab bench` measures kexec in a virtual machine");
-    }
-    let luggage = Luggage::new(options, outputs)?;
-    let note = note_place(options)?;
-    let command_line = command_line(options)?;
-    let series = Series::new(plan, options.compare);
-    series.check()?;
-    for case in series.cases() {
-        if let Some(reason) = case.obstacle() {
-            bail!("{case} cannot be measured: {reason}");
-        }
-    }
-    outputs.check()?;
-    eprintln!("{}", announcement(&series, &luggage, &command_line));
-    if !options.yes && !consents()? {
-        eprintln!("Nothing was done.");
-        return Ok(ExitCode::FAILURE);
-    }
-    give_up_on_interrupt()?;
-    let journey = Journey::new(series, &command_line, note, luggage);
-    journey.go_on(Luggage::load)?;
-    bail!("there was nothing to measure")
+/// A journey that can begin: everything is checked, nothing is done.
+#[derive(Debug)]
+pub struct Ready {
+    journey: Journey<Baggage>,
+    announcement: String,
 }
 
-fn command_line(options: &KexecOptions) -> Result<String> {
-    let base = match &options.command_line {
+impl Ready {
+    /// Checks whether this machine can measure a series of live updates.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from doing so, with what to do about it.
+    pub fn new(series: Series, next: &NextKernel, outputs: &Outputs) -> Result<Self> {
+        if let Some(reason) = kexec::obstacle()
+            .map(str::to_owned)
+            .or_else(counters::obstacle)
+        {
+            bail!("{reason}; `luo lab bench` measures kexec in a virtual machine");
+        }
+        let baggage = Baggage::new(next, outputs)?;
+        let note = note_place(next.note.as_deref(), series.needs_notes())?;
+        let command_line = command_line(next)?;
+        series.check()?;
+        for case in series.cases() {
+            if let Some(reason) = obstacle(&case, None) {
+                bail!("{case} cannot be measured: {reason}");
+            }
+        }
+        outputs.check()?;
+        let announcement = announcement(&series, &baggage, &command_line);
+        Ok(Self {
+            journey: Journey::new(series, &command_line, note, baggage),
+            announcement,
+        })
+    }
+
+    /// What is going to happen, for whoever has to agree to it.
+    pub fn announcement(&self) -> &str {
+        &self.announcement
+    }
+
+    /// Begins: jumps. `notify` gets what is done.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps this machine from jumping; then it runs on as before.
+    pub fn go(&self, notify: &dyn Fn(&str)) -> Result<Infallible> {
+        self.journey
+            .go_on(|baggage, command_line| baggage.load(command_line, notify))?;
+        bail!("there was nothing to measure")
+    }
+}
+
+fn command_line(next: &NextKernel) -> Result<String> {
+    let base = match &next.command_line {
         Some(command_line) => command_line.clone(),
         None => fs::read_to_string("/proc/cmdline").context("reading the command line")?,
     };
-    let more = options.append.as_deref().unwrap_or_default();
+    let more = next.append.as_deref().unwrap_or_default();
     Ok(kexec::with_parameters(&base, more))
 }
 
-fn announcement(series: &Series, luggage: &Luggage, command_line: &str) -> String {
+fn announcement(series: &Series, baggage: &Baggage, command_line: &str) -> String {
     let updates = series.steps().len();
     // Between two updates, one jump leads to a fresh kernel.
     let jumps = 2 * updates - 1;
     let mut text = format!(
-        "Live updates to measure: {updates}. Jumps of this machine: {jumps}, into\n  kernel        {}\n  initrd        {}\n  \
-         command line  {command_line}\n\
-         Each jump ends all programs at once, as a loss of power would: services are not stopped. File systems are \
-         synced before.\n",
-        luggage.kernel.display(),
-        luggage.initrd.display(),
+        "Live updates to measure: {updates}. Jumps of this machine: {jumps}, into\n  \
+         kernel        {}\n  initrd        {}\n  command line  {command_line}\n\
+         Each jump ends all programs at once, as a loss of power would: services are not stopped. \
+         File systems are synced before.\n",
+        baggage.kernel.display(),
+        baggage.initrd.display(),
     );
     text += match continues_by_itself() {
-        true => "The systemd unit luo-bench.service continues behind each jump; its log and the report are in the journal.",
+        true => {
+            "The systemd unit luo-bench.service continues after each jump; its log and the report \
+             are in the journal."
+        }
         false => {
-            "Beware: nothing continues by itself behind a jump. To have systemd do it:\n  \
-             luo bench --print-unit > /etc/systemd/system/luo-bench.service && systemctl enable luo-bench.service\n\
-             or run `luo bench --continue` as root behind each jump."
+            "Beware: nothing continues by itself after a jump. To have systemd do it:\n  \
+             luo bench --print-unit > /etc/systemd/system/luo-bench.service && \
+             systemctl enable luo-bench.service\n\
+             or run `luo bench --continue` as root after each jump."
         }
     };
     text
@@ -234,75 +228,46 @@ fn continues_by_itself() -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-fn consents() -> Result<bool> {
-    ensure!(
-        io::stdin().is_terminal(),
-        "there is no terminal to ask on whether this machine may jump; --yes says that it may"
-    );
-    eprint!("Jump now? [y/N] ");
-    io::stderr().flush().context("asking")?;
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    read.context("reading the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
+/// A journey under way, in one of its kernels.
+#[derive(Debug)]
+pub struct Underway(Journey<Baggage>);
 
-/// The end of this process gives its sessions up, so there is nothing else to undo.
-fn give_up_on_interrupt() -> Result<()> {
-    ctrlc::set_handler(|| {
-        match kexec::unload() {
-            Ok(()) => eprintln!("luo: interrupted; nothing is loaded, this kernel runs on"),
-            Err(error) => eprintln!("luo: interrupted: {error:#}"),
-        }
-        std::process::exit(1);
-    })
-    .context("cannot listen for interrupts")
-}
+impl Underway {
+    /// The journey that came from the previous kernel, if one did. If that one measured, this is
+    /// the new side.
+    ///
+    /// # Errors
+    ///
+    /// What crossed cannot be continued.
+    pub fn arrived() -> Result<Option<Self>> {
+        Ok(Journey::arrived()?.map(Self))
+    }
 
-/// Continues behind a jump: measures, and jumps on or reports.
-///
-/// # Errors
-///
-/// Whatever keeps the machine from jumping on; what was measured until then is reported before.
-pub fn resume() -> Result<ExitCode> {
-    const NOTHING: &str = "There is nothing to continue";
-    if !luo_liveupdate::is_available() {
-        println!(
-            "{NOTHING}: this kernel has no {}.",
-            luo_liveupdate::DEVICE_PATH
-        );
-        return Ok(ExitCode::SUCCESS);
+    /// What was measured last, if this kernel is the new side of it.
+    pub fn news(&self) -> Option<(Step, &Outcome)> {
+        self.0.news()
     }
-    let Some(journey) = Journey::<Luggage>::arrived()? else {
-        println!("{NOTHING}: no bench came from the previous kernel.");
-        return Ok(ExitCode::SUCCESS);
-    };
-    if let Some((step, outcome)) = journey.news() {
-        eprintln!("{step}: {}", outcome.summary());
-    }
-    give_up_on_interrupt()?;
-    let end = journey.go_on(Luggage::load);
-    let verified = publish(&journey);
-    end?;
-    Ok(match verified? {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    })
-}
 
-/// Reports what was measured; tells whether all of ours was right.
-fn publish(journey: &Journey<Luggage>) -> Result<bool> {
-    let report = Report {
-        schema: report::SCHEMA,
-        environment: Environment::of_this_machine(Path::new("/")),
-        results: journey.rows(),
-        skipped: Vec::new(),
-    };
-    journey.luggage.outputs.publish(&report)?;
-    for line in comparison(&report) {
-        println!("{line}");
+    /// Jumps on; at its end, returns. `notify` gets what is done.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the machine from jumping on.
+    pub fn go_on(&self, notify: &dyn Fn(&str)) -> Result<()> {
+        self.0
+            .go_on(|baggage, command_line| baggage.load(command_line, notify))
     }
-    Ok(report.verified())
+
+    /// What was measured so far.
+    pub fn report(&self) -> Report {
+        let environment = Environment::of_this_machine(Path::new("/"));
+        Report::new(environment, self.0.rows(), Vec::new())
+    }
+
+    /// Where the report goes.
+    pub fn outputs(&self) -> &Outputs {
+        &self.0.extra.outputs
+    }
 }
 
 /// The systemd unit that continues the journey with the program that runs now.
@@ -345,13 +310,19 @@ mod tests {
 
     #[test]
     fn the_command_line_is_given_whole_or_in_addition() {
-        let options = KexecOptions {
+        let next = NextKernel {
             command_line: Some("a -- b".into()),
             append: Some("c".into()),
-            note: NOTE.into(),
-            ..KexecOptions::default()
+            ..NextKernel::default()
         };
-        assert_eq!(command_line(&options).unwrap(), "a c -- b");
-        assert!(options.are_given());
+        assert_eq!(command_line(&next).unwrap(), "a c -- b");
+    }
+
+    #[test]
+    fn a_note_outlasts_the_kernel_and_fits_on_its_command_line() {
+        assert!(note_place(Some(Path::new("/a b")), false).is_ok());
+        assert!(note_place(Some(Path::new("/a b")), true).is_err());
+        assert!(note_place(Some(Path::new("/nonexistent/note")), true).is_err());
+        assert_eq!(note_place(None, false).unwrap(), Path::new(NOTE));
     }
 }

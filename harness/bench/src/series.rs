@@ -1,34 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What is measured over real kexecs, and in which order: round by round, our handler and a peer in turn.
+//! What is measured over real kexecs, and in which order: round by round, our handler and a peer
+//! in turn.
 //!
 //! A boot parameter decides which handler takes the files; all else about the kernels is the same.
 
 use anyhow::{ensure, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::options::{FILES_MAX, RUNS_MAX, SIZE_MAX};
-use crate::report::{Implementation, Row};
-use crate::run::Outcome;
-use crate::subject::Handler;
-use crate::{Case, Plan};
+use crate::case::{Case, Implementation};
+use crate::outcome::Outcome;
+use crate::plan::{Plan, UPDATES_MAX};
+use crate::report::Row;
+use crate::subject::FileType;
 
-/// The most live updates of a series: each leaves its figures in what crosses.
-const UPDATES_MAX: usize = 100_000;
 /// With this the kernel's own handler takes memfds.
 pub const OURS_OFF: &str = "luo_handlers.disable=memfd";
 
-/// Whom to compare with.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Peer {
-    /// The handler in C that the kernel brings along
-    MainlineC,
-}
-
-impl Peer {
-    /// Whether the kernel's own handlers keep such files too.
-    pub fn keeps(handlers: &[Handler]) -> bool {
-        handlers.iter().all(|handler| *handler == Handler::Memfd)
-    }
+/// Whether the kernel's own handler takes such files too.
+pub fn mainline_takes(file_types: &[FileType]) -> bool {
+    file_types
+        .iter()
+        .all(|&file_type| file_type == FileType::Memfd)
 }
 
 /// A series of live updates.
@@ -38,47 +30,51 @@ pub struct Series {
     compare: bool,
 }
 
-/// One live update.
+/// One live update of a series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
+    /// What is measured.
     pub case: Case,
+    /// Whose handler takes the files.
     pub implementation: Implementation,
 }
 
 impl Series {
-    pub fn new(plan: Plan, compare: Option<Peer>) -> Self {
-        Self {
-            plan,
-            compare: compare.is_some(),
-        }
+    /// A plan, measured with our handlers, and if `compare` also with the kernel's own.
+    pub const fn new(plan: Plan, compare: bool) -> Self {
+        Self { plan, compare }
     }
 
-    /// Refuses what would take for ever, or cannot have been asked for: a series also comes from a previous kernel.
+    /// Refuses what would take for ever, or cannot have been asked for: a series also comes from a
+    /// previous kernel, which is not trusted.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
     pub fn check(&self) -> Result<()> {
-        let plan = &self.plan;
+        self.plan.check()?;
         ensure!(
-            (1..=RUNS_MAX).contains(&plan.runs)
-                && (1..=FILES_MAX).contains(&plan.files)
-                && plan.sizes.iter().all(|size| (1..=SIZE_MAX).contains(size)),
-            "the series has sizes, files or runs that cannot be asked for"
+            !self.compare || mainline_takes(&self.plan.file_types),
+            "the kernel's own handler takes memfds alone"
         );
+        let rounds = self.plan.runs as usize * self.implementations().len();
+        let updates = rounds.saturating_mul(self.plan.cases().len());
         ensure!(
-            !self.compare || Peer::keeps(&plan.handlers),
-            "the kernel's own handler keeps memfds alone"
-        );
-        let rounds = plan.runs as usize * self.implementations().len();
-        let updates = [plan.transports.len(), plan.subject_count()]
-            .iter()
-            .fold(rounds, |product, length| product.saturating_mul(*length));
-        ensure!(
-            (1..=UPDATES_MAX).contains(&updates),
-            "a series of {updates} live updates is none; up to {UPDATES_MAX} are"
+            updates <= UPDATES_MAX,
+            "a series has up to {UPDATES_MAX} live updates, not {updates}"
         );
         Ok(())
     }
 
+    /// What is measured.
     pub fn cases(&self) -> Vec<Case> {
         self.plan.cases()
+    }
+
+    /// Whether some of its kernels cannot take over what our handler preserved, and find a note
+    /// instead.
+    pub const fn needs_notes(&self) -> bool {
+        self.compare
     }
 
     fn implementations(&self) -> &'static [Implementation] {
@@ -88,8 +84,8 @@ impl Series {
         }
     }
 
-    /// All live updates in their order. In each round every case has its turn; the peers take turns at it, and at going
-    /// first.
+    /// All live updates in their order. In each round every case has its turn; the peers take
+    /// turns at it, and at going first.
     pub fn steps(&self) -> Vec<Step> {
         let mut peers = self.implementations().to_vec();
         let mut steps = Vec::new();
@@ -105,7 +101,8 @@ impl Series {
         steps
     }
 
-    /// A row for each case and implementation that was measured; `outcomes` are those of the first steps.
+    /// A row for each case and implementation that was measured; `outcomes` are those of the first
+    /// steps.
     pub fn rows(&self, outcomes: &[Outcome]) -> Vec<Row> {
         let steps = self.steps();
         let mut rows = Vec::new();
@@ -142,22 +139,19 @@ impl std::fmt::Display for Step {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::workload::{Fill, Pages};
-    use crate::Transport;
+    use crate::subject::fill::Fill;
+    use crate::transport::Transport;
 
-    pub fn series(compare: bool) -> Series {
+    pub(crate) fn series(compare: bool) -> Series {
         Series {
             plan: Plan {
                 transports: vec![Transport::Kexec],
-                handlers: vec![Handler::Memfd],
                 sizes: vec![1 << 20, 2 << 20],
-                pages: vec![Pages::Base],
                 fills: vec![Fill::Dense],
-                files: 1,
                 runs: 2,
-                image_directory: "/".into(),
+                ..Plan::default()
             },
             compare,
         }
@@ -197,23 +191,15 @@ pub mod tests {
     #[test]
     fn a_series_that_nobody_can_have_asked_for_is_refused() {
         assert!(series(true).check().is_ok());
-        for change in [
-            |plan: &mut Plan| plan.runs = u32::MAX,
-            |plan: &mut Plan| plan.files = 0,
-            |plan: &mut Plan| plan.sizes.push(u64::MAX),
-            |plan: &mut Plan| plan.handlers.clear(),
-            |plan: &mut Plan| plan.handlers = vec![Handler::Vfio; UPDATES_MAX],
-            |plan: &mut Plan| plan.sizes.clear(),
-            |plan: &mut Plan| plan.fills = vec![Fill::Dense; UPDATES_MAX],
-        ] {
-            let mut series = series(false);
-            change(&mut series.plan);
-            assert!(series.check().is_err());
-        }
+        let mut endless = series(true);
+        endless.plan.fills = vec![Fill::Dense; UPDATES_MAX / 8 + 1];
+        assert!(endless.check().is_err());
+        endless.plan.runs = u32::MAX;
+        assert!(endless.check().is_err());
         let mut devices = series(false);
-        devices.plan.handlers.push(Handler::Vfio);
+        devices.plan.file_types.push(FileType::Vfio);
         assert!(devices.check().is_ok());
         devices.compare = true;
-        assert!(devices.check().is_err(), "mainline keeps no devices");
+        assert!(devices.check().is_err(), "mainline takes no devices");
     }
 }

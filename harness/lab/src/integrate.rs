@@ -26,6 +26,8 @@ use std::process::ExitCode;
 use anyhow::{bail, Context, Result};
 use clap::Args;
 
+use crate::cache::files::write_atomically;
+
 /// Our directory in a kernel tree.
 const DIRECTORY: &str = "drivers/luo_handlers";
 /// Lists what we put into it.
@@ -296,15 +298,13 @@ fn copy_if_different(source: &Path, target: &Path) -> Result<()> {
     write_if_different(target, &contents)
 }
 
-/// Leaves the file's time alone if nothing changes: make goes by it.
+/// Leaves the file's time alone if nothing changes: make goes by it. Otherwise there is a new file, so
+/// that a tree of hard links does not change the tree that it was linked from.
 fn write_if_different(target: &Path, contents: &[u8]) -> Result<()> {
     if fs::read(target).is_ok_and(|present| present == contents) {
         return Ok(());
     }
-    if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
-    }
-    fs::write(target, contents).with_context(|| format!("writing {}", target.display()))
+    write_atomically(target, contents)
 }
 
 fn edit(file: &Path, change: impl FnOnce(&str) -> Result<String>) -> Result<()> {
@@ -479,6 +479,21 @@ mod tests {
         assert_eq!(read(kernel.join(BINDINGS)), BINDINGS_TEXT);
         assert!(!place.exists());
         assert!(!remove(&kernel).unwrap());
+    }
+
+    #[test]
+    fn a_tree_of_hard_links_does_not_change_what_it_was_linked_from() {
+        let (directory, checkout, kernel) = trees();
+        let linked = directory.path().join("linked");
+        let status = std::process::Command::new("cp")
+            .args(["--archive", "--link"])
+            .args([&kernel, &linked])
+            .status();
+        assert!(status.unwrap().success());
+        put(&checkout, &linked, &Selection::All).unwrap();
+        assert_ne!(read(linked.join(KCONFIG)), KCONFIG_TEXT);
+        assert_eq!(read(kernel.join(KCONFIG)), KCONFIG_TEXT);
+        assert_eq!(read(kernel.join(MAKEFILE)), MAKEFILE_TEXT);
     }
 
     #[test]

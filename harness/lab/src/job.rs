@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What host and guest say to each other: the job on the kernel's command line, events on the second serial port.
+//! What the host wants of a guest: a job, on the kernel's command line.
 
 use std::fmt::Write as _;
 
 use anyhow::{bail, Context, Result};
-use serde::{Deserialize, Serialize};
 
-use crate::counters::Shares;
-use luo_bench::environment::Environment;
-use luo_bench::run::Outcome;
+use crate::soak::options::SoakOptions;
 use luo_bench::series::Series;
 
 /// What a guest is to do.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Job {
-    /// Say that it runs, and end.
+pub(crate) enum Job {
+    /// Report that it is up, and end.
     Probe,
     /// A shell on the console.
     Shell,
@@ -22,18 +19,24 @@ pub(super) enum Job {
     Run(Vec<String>),
     /// One stage, counted from 1, of a test of the table.
     Test { name: String, stage: usize },
-    /// A series of live updates to be measured: its beginning in the first stage, or what is left of it.
+    /// A soak: its first update, or what is left of it.
+    Soak { options: SoakOptions, stage: usize },
+    /// A series of live updates to be measured: its beginning in the first stage, or what is left
+    /// of it.
     Bench { series: Series, stage: usize },
 }
 
 impl Job {
     /// As kernel parameters. Their prefix makes the kernel leave them to us.
-    pub(super) fn parameters(&self) -> String {
+    pub(crate) fn parameters(&self) -> String {
         match self {
             Self::Probe => "luo.probe=1".into(),
             Self::Shell => "luo.shell=1".into(),
             Self::Run(command) => format!("luo.run={}", encode(command)),
             Self::Test { name, stage } => format!("luo.test={name} luo.stage={stage}"),
+            Self::Soak { options, stage } => {
+                format!("luo.soak={} luo.stage={stage}", options.word())
+            }
             Self::Bench { series, stage } => {
                 // Plain numbers and names: writing them as JSON cannot fail.
                 let series = serde_json::to_string(series).unwrap_or_default();
@@ -43,7 +46,7 @@ impl Job {
     }
 
     /// From a kernel command line.
-    pub(super) fn parse(command_line: &str) -> Result<Self> {
+    pub(crate) fn parse(command_line: &str) -> Result<Self> {
         if value_of(command_line, "luo.probe").is_some() {
             return Ok(Self::Probe);
         }
@@ -59,6 +62,12 @@ impl Job {
                 .parse()
                 .with_context(|| format!("luo.stage is no number: {stage}"))
         };
+        if let Some(options) = value_of(command_line, "luo.soak") {
+            return Ok(Self::Soak {
+                options: options.parse()?,
+                stage: stage()?,
+            });
+        }
         if let Some(series) = value_of(command_line, "luo.bench") {
             let series = decode(series)?.concat();
             let series = serde_json::from_str(&series)
@@ -85,7 +94,7 @@ fn value_of<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// The command line of the next stage: the present one with other stage parameters in their place.
-pub(super) fn next_stage(
+pub(crate) fn next_stage(
     command_line: &str,
     stage: usize,
     leaving: &str,
@@ -148,42 +157,6 @@ fn decode_argument(argument: &str) -> Result<String> {
     String::from_utf8(bytes).context("an argument is not UTF-8")
 }
 
-/// What a guest reports, one line of JSON each.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub(super) enum Event {
-    /// It runs.
-    Ready,
-    /// A stage begins.
-    Stage { stage: usize },
-    /// A stage did what it should; the guest jumps to the next or ends.
-    Passed {
-        stage: usize,
-        seconds: f64,
-        ours: Shares,
-    },
-    /// One half of a case is done, well unless there is a problem.
-    Case {
-        name: String,
-        problem: Option<String>,
-    },
-    /// The guest gives up.
-    Failed { reason: String },
-    /// The command ended.
-    Exit { code: u8 },
-    /// Where figures come from.
-    Environment { environment: Box<Environment> },
-    /// A live update was measured.
-    Measured { outcome: Box<Outcome> },
-}
-
-/// The events of a run; a line that is cut off or garbled is none.
-pub(super) fn parse_events(text: &str) -> Vec<Event> {
-    text.lines()
-        .filter_map(|line| serde_json::from_str(line.trim()).ok())
-        .collect()
-}
-
 #[cfg(test)]
 mod unit_tests {
     use super::*;
@@ -196,10 +169,19 @@ mod unit_tests {
             name: "luo_kexec_simple".into(),
             stage: 2,
         };
+        let soak = Job::Soak {
+            options: SoakOptions {
+                jumps: 20,
+                seed: 7,
+                writes_during_freeze: false,
+            },
+            stage: 3,
+        };
         for job in [
             Job::Probe,
             Job::Shell,
             test,
+            soak,
             run(&["sh", "-c", "echo \"a + b\" 100%"]),
             run(&["x", ""]),
         ] {
@@ -215,20 +197,18 @@ mod unit_tests {
 
     #[test]
     fn the_next_stage_swaps_its_parameters() {
-        let now = "console=ttyS0 luo.test=x luo.stage=1 luo_handlers.disable=vfio rdinit=/bin/luo -- lab guest-init";
+        let now = "console=ttyS0 luo.test=x luo.stage=1 luo_handlers.disable=vfio rdinit=/bin/luo \
+                   -- lab guest-init";
         assert_eq!(
-            next_stage(now, 2, "luo_handlers.disable=vfio", "luo_handlers.disable=memfd"),
-            "console=ttyS0 luo.test=x luo.stage=2 luo_handlers.disable=memfd rdinit=/bin/luo -- lab guest-init"
+            next_stage(
+                now,
+                2,
+                "luo_handlers.disable=vfio",
+                "luo_handlers.disable=memfd"
+            ),
+            "console=ttyS0 luo.test=x luo.stage=2 luo_handlers.disable=memfd rdinit=/bin/luo -- \
+             lab guest-init"
         );
-    }
-
-    #[test]
-    fn a_cut_line_costs_only_its_event() {
-        let text = "{\"event\":\"ready\"}\r\n{\"event\":\"stage\",\"stage\":1}\n{\"event\":\"pas";
-        assert!(matches!(
-            parse_events(text)[..],
-            [Event::Ready, Event::Stage { stage: 1 }]
-        ));
     }
 
     proptest! {

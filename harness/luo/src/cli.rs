@@ -1,28 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::Table;
-use rustix::fs::statfs;
 use serde::Serialize;
 
+use crate::bench::{self, BenchArguments};
 use crate::inspect;
+use crate::lab::{self, LabCommand};
 use crate::session::{self, SessionCommand};
-use luo_bench::machine::{self, KexecOptions};
-use luo_bench::options::{wrong_usage, Outputs, Workloads};
-use luo_bench::run::{self, ArriveOptions};
-use luo_bench::Transport;
+use crate::sys;
+use luo_bench::hosted;
 use luo_lab::integrate::{self, IntegrateOptions};
-use luo_lab::{self as lab, LabCommand};
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::sys;
 
 /// Keeps file descriptors alive across live updates, and measures how fast
 #[derive(Debug, Parser)]
@@ -49,8 +45,9 @@ enum Cmd {
         #[arg(long)]
         json: bool,
     },
-    /// Take large memfds, or devices and port files, through live updates and report how long each phase takes
-    Bench(BenchOptions),
+    /// Take large memfds, or devices and port files, through live updates and report how long each
+    /// phase takes
+    Bench(BenchArguments),
     /// Show what a handover holds: entries, handlers, sizes, bad entries
     Inspect {
         /// A devicetree, or the directory of an image
@@ -69,40 +66,12 @@ enum Cmd {
     /// Build, boot and test kernels with the handlers in them
     #[command(subcommand)]
     Lab(LabCommand),
-    /// The old side of one measured update
-    #[command(name = run::DEPART_COMMAND, hide = true)]
-    BenchDepart {
-        /// The case, in JSON
-        case: String,
-        /// Where an image goes
-        directory: PathBuf,
+    /// Both sides of one measured update
+    #[command(name = bench::WORKER_COMMAND, hide = true)]
+    BenchWorker {
+        /// What to do, in JSON
+        task: String,
     },
-    /// The new side of one measured update
-    #[command(name = run::ARRIVE_COMMAND, hide = true)]
-    BenchArrive(ArriveOptions),
-}
-
-/// Every combination of the lists is measured.
-#[derive(Args, Debug)]
-struct BenchOptions {
-    /// Ways over the jump
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "exec,image")]
-    transport: Vec<Transport>,
-    #[command(flatten)]
-    workloads: Workloads,
-    /// Where images are written; by default memory, /dev/shm, or else the directory for temporary files
-    #[arg(long, value_name = "DIR")]
-    image_dir: Option<PathBuf>,
-    #[command(flatten)]
-    outputs: Outputs,
-    #[command(flatten)]
-    kexec: KexecOptions,
-    /// Behind a jump, continue what a bench began in the previous kernel, if one did
-    #[arg(long = "continue", exclusive = true, help_heading = machine::HEADING)]
-    resume: bool,
-    /// Print a systemd unit that continues a bench behind each jump
-    #[arg(long, exclusive = true, help_heading = machine::HEADING)]
-    print_unit: bool,
 }
 
 /// Runs the command: 0 if all is well, 1 if it failed, with the reason on stderr, 2 on wrong usage.
@@ -122,7 +91,7 @@ impl Cli {
     fn run(self) -> Result<ExitCode> {
         match self.command {
             Cmd::Handlers { plugins, json } => handlers(&plugins.plugin, json)?,
-            Cmd::Bench(options) => return options.run(),
+            Cmd::Bench(arguments) => return bench::run(arguments),
             Cmd::Inspect {
                 file,
                 plugins,
@@ -132,16 +101,13 @@ impl Cli {
                 let inspection = inspect::inspect(&file, &registry)?;
                 match json {
                     true => print_json(&inspection)?,
-                    false => println!("{}", inspection.text()),
+                    false => println!("{}", inspect::text(&inspection)),
                 }
             }
             Cmd::Session(command) => return session::run(command),
             Cmd::Integrate(options) => return integrate::run(&options),
             Cmd::Lab(command) => return lab::run(command),
-            Cmd::BenchDepart { case, directory } => {
-                run::depart(&serde_json::from_str(&case)?, &directory)?;
-            }
-            Cmd::BenchArrive(options) => run::arrive(&options)?,
+            Cmd::BenchWorker { task } => hosted::work(&task)?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -182,20 +148,26 @@ fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
         let plugin = origins.iter().find(|(name, _)| *name == compatible);
         plugin.map_or(origin.to_owned(), |(_, file)| file.display().to_string())
     };
-    let handlers = registry.handlers().into_iter().map(|handler| ListedHandler {
-        kind: "handler",
-        origin: plugin_or(handler.compatible().to_string(), handler.origin()),
-        hosts: handler.hosts().names(),
-        abi_version: handler.abi_version(),
-        compatible: handler.compatible().to_string(),
-    });
-    let subsystems = registry.subsystems().into_iter().map(|subsystem| ListedHandler {
-        kind: "subsystem",
-        origin: plugin_or(subsystem.compatible().to_string(), subsystem.origin()),
-        hosts: subsystem.hosts().names(),
-        abi_version: subsystem.abi_version(),
-        compatible: subsystem.compatible().to_string(),
-    });
+    let handlers = registry
+        .handlers()
+        .into_iter()
+        .map(|handler| ListedHandler {
+            kind: "handler",
+            origin: plugin_or(handler.compatible().to_string(), handler.origin()),
+            hosts: handler.hosts().names(),
+            abi_version: handler.abi_version(),
+            compatible: handler.compatible().to_string(),
+        });
+    let subsystems = registry
+        .subsystems()
+        .into_iter()
+        .map(|subsystem| ListedHandler {
+            kind: "subsystem",
+            origin: plugin_or(subsystem.compatible().to_string(), subsystem.origin()),
+            hosts: subsystem.hosts().names(),
+            abi_version: subsystem.abi_version(),
+            compatible: subsystem.compatible().to_string(),
+        });
     let listed: Vec<ListedHandler> = handlers.chain(subsystems).collect();
     if json {
         return print_json(&listed);
@@ -214,46 +186,6 @@ fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
     }
     println!("{table}");
     Ok(())
-}
-
-impl BenchOptions {
-    fn run(self) -> Result<ExitCode> {
-        if self.resume {
-            return machine::resume();
-        }
-        if self.print_unit {
-            print!("{}", machine::unit()?);
-            return Ok(ExitCode::SUCCESS);
-        }
-        self.workloads.check_peer(self.kexec.compare);
-        if self.transport == [Transport::Kexec] {
-            let plan = self.workloads.plan(self.transport, "/".into());
-            return machine::begin(plan, &self.kexec, &self.outputs);
-        }
-        if self.kexec.are_given() || self.transport.contains(&Transport::Kexec) {
-            wrong_usage("a kexec ends all that runs, so it is measured alone, and what only it understands goes with --transport kexec");
-        }
-        self.outputs.check()?;
-        ctrlc::set_handler(|| luo_bench::INTERRUPTED.store(true, Ordering::Relaxed))
-            .context("cannot listen for interrupts")?;
-        let directory = self.image_dir.unwrap_or_else(default_image_directory);
-        let plan = self.workloads.plan(self.transport, directory);
-        let report = luo_bench::measure(&plan)?;
-        self.outputs.publish(&report)?;
-        Ok(match report.verified() {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::FAILURE,
-        })
-    }
-}
-
-fn default_image_directory() -> PathBuf {
-    const TMPFS_MAGIC: i64 = 0x0102_1994;
-    let memory = Path::new("/dev/shm");
-    match statfs(memory) {
-        Ok(statfs) if statfs.f_type == TMPFS_MAGIC => memory.to_owned(),
-        _ => std::env::temp_dir(),
-    }
 }
 
 #[cfg(test)]

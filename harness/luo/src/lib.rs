@@ -12,9 +12,16 @@
 //! # Map
 //!
 //! - [`cli`]: the command line
-//! - [`inspect`]: what a handover holds
+//! - [`mod@bench`]: measures; [`bench_arguments`]: what may be asked of a measurement
+//! - [`lab`]: the kernel lab
+//! - [`inspect`]: prints what a handover holds; [`records`]: the records that it can read
 //! - [`session`]: sessions of the running kernel
 
+pub mod bench;
+pub mod bench_arguments;
 pub mod cli;
 pub mod inspect;
+pub mod lab;
+pub mod records;
 pub mod session;
+mod sys;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! `luo session`: sessions of the kernel's Live Update Orchestrator, from the shell.
 //!
-//! A session lives as long as a process has it open, so what creates one stays and holds it: until it is ended, which
-//! gives the session up, or until the kernel jumps, which takes the session along.
+//! A session lives as long as a process has it open, so what creates one stays and holds it: until
+//! it is ended, which gives the session up, or until the kernel jumps, which takes the session
+//! along.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -15,7 +16,7 @@ use clap::Subcommand;
 use rustix::fs::{fcntl_get_seals, fstat};
 use serde::Serialize;
 
-use luo_bench::workload::allocated_bytes;
+use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 
@@ -30,7 +31,8 @@ pub enum SessionCommand {
         /// Up to 63 bytes
         name: String,
     },
-    /// Create a session, preserve files in it, and hold it until standard input ends or the kernel jumps
+    /// Create a session, preserve files in it, and hold it until standard input ends or the kernel
+    /// jumps
     Preserve {
         /// Up to 63 bytes
         name: String,
@@ -144,7 +146,7 @@ fn retrieve(name: &str, files: &[Entry]) -> Result<()> {
 
 /// From its beginning, whatever its position is.
 fn copy(from: &File, to: &PathBuf, size: u64) -> io::Result<()> {
-    let from = luo_orchestrator::sys::reopen(from.as_fd())?;
+    let from = luo_orchestrator::holes::reopen(from.as_fd())?;
     io::copy(&mut from.take(size), &mut File::create(to)?)?;
     Ok(())
 }

@@ -63,7 +63,7 @@ fn every_combination_crosses_verified_and_is_reported() {
     .success();
 
     let report = json(&fs::read(figures).unwrap());
-    assert_eq!(report["schema"], 1);
+    assert_eq!(report["schema"], 2);
     for field in ["kernel", "cpu", "cpus", "page_size", "accel", "luo_version"] {
         assert!(!report["environment"][field].is_null(), "{field}");
     }

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The format is version 17 of the Devicetree Specification, chapter 5, so `dtc` and `fdtdump` read
-//! it. A blob that is no devicetree, or not ours, is one error; beyond that, a bad entry costs only itself,
-//! whatever its name consists of.
+//! it. A blob that is not a devicetree, or not ours, is one error; beyond that, a bad entry costs
+//! only itself, whatever its name consists of.
 
 mod flat;
 
@@ -22,6 +22,8 @@ use luo_handler_api::{Compatible, InvalidCompatible, Token};
 use thiserror::Error;
 
 use flat::{Malformed, Reader, Writer};
+
+pub use flat::TooLarge;
 
 const ROOT_COMPATIBLE: &str = "luo-v1";
 const FILES_COMPATIBLE: &str = "luo-file-descriptors-v1";
@@ -46,9 +48,9 @@ pub struct Tree {
 pub struct FileEntry {
     /// Its name.
     pub token: Token,
-    /// Whose it is.
+    /// The handler it needs.
     pub compatible: Compatible,
-    /// What its handler said.
+    /// What its handler returned.
     pub data: u64,
 }
 
@@ -57,7 +59,7 @@ pub struct FileEntry {
 pub struct SubsystemEntry {
     /// Its name.
     pub compatible: Compatible,
-    /// What it said.
+    /// What it returned.
     pub data: u64,
 }
 
@@ -82,8 +84,8 @@ pub struct BadEntry {
 /// What is wrong with an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BadReason {
-    /// The node's name is no token.
-    #[error("the node's name is no token: 0x and 1 to 16 hexadecimal digits are")]
+    /// The node's name is not a token.
+    #[error("the node's name is not a token: expected 0x and 1 to 16 hexadecimal digits")]
     Name,
     /// An earlier entry has the same token or is the same subsystem.
     #[error("an earlier entry has the same name")]
@@ -94,13 +96,13 @@ pub enum BadReason {
     /// A property is there twice.
     #[error("the property {0} is there twice")]
     Twice(&'static str),
-    /// `data` is no `u64`.
+    /// `data` is not a `u64`.
     #[error("the property data has {0} bytes instead of 8")]
     DataLength(usize),
     /// `compatible` does not end with NUL.
     #[error("the property compatible does not end with NUL")]
     Unterminated,
-    /// `compatible` is none.
+    /// `compatible` is not a valid name.
     #[error("{0}")]
     Compatible(InvalidCompatible),
     /// A node that belongs nowhere, or the second of its name.
@@ -111,28 +113,26 @@ pub enum BadReason {
 /// Why a blob cannot be read at all.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
-    /// It is no flattened devicetree.
-    #[error("no flattened devicetree, or a truncated one: {0}")]
+    /// It is not a flattened devicetree.
+    #[error("this is not a flattened devicetree, or a truncated one: {0}")]
     Malformed(String),
     /// A node that must be ours is not.
-    #[error("{path} has compatible {found:?}, not {expected:?}: written by something else, or by another version")]
+    #[error(
+        "{path} has compatible {found:?}, expected {expected:?}: written by something else, \
+         or by another version"
+    )]
     Foreign {
         /// The node.
         path: &'static str,
-        /// What it says it is.
+        /// What it has.
         found: String,
-        /// What it should say.
+        /// What it should have.
         expected: &'static str,
     },
     /// The root's number is missing or has the wrong size.
     #[error("the root's liveupdate-num is missing or not 8 bytes long")]
     UpdateNumber,
 }
-
-/// The tree does not fit the 32-bit offsets of a flattened devicetree: some 40 million files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("too many files: the devicetree would be larger than 4 GiB")]
-pub struct TooLarge;
 
 impl fmt::Display for BadEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -442,8 +442,8 @@ mod tests {
                 0x0102_0304_0506_0708,
             );
         });
-        // The oracle finds the names of properties by a map, so its strings may be in another order;
-        // the structure block is compared through a reader, sizes byte for byte.
+        // The oracle finds the names of properties by a map, so its strings may be in another
+        // order; the structure block is compared through a reader, sizes byte for byte.
         let theirs = oracle.finish().unwrap();
         assert_eq!(ours.len(), theirs.len());
         assert_eq!(
@@ -571,7 +571,7 @@ mod tests {
             blob[place] = byte;
             assert_bad(&blob, BadReason::Name);
         }
-        // A property whose name lies behind the strings is nobody's.
+        // A property whose name lies after the strings is ignored.
         let mut blob = files_blob(|w| w.entry(format_args!("0x7"), &good, 0x1234_5678));
         let value = 0x1234_5678_u64.to_be_bytes();
         let place = blob.windows(8).position(|found| found == value).unwrap();

@@ -16,13 +16,13 @@ pub enum State {
     Normal,
     /// The files are prepared, the workload still runs.
     Prepared,
-    /// The files are frozen, the workload stands still, the jump may come.
+    /// The files are frozen, the workload does not run, the jump may come.
     Frozen,
     /// The jump is done; files may be retrieved.
     Updated,
 }
 
-/// What was asked for.
+/// What was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Offering a file, and taking it back.
@@ -59,11 +59,11 @@ pub struct Failure {
     pub phase: Phase,
     /// Which one.
     pub participant: Participant,
-    /// Whose it is; `None` if no handler took it.
+    /// Whose it is; `None` if no handler took it or that handler is missing.
     pub handler: Option<Compatible>,
     /// Why.
     pub errno: Errno,
-    /// The same in the handler's words, if it said anything.
+    /// The same in words, if the handler or the transport reported any.
     pub reason: Option<String>,
 }
 
@@ -102,9 +102,23 @@ pub enum Error {
     /// What crossed cannot be read at all.
     #[error("what crossed cannot be read: {0}")]
     Devicetree(#[from] DecodeError),
+    /// What crossed cannot be handed on.
+    #[error("what crossed cannot be handed on: {errno}{}", after_colon(reason))]
+    Handover {
+        /// Why.
+        errno: Errno,
+        /// The same in words, if there was a report.
+        reason: Option<String>,
+    },
     /// There are too many files for one devicetree.
     #[error("{0}")]
     TooLarge(#[from] crate::devicetree::TooLarge),
+}
+
+/// A reason, to be appended.
+fn after_colon(reason: &Option<String>) -> String {
+    let reason = reason.as_ref();
+    reason.map_or_else(String::new, |reason| format!(": {reason}"))
 }
 
 impl Error {
@@ -113,6 +127,7 @@ impl Error {
         match self {
             Self::State { .. } | Self::Devicetree(_) => Errno::EINVAL,
             Self::Failed(failure) => failure.errno,
+            Self::Handover { errno, .. } => *errno,
             Self::TooLarge(_) => Errno::EFBIG,
         }
     }
@@ -165,11 +180,7 @@ impl fmt::Display for Failure {
         if let Some(handler) = &self.handler {
             write!(f, " in handler {handler}")?;
         }
-        write!(f, ": {}", self.errno)?;
-        match &self.reason {
-            Some(reason) => write!(f, ": {reason}"),
-            None => Ok(()),
-        }
+        write!(f, ": {}{}", self.errno, after_colon(&self.reason))
     }
 }
 

@@ -1,16 +1,43 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Where a file has data, and where only holes.
+//! Where a file has data, and where it has holes.
+//!
+//! Looking for holes moves the position of an open file. [`reopen`] makes a second one, so that the
+//! position of the first stays where its owner left it:
+//!
+//! ```
+//! use std::{io::{Seek, Write}, os::fd::AsFd};
+//! use luo_orchestrator::holes::{data_ranges, reopen};
+//!
+//! let mut file = memfd::MemfdOptions::default().create("sparse")?.into_file();
+//! file.write_all(b"data")?;
+//! file.set_len(1 << 30)?;
+//! let ranges = data_ranges(&reopen(file.as_fd())?, 1 << 30)?;
+//! assert_eq!(ranges[0].start, 0);
+//! assert!(ranges[0].end < 1 << 30);
+//! assert_eq!(file.stream_position()?, 4);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{seek, SeekFrom};
 use rustix::io::Errno;
 
+/// Opens a file once more, to be read: the new open file has a position of its own.
+///
+/// # Errors
+///
+/// Those of opening `/proc/self/fd/N`: `ENOENT` where `/proc` is not mounted.
+pub fn reopen(file: BorrowedFd<'_>) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// The ranges of `file` below `size` that hold data, in bytes, by `SEEK_DATA` and `SEEK_HOLE` of
-/// `lseek(2)`. Moves the position of the description.
+/// `lseek(2)`. Moves the position of the open file.
 ///
 /// # Errors
 ///
@@ -34,7 +61,8 @@ pub fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
     Ok(ranges)
 }
 
-/// The same for hugetlbfs, which calls everything data: the huge pages with a byte that is not zero.
+/// The same for hugetlbfs, which calls everything data: the huge pages with a byte that is not
+/// zero.
 ///
 /// # Errors
 ///
@@ -76,7 +104,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn data_is_where_it_was_written(pages in prop::collection::btree_set(0u64..200, 0..40), tail in 0u64..4096) {
+        fn data_is_where_it_was_written(
+            pages in prop::collection::btree_set(0u64..200, 0..40),
+            tail in 0u64..4096,
+        ) {
             let file = memfd::MemfdOptions::default().create("holes").unwrap().into_file();
             let page = rustix::param::page_size() as u64;
             let size = 200 * page + tail;

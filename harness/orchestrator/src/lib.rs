@@ -5,47 +5,65 @@
 //! use std::sync::Arc;
 //! use luo_handler_api::Token;
 //! use luo_handler_memfd as _; // links the handler in, so that the registry finds it
-//! use luo_orchestrator::{orchestrator::Orchestrator, registry::Registry};
+//! use luo_orchestrator::{orchestrator::Orchestrator, registry::Registry, transport::loopback};
 //!
 //! let memfd = memfd::MemfdOptions::default().create("guest memory")?;
-//! let update = Orchestrator::new(Arc::new(Registry::linked()?));
-//! update.preserve(Token(1), memfd.as_file())?;
-//! update.prepare()?; // the workload still runs
-//! update.freeze()?; // it stands still
-//! update.handover(|handover| {
-//!     assert!(!handover.devicetree.is_empty()); // a transport carries it over from here
-//!     Ok::<_, luo_orchestrator::error::Error>(())
-//! })?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! let old = Orchestrator::new(Arc::new(Registry::linked()?));
+//! old.preserve(Token(1), memfd.as_file())?;
+//! old.prepare()?; // the workload still runs
+//! old.freeze()?; // it does not run
+//! let arrival = old.handover(|handover| Ok::<_, Error>(loopback::cross(&handover)?))?;
+//! let new = Orchestrator::arrived(Arc::new(Registry::linked()?), arrival); // after the jump
+//! let memfd = new.retrieve(Token(1))?;
+//! new.finish()?;
+//! # let _ = memfd;
+//! # type Error = Box<dyn std::error::Error>;
+//! # Ok::<(), Error>(())
 //! ```
+//!
+//! `examples/exec.rs` is a whole program that takes a memfd through its own exec.
 //!
 //! # Map
 //!
-//! - [`orchestrator`]: the file table and the state machine; [`error`]: what can fail;
-//!   `reason`: what handlers report about it
+//! Each module knows only those below it.
+//!
+//! - [`transport`]: the ways over the jump; `inspection`: what a handover holds
+//! - [`orchestrator`]: the states; `old_side`, `new_side`: its file tables before and after the
+//!   jump
+//! - [`handover`]: what passes between the orchestrator and the transports
 //! - [`registry`]: the handlers it calls; `plugin`: those that come from shared objects
-//! - [`devicetree`]: what crosses, as numbers and names
 //! - [`outgoing`], [`incoming`]: the bytes and files that handlers preserve, on either side
-//! - [`transport`]: the ways over the jump
+//! - [`files`]: the files that crossed; [`memory_file`]: the layout of the bytes
+//! - [`devicetree`]: what crosses, as numbers and names
+//! - [`error`]: what can fail; `reason`: what handlers report about it
+//! - [`holes`]: where a file has data; `sys`: the system calls that need `unsafe`
 //!
 //! # Features
 //!
-//! - `image`: the transport that writes contents to a directory
+//! - `image`: the transport that writes contents to a directory, and `inspection`
 //! - `plugin`: handlers out of shared objects
 
-#![allow(unsafe_code)] // until its unsafe code lies in edge modules alone
+#![deny(unsafe_code)]
 
-mod arrived;
 pub mod devicetree;
 pub mod error;
+pub mod files;
+pub mod handover;
 pub mod holes;
 pub mod incoming;
+#[cfg(feature = "image")]
+pub mod inspection;
 mod member;
+pub mod memory_file;
+mod new_side;
+mod old_side;
 pub mod orchestrator;
 pub mod outgoing;
 #[cfg(feature = "plugin")]
 pub mod plugin;
 mod reason;
 pub mod registry;
-pub mod sys;
+mod sys;
 pub mod transport;
+
+pub use sys::SharedMapping;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A participant on the old side, and its way through the phases.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use luo_handler_api::hosted::{Handler, PreparedFile, PreparedSubsystem, SubsystemRef};
 use luo_handler_api::{Compatible, Errno, Host, Token};
@@ -14,12 +14,12 @@ use crate::reason::Cause;
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) participant: Participant,
-    pub(crate) part: Part,
+    part: Part,
 }
 
 /// What it takes part with; prepared from prepare on.
 #[derive(Debug)]
-pub(crate) enum Part {
+enum Part {
     File {
         handler: Handler,
         file: OwnedFd,
@@ -53,6 +53,22 @@ impl Member {
         }
     }
 
+    /// `None` for a subsystem.
+    pub(crate) fn token(&self) -> Option<Token> {
+        match self.participant {
+            Participant::File(token) => Some(token),
+            Participant::Subsystem(_) => None,
+        }
+    }
+
+    /// The file; `None` for a subsystem.
+    pub(crate) fn open_file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.part {
+            Part::File { file, .. } => Some(file.as_fd()),
+            Part::Subsystem { .. } => None,
+        }
+    }
+
     pub(crate) fn compatible(&self) -> Compatible {
         match &self.part {
             Part::File { handler, .. } => *handler.compatible(),
@@ -73,7 +89,8 @@ impl Member {
     }
 
     pub(crate) fn prepare(&mut self, outgoing: &Outgoing) -> Result<(), Errno> {
-        let host = Host::new(outgoing);
+        let services = outgoing.for_file(self.token());
+        let host = Host::new(&services);
         match &mut self.part {
             Part::File {
                 handler,
@@ -90,7 +107,8 @@ impl Member {
 
     /// `EINVAL` before prepare.
     pub(crate) fn freeze(&mut self, outgoing: &Outgoing) -> Result<(), Errno> {
-        let host = Host::new(outgoing);
+        let services = outgoing.for_file(self.token());
+        let host = Host::new(&services);
         match &mut self.part {
             Part::File { file, prepared, .. } => {
                 let prepared = prepared.as_mut().ok_or(Errno::EINVAL)?;

@@ -1,51 +1,42 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The old side's services: bytes and files that are to cross.
 //!
-//! The handle of kept bytes is the place they will have in the *memory file* that a transport carries
-//! over. That file is a header of 64 bytes and then blocks, each at a multiple of 16:
-//!
-//! ```text
-//! 0        "LUOMEM1\0", the file's length u64, reserved
-//! 64       block: magic u32, crc32c of the payload u32, length of the payload u64, payload
-//! ...      block, or nothing where bytes were released
-//! ```
-//!
-//! Numbers are little-endian.
+//! Bytes go into the [memory file](crate::memory_file) that a transport carries over, and their
+//! handle is the place that they will have in it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use luo_handler_api::{Errno, FileRef, HostServices, OwnedFile};
+use luo_handler_api::{Errno, FileRef, HostServices, OwnedFile, Token};
 
-pub(crate) const FILE_MAGIC: [u8; 8] = *b"LUOMEM1\0";
-pub(crate) const FILE_HEADER_BYTES: u64 = 64;
-pub(crate) const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"LUOB");
-pub(crate) const BLOCK_HEADER_BYTES: u64 = 16;
-const BLOCK_ALIGN: u64 = 16;
+use crate::files::{above_streams, HeldFile};
+use crate::memory_file::{room_for, Writer, BLOCK_HEADER_BYTES, HEADER_BYTES};
 
-/// What handlers kept on the old side.
+/// What handlers preserved on the old side.
 #[derive(Debug, Default)]
 pub struct Outgoing {
-    kept: Mutex<Kept>,
+    store: Mutex<Store>,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct Store {
+    /// Blocks that came with an earlier jump and go on as they are.
+    carried: Vec<u8>,
     blocks: BTreeMap<u64, Box<[u8]>>,
     end: u64,
-    files: BTreeMap<u64, OwnedFd>,
+    files: BTreeMap<u64, (Option<Token>, Arc<OwnedFd>)>,
     next_file: u64,
 }
 
-impl Default for Kept {
+impl Default for Store {
     fn default() -> Self {
         Self {
+            carried: Vec::new(),
             blocks: BTreeMap::new(),
-            end: FILE_HEADER_BYTES,
+            end: HEADER_BYTES,
             files: BTreeMap::new(),
             next_file: 1,
         }
@@ -53,22 +44,42 @@ impl Default for Kept {
 }
 
 impl Outgoing {
-    /// Bytes of metadata that cross: what handlers kept, and the headers of its blocks.
+    /// What an earlier jump brought, to be carried on as it is: a memory file that was checked, and
+    /// files.
+    pub(crate) fn carrying(
+        memory: &[u8],
+        files: impl IntoIterator<Item = (HeldFile, OwnedFd)>,
+    ) -> Self {
+        let files = files.into_iter();
+        Self {
+            store: Mutex::new(Store {
+                carried: memory[HEADER_BYTES as usize..].to_vec(),
+                end: memory.len() as u64,
+                files: files
+                    .map(|(held, file)| (held.handle, (held.token, Arc::new(file))))
+                    .collect(),
+                ..Store::default()
+            }),
+        }
+    }
+
+    /// Bytes of metadata that cross: what handlers preserved, and the headers of its blocks.
     pub fn metadata_bytes(&self) -> u64 {
-        let kept = self.lock();
-        let payload: usize = kept.blocks.values().map(|block| block.len()).sum();
-        payload as u64 + kept.blocks.len() as u64 * BLOCK_HEADER_BYTES
+        let store = self.lock();
+        let payload: usize = store.blocks.values().map(|block| block.len()).sum();
+        let blocks = payload as u64 + store.blocks.len() as u64 * BLOCK_HEADER_BYTES;
+        store.carried.len() as u64 + blocks
     }
 
     /// Gives up what handlers left when all of them were cancelled: one that panics cannot do it.
     pub(crate) fn clear(&self) {
-        *self.lock() = Kept::default();
+        *self.lock() = Store::default();
     }
 
-    /// How many blocks of bytes and how many files are kept.
+    /// How many blocks of bytes and how many files are preserved.
     pub fn count(&self) -> (usize, usize) {
-        let kept = self.lock();
-        (kept.blocks.len(), kept.files.len())
+        let store = self.lock();
+        (store.blocks.len(), store.files.len())
     }
 
     /// Writes the memory file.
@@ -77,115 +88,98 @@ impl Outgoing {
     ///
     /// Those of the writing.
     pub fn write_memory(&self, file: &File) -> io::Result<()> {
-        let kept = self.lock();
-        let mut header = [0; FILE_HEADER_BYTES as usize];
-        header[..8].copy_from_slice(&FILE_MAGIC);
-        header[8..16].copy_from_slice(&kept.end.to_le_bytes());
-        file.set_len(kept.end)?;
-        file.write_all_at(&header, 0)?;
-        let mut run = Run::default();
-        for (&handle, payload) in &kept.blocks {
-            run.push(file, handle, payload)?;
+        let store = self.lock();
+        let mut writer = Writer::new(file, store.end)?;
+        writer.copy(&store.carried)?;
+        for (&handle, payload) in &store.blocks {
+            writer.block(handle, payload)?;
         }
-        run.flush(file)
+        writer.flush()
     }
 
-    /// Calls `visit` with each kept file and its handle.
+    /// Calls `visit` with each preserved file.
     ///
     /// # Errors
     ///
     /// The first one of `visit`, which ends the walk.
     pub fn each_file<E>(
         &self,
-        mut visit: impl FnMut(u64, &OwnedFd) -> Result<(), E>,
+        mut visit: impl FnMut(HeldFile, &Arc<OwnedFd>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let kept = self.lock();
-        kept.files
-            .iter()
-            .try_for_each(|(&handle, file)| visit(handle, file))
+        let store = self.lock();
+        store.files.iter().try_for_each(|(&handle, (token, file))| {
+            let token = *token;
+            visit(HeldFile { handle, token }, file)
+        })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Neighbouring blocks, gathered so that a hundred thousand small ones are not as many writes.
-#[derive(Default)]
-struct Run {
-    start: u64,
-    bytes: Vec<u8>,
-}
-
-impl Run {
-    const LIMIT: usize = 1 << 20;
-
-    fn push(&mut self, file: &File, handle: u64, payload: &[u8]) -> io::Result<()> {
-        let gap = handle.wrapping_sub(self.start + self.bytes.len() as u64);
-        if gap >= BLOCK_ALIGN || self.bytes.len() >= Self::LIMIT {
-            self.flush(file)?;
-            self.start = handle;
+    /// The services for the handler of one file: what it preserves is remembered as that file's.
+    pub(crate) fn for_file(&self, token: Option<Token>) -> ForFile<'_> {
+        ForFile {
+            outgoing: self,
+            token,
         }
-        let place = (handle - self.start) as usize;
-        self.bytes.resize(place, 0);
-        self.bytes.extend_from_slice(&BLOCK_MAGIC.to_le_bytes());
-        self.bytes
-            .extend_from_slice(&crc32c::crc32c(payload).to_le_bytes());
-        self.bytes
-            .extend_from_slice(&(payload.len() as u64).to_le_bytes());
-        self.bytes.extend_from_slice(payload);
-        Ok(())
     }
 
-    fn flush(&mut self, file: &File) -> io::Result<()> {
-        file.write_all_at(&self.bytes, self.start)?;
-        self.bytes.clear();
-        Ok(())
+    fn preserve_file_for(&self, token: Option<Token>, file: FileRef<'_>) -> Result<u64, Errno> {
+        let duplicate = Arc::new(above_streams(file.as_fd())?);
+        let mut store = self.lock();
+        let handle = store.next_file;
+        store.next_file += 1;
+        store.files.insert(handle, (token, duplicate));
+        Ok(handle)
     }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// [`Outgoing`] for the handler of one file.
+pub(crate) struct ForFile<'a> {
+    outgoing: &'a Outgoing,
+    token: Option<Token>,
 }
 
 impl HostServices for Outgoing {
     fn preserve_bytes(&self, bytes: &[u8]) -> Result<u64, Errno> {
-        let mut kept = self.lock();
-        let handle = kept.end;
-        let room = (BLOCK_HEADER_BYTES + bytes.len() as u64).next_multiple_of(BLOCK_ALIGN);
-        kept.end = handle.checked_add(room).ok_or(Errno::ENOSPC)?;
-        kept.blocks.insert(handle, bytes.into());
+        let mut store = self.lock();
+        let handle = store.end;
+        let end = room_for(bytes.len()).and_then(|room| handle.checked_add(room));
+        store.end = end.ok_or(Errno::ENOSPC)?;
+        store.blocks.insert(handle, bytes.into());
         Ok(handle)
     }
 
     fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
-        let kept = self.lock();
-        let block = kept.blocks.get(&handle).ok_or(Errno::ENOENT)?;
+        let store = self.lock();
+        let block = store.blocks.get(&handle).ok_or(Errno::ENOENT)?;
         Ok(block.len() as u64)
     }
 
     fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-        let kept = self.lock();
-        let block = kept.blocks.get(&handle).ok_or(Errno::ENOENT)?;
+        let store = self.lock();
+        let block = store.blocks.get(&handle).ok_or(Errno::ENOENT)?;
         copy_range(block, offset, buffer)
     }
 
     fn release_bytes(&self, handle: u64) {
-        let mut kept = self.lock();
-        kept.blocks.remove(&handle);
+        let mut store = self.lock();
+        store.blocks.remove(&handle);
         // Otherwise every update that was given up would leave its hole in the memory file.
-        if kept.blocks.is_empty() {
-            kept.end = FILE_HEADER_BYTES;
+        if store.blocks.is_empty() {
+            store.end = HEADER_BYTES + store.carried.len() as u64;
         }
     }
 
     fn preserve_file(&self, file: FileRef<'_>) -> Result<u64, Errno> {
-        let duplicate = file.as_fd().try_clone_to_owned()?;
-        let mut kept = self.lock();
-        let handle = kept.next_file;
-        kept.next_file += 1;
-        kept.files.insert(handle, duplicate);
-        Ok(handle)
+        self.preserve_file_for(None, file)
     }
 
     fn take_file(&self, handle: u64) -> Result<OwnedFile, Errno> {
-        let file = self.lock().files.remove(&handle).ok_or(Errno::ENOENT)?;
+        let (_, file) = self.lock().files.remove(&handle).ok_or(Errno::ENOENT)?;
+        // A transport may still have it.
+        let file = Arc::try_unwrap(file).or_else(|file| file.try_clone())?;
         Ok(file.into())
     }
 
@@ -195,11 +189,45 @@ impl HostServices for Outgoing {
     }
 
     fn explain(&self, reason: &str) {
-        crate::reason::say(reason);
+        crate::reason::report(reason);
     }
 }
 
-/// Fills `buffer` with what stands in `block` from `offset` on.
+impl HostServices for ForFile<'_> {
+    fn preserve_bytes(&self, bytes: &[u8]) -> Result<u64, Errno> {
+        self.outgoing.preserve_bytes(bytes)
+    }
+
+    fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
+        self.outgoing.bytes_len(handle)
+    }
+
+    fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        self.outgoing.read_bytes(handle, offset, buffer)
+    }
+
+    fn release_bytes(&self, handle: u64) {
+        self.outgoing.release_bytes(handle);
+    }
+
+    fn preserve_file(&self, file: FileRef<'_>) -> Result<u64, Errno> {
+        self.outgoing.preserve_file_for(self.token, file)
+    }
+
+    fn take_file(&self, handle: u64) -> Result<OwnedFile, Errno> {
+        self.outgoing.take_file(handle)
+    }
+
+    fn release_file(&self, handle: u64) {
+        self.outgoing.release_file(handle);
+    }
+
+    fn explain(&self, reason: &str) {
+        self.outgoing.explain(reason);
+    }
+}
+
+/// Fills `buffer` with what `block` has from `offset` on.
 pub(crate) fn copy_range(block: &[u8], offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
     let start = usize::try_from(offset).map_err(|_| Errno::ERANGE)?;
     let end = start.checked_add(buffer.len()).ok_or(Errno::ERANGE)?;

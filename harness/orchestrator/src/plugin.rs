@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Handlers out of shared objects that are opened while the program runs.
 //!
-//! A plugin exports one descriptor, made by [`luo_handler_api::export_plugin!`]. It is never closed:
-//! files, private states and panics of its handlers may refer to its code until the process ends.
+//! A plugin exports one descriptor, made by [`luo_handler_api::export_plugin!`]. It is never
+//! closed: files, private states and panics of its handlers may refer to its code until the process
+//! ends.
 
+#![allow(unsafe_code)] // an edge: opening a library runs its code
 #![allow(unsafe_code)] // an edge: opens shared objects
 
 use std::io;
@@ -34,29 +36,29 @@ pub enum PluginErrorCause {
     /// There is no such file, or it may not be read.
     #[error("{0}")]
     NotFound(io::Error),
-    /// It is no shared object of this machine.
+    /// It is not a shared object of this machine.
     #[error("{0}; a plugin is a crate of type cdylib, built for this machine")]
     NotLoadable(libloading::Error),
-    /// It is a shared object, but no plugin.
-    #[error("it has no symbol {PLUGIN_SYMBOL}; a plugin says luo_handler_api::export_plugin!")]
+    /// It is a shared object, but not a plugin.
+    #[error("it has no symbol {PLUGIN_SYMBOL}; luo_handler_api::export_plugin! makes it")]
     NotAPlugin,
     /// It was built for another version of the handler ABI.
     #[error("{0}")]
     Foreign(ForeignPlugin),
-    /// One of its handlers cannot be used, or another one of that name is there.
+    /// One of its handlers cannot be used, or another one of that name is registered.
     #[error("{0}")]
     Handler(InvalidHandler),
 }
 
-/// Opens the plugin at `path` and adds its handlers and subsystems to `registry`, all or none; yields the
-/// names of the handlers.
+/// Opens the plugin at `path` and adds its handlers to `registry`, all or none; returns their
+/// names.
 ///
-/// Opening runs the plugin's code with all rights of this process: name only files that you would run
-/// as a program.
+/// Opening runs the plugin's code with all rights of this process: name only files that you would
+/// run as a program.
 ///
 /// # Errors
 ///
-/// [`PluginError`], which names the file and says what is wrong with it.
+/// [`PluginError`], which names the file and what is wrong with it.
 pub fn load(path: &Path, registry: &Registry) -> Result<Vec<Compatible>, PluginError> {
     let failed = |cause| PluginError {
         path: path.to_owned(),

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What handlers say about their failures: heard during a call, told with its error.
+//! The reasons of failures: reported during a call of a handler, returned with its error.
 
 use std::cell::RefCell;
 
 use luo_handler_api::Errno;
 
 thread_local! {
-    /// The last thing that was said in the call under way; a handler is called and answers on one thread.
-    static SAID: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// The last reason of the call under way; a handler is called and reports on one thread.
+    static REPORTED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// Why a handler failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cause {
     pub(crate) errno: Errno,
-    /// In the handler's words, if it said anything.
+    /// In words, if there was a report.
     pub(crate) reason: Option<String>,
 }
 
@@ -27,17 +27,17 @@ impl From<Errno> for Cause {
     }
 }
 
-/// A handler says why it is about to fail.
-pub(crate) fn say(reason: &str) {
-    SAID.set(Some(reason.to_owned()));
+/// Reports why the call under way is about to fail.
+pub(crate) fn report(reason: &str) {
+    REPORTED.set(Some(reason.to_owned()));
 }
 
-/// Makes a call of a handler and listens.
-pub(crate) fn heard<T>(call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Cause> {
-    SAID.set(None);
+/// Makes a call of a handler, and adds what was reported to its error.
+pub(crate) fn explained<T>(call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Cause> {
+    REPORTED.set(None);
     call().map_err(|errno| Cause {
         errno,
-        reason: SAID.take(),
+        reason: REPORTED.take(),
     })
 }
 
@@ -46,21 +46,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_said_in_a_call_that_failed_is_told() {
-        say("something old");
+    fn only_what_was_reported_in_a_call_that_failed_is_returned() {
+        report("something old");
         assert_eq!(
-            heard(|| Err::<(), _>(Errno::EIO)),
+            explained(|| Err::<(), _>(Errno::EIO)),
             Err(Cause::from(Errno::EIO))
         );
         assert_eq!(
-            heard(|| {
-                say("unimportant");
+            explained(|| {
+                report("unimportant");
                 Ok(())
             }),
             Ok(())
         );
-        let cause = heard(|| {
-            say("the device is gone");
+        let cause = explained(|| {
+            report("the device is gone");
             Err::<(), _>(Errno::ENODEV)
         })
         .unwrap_err();

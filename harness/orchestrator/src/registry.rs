@@ -16,7 +16,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry with nobody in it.
+    /// An empty registry.
     pub const fn new() -> Self {
         Self {
             handlers: RwLock::new(Vec::new()),
@@ -40,7 +40,7 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Adds a handler, at any time: an incoming file that nobody claimed is its from then on.
+    /// Adds a handler, at any time: it claims the files that crossed and have its compatible.
     ///
     /// # Errors
     ///
@@ -100,8 +100,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// The handler that failed to answer, with its error number; `None` and `ENOENT` if nobody takes
-    /// the file.
+    /// The handler that failed to answer, with its error number; `None` and `ENOENT` if no handler
+    /// takes the file.
     pub(crate) fn handler_for(
         &self,
         file: BorrowedFd<'_>,

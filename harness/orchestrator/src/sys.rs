@@ -1,87 +1,148 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The few system calls of the hosted side that need `unsafe`: an exec, the descriptors that it
-//! inherits, and mappings.
+//! The edge of this crate: the few system calls that need `unsafe`.
 
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, CString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-use std::ptr::{null, null_mut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::{null_mut, NonNull};
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
 
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use memmap2::Mmap;
 use rustix::fs::{fcntl_get_seals, SealFlags};
 use rustix::io::{fcntl_setfd, FdFlags};
+use rustix::mm::{madvise, mmap, munmap, Advice, MapFlags, ProtFlags};
 
-/// Sees to it that an exec inherits the standard streams and `files`, and nothing else.
+/// A program as `execve(2)` takes it.
+#[derive(Debug)]
+pub(crate) struct RawProgram {
+    pub(crate) path: CString,
+    pub(crate) arguments: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
+}
+
+/// Replaces this process. The program inherits the standard streams and `files`, and nothing else.
 ///
-/// # Errors
-///
-/// Those of `close_range(2)` and `fcntl(2)`; what is inherited is undefined then, until
-/// [`inherit_nothing`] succeeds.
-pub fn inherit_only<'a>(files: impl IntoIterator<Item = BorrowedFd<'a>>) -> io::Result<()> {
-    inherit_nothing()?;
+/// Returns only if that failed, and has changed nothing then. A thread of its own does the exec, on
+/// a copy of the table of descriptors: the flags that decide what is inherited are changed in the
+/// copy. No other thread can start a program that inherits these files, and there is nothing to
+/// restore.
+pub(crate) fn replace_process(program: &RawProgram, files: &[BorrowedFd<'_>]) -> io::Error {
+    std::thread::scope(|scope| {
+        let jump = || inherit_only(files).err().unwrap_or_else(|| execve(program));
+        match std::thread::Builder::new().spawn_scoped(scope, jump) {
+            Ok(thread) => match thread.join() {
+                Ok(error) => error,
+                Err(_) => io::Error::other("the thread that starts the program panicked"),
+            },
+            Err(error) => error,
+        }
+    })
+}
+
+/// Gives this thread a table of descriptors of its own, of which an exec inherits the standard
+/// streams and `files`.
+fn inherit_only(files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    close_others_on_exec()?;
     for file in files {
         fcntl_setfd(file, FdFlags::empty())?;
     }
     Ok(())
 }
 
-/// Sees to it that an exec inherits the standard streams alone.
-///
-/// # Errors
-///
-/// Those of `close_range(2)`, where the kernel has it (5.11), and of `fcntl(2)`.
-pub fn inherit_nothing() -> io::Result<()> {
-    // SAFETY: with this flag the call changes a flag of each open descriptor and closes none.
-    let done = unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
-    if done == 0 {
-        return Ok(());
+/// Sees to it that an exec by this thread closes all but the standard streams; other threads do not
+/// notice.
+fn close_others_on_exec() -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC | libc::CLOSE_RANGE_UNSHARE;
+    // SAFETY: with CLOSE_RANGE_CLOEXEC the call sets a flag of descriptors and closes none, and
+    // with CLOSE_RANGE_UNSHARE it does so in a table that this thread alone has.
+    match unsafe { libc::close_range(3, u32::MAX, flags as i32) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let name = entry?.file_name();
-        let Some(fd) = name.to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
-            continue;
-        };
-        if fd > 2 {
-            // SAFETY: sets a flag of a descriptor; one that is no longer open is an error, which
-            // the reading of the directory itself causes for its own.
-            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-        }
-    }
-    Ok(())
 }
 
-/// Takes over a descriptor that an exec brought here, and closes it on the next exec.
+/// Returns only if that failed. Unlike `execvp(3)` it does not give a file that the kernel refuses
+/// to a shell.
 ///
-/// `None` unless it is open and free to be taken: above the standard streams and without
-/// `FD_CLOEXEC`. Everything that this process opens itself has that flag, and what was adopted gets it.
-pub fn adopt_inherited(fd: RawFd) -> Option<OwnedFd> {
-    if fd <= 2 {
+/// The program has the signal mask of this thread, and ignores the signals that this process
+/// ignores.
+fn execve(program: &RawProgram) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        let strings = strings.iter().map(|string| string.as_ptr());
+        strings.chain([std::ptr::null()]).collect()
+    };
+    let arguments = pointers(&program.arguments);
+    let environment = pointers(&program.environment);
+    // SAFETY: a path and two arrays of C strings that end with a null pointer; all of them are
+    // borrowed until the call returns.
+    unsafe {
+        libc::execve(
+            program.path.as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+        );
+    }
+    io::Error::last_os_error()
+}
+
+/// What a descriptor stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+/// Takes over a descriptor that was inherited from the old side, and closes it on the next exec.
+///
+/// `None` unless it is open, an exec inherits it, and it stands for the file with this identity.
+/// The old side knows both number and identity, as it made the one inheritable for the other. What
+/// this process opens has `FD_CLOEXEC` or, if it does not, another number or another identity: the
+/// number is in use from the first instruction on.
+pub(crate) fn adopt_inherited(fd: RawFd, expected: Identity) -> Option<OwnedFd> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: both calls take any number, and fail for one that is not open; fstat writes to a
+    // place for one struct.
+    let stat = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFD);
+        if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+            return None;
+        }
+        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
+            return None;
+        }
+        // fstat succeeded, so it filled the struct.
+        stat.assume_init()
+    };
+    let found = Identity {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    };
+    if found != expected {
         return None;
     }
-    // SAFETY: looks at the flags of a descriptor, open or not.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
-        return None;
-    }
-    // SAFETY: the descriptor is open, and nobody in this process owns it: what std, rustix and memfd
-    // open has FD_CLOEXEC from the start, and it is set here before anybody else can ask again.
+    // SAFETY: the descriptor is open. It is the one that the old side left to this process under
+    // this number, by the comparison above; it has no other owner, because its only taker is this
+    // function, which sets FD_CLOEXEC and so refuses it from then on.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl_setfd(&fd, FdFlags::CLOEXEC).ok()?;
     Some(fd)
 }
 
-/// Whether two descriptors stand for the same open file. Where the kernel does not tell, they might.
-pub fn is_same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
-    /// Of `include/uapi/linux/fcntl.h`, since 6.10.
+/// Whether two descriptors stand for the same open file. Where the kernel does not tell, they
+/// might.
+pub(crate) fn is_same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    /// Of `include/uapi/linux/fcntl.h`, since 6.10; libc does not have it yet.
     const F_DUPFD_QUERY: libc::c_int = 1024 + 3;
     let (one, other) = (one.as_raw_fd(), other.as_raw_fd());
-    // SAFETY: compares two open descriptors of this process and changes nothing.
+    // SAFETY: this command of fcntl takes two numbers and changes nothing.
     match unsafe { libc::fcntl(one, F_DUPFD_QUERY, other) } {
-        // An older kernel has a system call for it, if it was built with that and no container forbids it.
+        // An older kernel has a system call for it, unless it was built without it or a container
+        // forbids it.
         -1 => compare(one, other) <= 0,
         same => same == 1,
     }
@@ -89,33 +150,11 @@ pub fn is_same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
 
 /// How `kcmp(2)` orders two open files: 0 if they are one, negative if it cannot tell.
 fn compare(one: RawFd, other: RawFd) -> libc::c_long {
+    /// `enum kcmp_type` of `include/uapi/linux/kcmp.h`; libc does not have it.
     const KCMP_FILE: libc::c_int = 0;
     let me = std::process::id();
-    // SAFETY: kcmp compares two open descriptors of this process and changes nothing.
+    // SAFETY: kcmp takes numbers and changes nothing.
     unsafe { libc::syscall(libc::SYS_kcmp, me, me, KCMP_FILE, one, other) }
-}
-
-/// Replaces this process by `command`.
-///
-/// Returns only if that failed, with the signals of this thread as they were: std resets the mask and
-/// the action of `SIGPIPE` before it tries.
-pub fn exec(command: &mut Command) -> io::Error {
-    let mut mask = MaybeUninit::uninit();
-    let mut action = MaybeUninit::uninit();
-    // SAFETY: both calls change nothing and fill what they are given; neither can fail with these
-    // arguments.
-    let (mask, action) = unsafe {
-        libc::pthread_sigmask(libc::SIG_SETMASK, null(), mask.as_mut_ptr());
-        libc::sigaction(libc::SIGPIPE, null(), action.as_mut_ptr());
-        (mask.assume_init(), action.assume_init())
-    };
-    let error = command.exec();
-    // SAFETY: both were in effect before.
-    unsafe {
-        libc::sigaction(libc::SIGPIPE, &action, null_mut());
-        libc::pthread_sigmask(libc::SIG_SETMASK, &mask, null_mut());
-    }
-    error
 }
 
 /// Maps a memfd that nobody can change any more.
@@ -123,7 +162,7 @@ pub fn exec(command: &mut Command) -> io::Error {
 /// # Errors
 ///
 /// `InvalidInput` if it is not sealed against shrinking and writing; those of `mmap(2)`.
-pub fn map_sealed(file: &OwnedFd) -> io::Result<Mmap> {
+pub(crate) fn map_sealed(file: &OwnedFd) -> io::Result<Mmap> {
     let seals = fcntl_get_seals(file)?;
     if !seals.contains(SealFlags::SHRINK | SealFlags::WRITE) {
         return Err(io::Error::new(
@@ -131,38 +170,213 @@ pub fn map_sealed(file: &OwnedFd) -> io::Result<Mmap> {
             "not sealed against shrinking and writing",
         ));
     }
-    // SAFETY: the seals keep the contents and the size as they are for as long as the file exists.
+    // SAFETY: the kernel enforces these seals and removes none: contents and size stay as they are
+    // for as long as the file exists.
     unsafe { Mmap::map(file) }
 }
 
-/// Maps a part of a memfd of our own, to write it; it begins at a multiple of the page size.
+/// A part of a file in memory, to be written where `write(2)` is not possible, as on hugetlbfs.
+///
+/// Others may write to the file meanwhile: no reference into the memory exists, bytes are copied.
+/// If the file is cut off meanwhile, writing to what it lost ends the process with `SIGBUS`.
+///
+/// # Invariants
+///
+/// `length` bytes from `start` on are mapped, readable and writable, until this is dropped.
+#[derive(Debug)]
+pub struct SharedMapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the mapping belongs to the process and not to a thread.
+unsafe impl Send for SharedMapping {}
+
+impl SharedMapping {
+    /// Maps `range` of a file that can be read and written. It begins at a multiple of the page
+    /// size.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`: `ENOMEM` if there are not enough huge pages, `EINVAL` for an empty
+    /// range.
+    pub fn new(file: &File, range: Range<u64>) -> io::Result<Self> {
+        let length = range.end.checked_sub(range.start);
+        let length = length.and_then(|length| usize::try_from(length).ok());
+        let length = length.ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: without MAP_FIXED the kernel chooses a place where nothing is mapped.
+        let start = unsafe {
+            mmap(
+                null_mut(),
+                length,
+                protection,
+                MapFlags::SHARED,
+                file,
+                range.start,
+            )
+        }?;
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, length })
+    }
+
+    /// Where it begins.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.start.as_ptr()
+    }
+
+    /// Its bytes.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Copies `bytes` to the place `offset`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not fit.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let end = offset.checked_add(bytes.len());
+        assert!(
+            end.is_some_and(|end| end <= self.length),
+            "beyond the mapping"
+        );
+        // SAFETY: `offset` is at most `length`, so this is in the mapping or one byte after it.
+        let place = unsafe { self.start.add(offset) };
+        let to_word = place.align_offset(size_of::<u64>()).min(bytes.len());
+        let (head, rest) = bytes.split_at(to_word);
+        let (words, tail) = rest.as_chunks();
+        // SAFETY: the place and what was asserted: each byte is in the mapping, which by the
+        // invariant can be written. The first word is aligned by `to_word`. Atomic stores do not
+        // race with those of others.
+        unsafe {
+            store_bytes(place, head);
+            let place = place.add(to_word);
+            for (index, word) in words.iter().enumerate() {
+                let word = u64::from_ne_bytes(*word);
+                AtomicU64::from_ptr(place.cast().add(index).as_ptr()).store(word, Relaxed);
+            }
+            store_bytes(place.add(size_of_val(words)), tail);
+        }
+    }
+
+    /// Advises the kernel on pages of the mapping.
+    ///
+    /// # Errors
+    ///
+    /// Those of `madvise(2)`; `InvalidInput` if the range is not in the mapping.
+    pub fn advise(&self, range: Range<usize>, advice: Advice) -> io::Result<()> {
+        if range.start > range.end || range.end > self.length {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the range is in the mapping, into which there are no references: no advice
+        // changes anything that safe code relies on.
+        unsafe {
+            let start = self.start.add(range.start);
+            Ok(madvise(start.as_ptr().cast(), range.len(), advice)?)
+        }
+    }
+}
+
+/// # Safety
+///
+/// As many bytes from `place` on can be written, and are accessed by atomic operations alone.
+unsafe fn store_bytes(place: NonNull<u8>, bytes: &[u8]) {
+    for (index, byte) in bytes.iter().enumerate() {
+        // SAFETY: the safety section has the byte in reach, and a byte is always aligned.
+        unsafe { AtomicU8::from_ptr(place.add(index).as_ptr()).store(*byte, Relaxed) };
+    }
+}
+
+impl Drop for SharedMapping {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant this is a mapping, of which nothing is used after this.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// The C string of a path or an argument.
 ///
 /// # Errors
 ///
-/// Those of `mmap(2)`: `ENOMEM` if there are not enough huge pages.
-pub fn map_own(memfd: &File, range: Range<u64>) -> io::Result<MmapMut> {
-    let length = usize::try_from(range.end - range.start)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "too large to map"))?;
-    let mut options = MmapOptions::new();
-    options.offset(range.start).len(length);
-    // SAFETY: the memfd was made by this process, which neither shrinks it nor writes to it by other
-    // ways while the mapping is in use.
-    unsafe { options.map_mut(memfd) }
+/// `InvalidInput` if it has a NUL.
+pub(crate) fn c_string(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
-/// Makes this process end like any other in a pipe whose reader has gone. Rust ignores the signal, and
-/// printing panics instead.
-pub fn end_quietly_without_readers() {
-    // SAFETY: sets the default action, which runs none of our code.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
 
-/// Opens a second description of a file, so that seeking does not move the first one's position.
-///
-/// # Errors
-///
-/// Those of opening `/proc/self/fd/N`.
-pub fn reopen(file: BorrowedFd<'_>) -> io::Result<File> {
-    use std::os::fd::AsRawFd;
-    File::open(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+    fn memfd(length: u64) -> File {
+        let file = memfd::MemfdOptions::default().create("sys").unwrap();
+        file.as_file().set_len(length).unwrap();
+        file.into_file()
+    }
+
+    #[test]
+    fn bytes_are_written_by_a_mapping_at_any_place() {
+        let file = memfd(3 * 4096);
+        let mapping = SharedMapping::new(&file, 4096..3 * 4096).unwrap();
+        for (offset, length) in [
+            (0, 0),
+            (0, 1),
+            (3, 4),
+            (7, 30),
+            (8, 16),
+            (8191, 1),
+            (1, 8191),
+        ] {
+            let bytes: Vec<u8> = (0..length).map(|n| (n * 7 + offset) as u8 | 1).collect();
+            mapping.write(offset, &bytes);
+            let mut found = vec![0; length];
+            file.read_exact_at(&mut found, 4096 + offset as u64)
+                .unwrap();
+            assert_eq!(found, bytes, "{length} at {offset}");
+        }
+        assert!(SharedMapping::new(&file, 4096..4096).is_err());
+        assert!(SharedMapping::new(&file, Range { start: 2, end: 1 }).is_err());
+        assert!(mapping.advise(0..8193, Advice::Normal).is_err());
+        mapping.advise(0..8192, Advice::Normal).unwrap();
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the mapping")]
+    fn nothing_is_written_beyond_a_mapping() {
+        let mapping = SharedMapping::new(&memfd(4096), 0..4096).unwrap();
+        mapping.write(4095, &[1, 2]);
+    }
+
+    #[test]
+    fn a_descriptor_is_adopted_for_what_it_is_alone() {
+        let file = rustix::io::fcntl_dupfd_cloexec(memfd(1), 500).unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        let identity = Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        };
+        let number = file.as_raw_fd();
+        assert!(adopt_inherited(number, identity).is_none(), "FD_CLOEXEC");
+        fcntl_setfd(&file, FdFlags::empty()).unwrap();
+        let other = Identity {
+            inode: identity.inode + 1,
+            ..identity
+        };
+        assert!(adopt_inherited(number, other).is_none());
+        for wrong in [-1, RawFd::MIN, RawFd::MAX] {
+            assert!(adopt_inherited(wrong, identity).is_none());
+        }
+        // From here on the number is another owner's.
+        std::mem::forget(file);
+        let adopted = adopt_inherited(number, identity).unwrap();
+        assert!(adopt_inherited(number, identity).is_none(), "once");
+        drop(adopted);
+    }
 }

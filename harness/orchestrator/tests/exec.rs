@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Real execs of this very program: what crosses, what does not, and what goes on if the exec fails.
+//! Real execs of this very program: what crosses, what does not, and what goes on if the exec
+//! fails.
 //!
-//! Each test starts this program once more as the *old side*, which becomes the *new side* by an exec.
-//! Both are tests of their own, ignored unless they are started so.
+//! Each test starts this program once more as the *old side*, which becomes the *new side* by an
+//! exec. Both are tests of their own, ignored unless they are started so.
 
 #![allow(unsafe_code)] // an edge of the tests
 
@@ -22,9 +23,11 @@ use luo_handler_api::registry::registered_handlers;
 use luo_handler_api::{Errno, Token};
 use luo_handler_memfd as _;
 use luo_orchestrator::error::State;
-use luo_orchestrator::orchestrator::{Handover, Orchestrator};
+use luo_orchestrator::handover::Handover;
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
 use luo_orchestrator::transport::exec::{arrive, ArriveError, Departure, HANDOVER_VARIABLE};
+use luo_orchestrator::transport::program::{JumpError, Program};
 use rustix::fs::{fcntl_add_seals, fcntl_get_seals, fstat, OFlags, SealFlags};
 use rustix::io::{fcntl_getfd, fcntl_setfd, FdFlags};
 use support::{contents, inode, memfd, Crossing};
@@ -35,9 +38,9 @@ const MIB: usize = 1 << 20;
 
 type Anything = Box<dyn std::error::Error>;
 
-fn this_program(test: &str, task: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
+fn this_program(test: &str, task: &str) -> Program {
+    let mut program = Program::new(std::env::current_exe().unwrap());
+    program
         .args([
             test,
             "--exact",
@@ -47,7 +50,7 @@ fn this_program(test: &str, task: &str) -> Command {
         ])
         .env(TASK, task)
         .env_remove(HANDOVER_VARIABLE);
-    command
+    program
 }
 
 /// Runs a side to its end, which is a good one; yields what it printed.
@@ -62,7 +65,7 @@ fn run(mut command: Command) -> String {
 
 /// Starts an old side, which is to become a new one.
 fn cross(task: &str) -> String {
-    let text = run(this_program("old_side", task));
+    let text = run(this_program("old_side", task).command());
     assert!(text.contains("this is the new side"), "{text}");
     text
 }
@@ -154,9 +157,9 @@ fn update_of(files: &[File]) -> Orchestrator {
 
 /// Becomes the new side.
 fn jump(update: &Orchestrator, task: &str) {
-    let mut command = this_program("new_side", task);
+    let mut program = this_program("new_side", task);
     let failed = update.handover(|handover| {
-        let departure = Departure::new(&handover, &mut command)?;
+        let departure = Departure::new(&handover, &mut program)?;
         Ok::<_, Anything>(departure.jump())
     });
     panic!("the exec failed: {failed:?}");
@@ -319,23 +322,35 @@ fn fail_and_go_on() {
     let mut files = workload();
     let update = update_of(&files);
     set_inheritable(&files[0]);
-    let open = descriptors().len();
+    let open = descriptors();
+    // This process may have been started with others.
+    assert!(inheritable().contains(&files[0].as_raw_fd()));
 
-    for program in ["/missing/program", "/", "/dev/null"] {
-        let mut command = Command::new(program);
+    let script = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+    let programs = broken_programs(&script);
+    for (name, contents, errno) in programs {
+        let path = match contents {
+            Some(contents) => {
+                fs::write(&script, contents).unwrap();
+                script.to_str().unwrap()
+            }
+            None => name,
+        };
+        let mut program = Program::new(path);
         let error = update
             .handover(|handover| {
-                let mut departure = Departure::new(&handover, &mut command)?;
-                assert_eq!(inheritable().len(), 6, "ready to cross");
-                departure.command().arg("--help");
-                Ok::<io::Error, Anything>(departure.jump())
+                let mut departure = Departure::new(&handover, &mut program)?;
+                departure.program().arg("--help");
+                let Err(error) = departure.jump();
+                Ok::<JumpError, Anything>(error)
             })
             .unwrap();
-        assert!(error.raw_os_error().is_some(), "{error}");
+        assert_eq!(error.errno().code(), errno, "{name}: {error}");
+        assert!(error.to_string().contains(path), "{name}: {error}");
         assert_eq!(update.state(), State::Frozen);
-        assert!(inheritable().is_empty());
-        assert_eq!(descriptors().len(), open);
+        assert_eq!(descriptors(), open, "open descriptors and their flags");
         assert_eq!(signals(false), (1, SIG_IGN));
+        let command = program.command();
         let told = command
             .get_envs()
             .find(|(name, _)| *name == HANDOVER_VARIABLE);
@@ -353,11 +368,43 @@ fn fail_and_go_on() {
     jump(&update, "cross");
 }
 
+/// Programs that cannot run: a path, or a name and the contents for `path`, and the error number.
+fn broken_programs(path: &std::path::Path) -> Vec<(&'static str, Option<Vec<u8>>, i32)> {
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(path, executable).unwrap();
+    let this = fs::read(std::env::current_exe().unwrap()).unwrap();
+    let mut foreign = this.clone();
+    foreign[18] ^= 0xff;
+    let mut bad_interpreter = this.clone();
+    let interpreter = b"/lib";
+    let place = this.windows(4).position(|bytes| bytes == interpreter);
+    bad_interpreter[place.unwrap() + 1] = b'L';
+    vec![
+        ("/missing/program", None, libc::ENOENT),
+        ("/", None, libc::EACCES),
+        ("/dev/null", None, libc::EACCES),
+        ("empty", Some(Vec::new()), libc::ENOEXEC),
+        ("text", Some(b"exit 3\n".to_vec()), libc::ENOEXEC),
+        ("truncated", Some(this[..9000].to_vec()), libc::ENOEXEC),
+        ("of another machine", Some(foreign), libc::ENOEXEC),
+        (
+            "without its interpreter",
+            Some(bad_interpreter),
+            libc::ENOENT,
+        ),
+        (
+            "a script without its interpreter",
+            Some(b"#!/missing/sh\n".to_vec()),
+            libc::ENOENT,
+        ),
+    ]
+}
+
 /// What the new side says of a variable that is not what the transport sets.
 fn hostile(value: &OsStr) -> String {
-    let mut command = this_program("new_side", "hostile");
-    command.env(HANDOVER_VARIABLE, value);
-    run(command)
+    let mut program = this_program("new_side", "hostile");
+    program.env(HANDOVER_VARIABLE, value);
+    run(program.command())
 }
 
 fn tell_why_not() {
@@ -400,6 +447,10 @@ fn a_variable_that_names_no_inherited_descriptors_is_one_clear_error() {
         "99999999999:3:4",
         "3:4:5\n",
         "0x3:4:5",
+        "3.1.1:4.1.1:5.1.1",
+        "0.1.1:1.1.1:2.1.1",
+        "-1.1.1:4.1.1:5.1.1",
+        "3.1:4.1:5.1",
     ];
     for value in values {
         let text = hostile(OsStr::new(value));
@@ -412,20 +463,28 @@ fn a_variable_that_names_no_inherited_descriptors_is_one_clear_error() {
 
 #[test]
 fn a_program_that_was_started_otherwise_has_no_handover() {
-    assert!(run(this_program("new_side", "hostile")).contains("nothing"));
+    assert!(run(this_program("new_side", "hostile").command()).contains("nothing"));
 }
 
 #[test]
 fn descriptors_that_the_process_opened_itself_are_not_taken() {
-    run(this_program("new_side", "own descriptors"));
+    run(this_program("new_side", "own descriptors").command());
 }
 
 fn own_descriptors_stay() {
     let own = [memfd(b"a"), memfd(b"b"), memfd(b"c")];
-    let numbers = own.each_ref().map(|file| file.as_raw_fd().to_string());
+    // By their right names, but the process did not inherit them.
+    let numbers = own.each_ref().map(name_of);
     std::env::set_var(HANDOVER_VARIABLE, numbers.join(":"));
     assert!(matches!(arrive(), Err(ArriveError::Variable(_))));
     assert_eq!(own.map(contents), [b"a", b"b", b"c"]);
+}
+
+/// As the transport names a descriptor that is inherited.
+fn name_of(file: &impl AsFd) -> String {
+    let stat = fstat(file).unwrap();
+    let number = file.as_fd().as_raw_fd();
+    format!("{number}.{}.{}", stat.st_dev, stat.st_ino)
 }
 
 fn sealed(bytes: &[u8]) -> OwnedFd {
@@ -442,8 +501,8 @@ fn sealed(bytes: &[u8]) -> OwnedFd {
 fn exec_with(three: [OwnedFd; 3], others: &[File], task: &str) {
     others.iter().for_each(set_inheritable);
     three.iter().for_each(set_inheritable);
-    let numbers = three.each_ref().map(|file| file.as_raw_fd().to_string());
-    let mut command = this_program("new_side", task);
+    let numbers = three.each_ref().map(name_of);
+    let mut command = this_program("new_side", task).command();
     command.env(HANDOVER_VARIABLE, OsString::from(numbers.join(":")));
     panic!("the exec failed: {}", command.exec());
 }
@@ -454,9 +513,9 @@ fn parts(update: &Orchestrator) -> ([Vec<u8>; 2], Vec<[u64; 3]>) {
     let mut files = Vec::new();
     update
         .handover(|handover: Handover<'_>| {
-            handover.outgoing.each_file(|handle, file| {
+            handover.outgoing.each_file(|held, file| {
                 let stat = fstat(file).map_err(io::Error::from)?;
-                files.push([handle, stat.st_dev, stat.st_ino]);
+                files.push([held.handle, stat.st_dev, stat.st_ino]);
                 Ok::<_, Anything>(())
             })
         })
@@ -548,13 +607,13 @@ fn list_something_else(what: &str) {
             "another file" => inode + 100_000,
             _ => inode,
         };
-        for number in [handle, descriptor, device, inode] {
+        for number in [handle, descriptor, device, inode, 0, 0] {
             list.extend_from_slice(&number.to_le_bytes());
         }
     }
     match what {
         "empty" => list.clear(),
-        "cut off" => list.truncate(31),
+        "cut off" => list.truncate(47),
         _ => {}
     }
     let three = [devicetree, sealed(&memory), sealed(&list)];

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Whatever a participant does at whatever callback, the state afterwards is the documented one, and
-//! every undoing and every drop happened exactly once and in reverse order.
+//! Whatever a participant does at whatever callback, the state afterwards is the documented one,
+//! and every undoing and every drop happened exactly once and in reverse order.
 //!
-//! Lists of one to five participants, with every number of subsystems among them, and every position
-//! in them are tried. The handlers of the test are ordinary ones whose C form is wrapped, so that
-//! they can also return what safe Rust does not let them return.
+//! Lists of one to five participants, with every number of subsystems among them, and every
+//! position in them are tried. The handlers of the test are ordinary ones whose C form is wrapped,
+//! so that they can also return what safe Rust does not let them return.
 
 #![allow(unsafe_code)] // an edge of the tests
 
@@ -21,7 +21,8 @@ use luo_handler_api::{
     Preserved, RawFile, Retrieved, Subsystem, SubsystemOps, Token, NO_FILE,
 };
 use luo_orchestrator::error::{Error, Failure, Participant, Phase, State};
-use luo_orchestrator::orchestrator::{Complaints, Orchestrator};
+use luo_orchestrator::handover::Complaints;
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
 use support::{memfd, ops, panic_as_expected, subsystem_ops, Crossing};
 
@@ -426,8 +427,8 @@ impl Core {
     }
 }
 
-// The arguments are the host's, and each of these hands them to the function it is wrapped around, or
-// fails.
+// The arguments are the host's, and each of these hands them to the function it is wrapped around,
+// or fails. That function and this one are registered together, with a Files or Sub as handler.
 
 unsafe extern "C" fn can_preserve(handler: *const c_void, file: RawFile) -> i32 {
     // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
@@ -953,7 +954,7 @@ fn a_failed_prepare_cancels_those_before_it() {
         log.truncate(member + 1);
         log.extend(cancelled((0..member).rev()));
         world.expect(State::Normal, log);
-        assert_eq!(world.update.kept(), (0, 0));
+        assert_eq!(world.update.preserved(), (0, 0));
         world.update_works();
     });
 }
@@ -978,7 +979,7 @@ fn a_failed_freeze_unfreezes_those_before_it() {
         assert_eq!(world.update.cancel().unwrap(), []);
         let undone = [world.all_reversed(Call::Unfreeze), world.all_cancelled()].concat();
         world.expect(State::Normal, undone);
-        assert_eq!(world.update.kept(), (0, 0));
+        assert_eq!(world.update.preserved(), (0, 0));
         world.update_works();
     });
 }
@@ -1151,8 +1152,8 @@ fn a_file_that_was_closed_behind_the_hosts_back_is_not_taken() {
             let file = rustix::io::fcntl_dupfd_cloexec(memfd(b""), 900).unwrap();
             let raw = file.as_raw_fd() as RawFile;
             drop(file);
-            // SAFETY: breaks the promise on purpose, which is the fault that is tested; the number is
-            // nobody else's.
+            // SAFETY: breaks the promise on purpose, which is the fault that is tested; the number
+            // is nobody else's.
             Ok(unsafe { OwnedFile::from_raw(raw) })
         }
         fn finish(&self, file: Crossed<'_>) {

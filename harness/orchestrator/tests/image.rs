@@ -16,11 +16,13 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 
-use luo_cli::inspect::{inspect, Inspection, Record};
-use luo_handler_api::{Errno, FileRef, HostServices, Token};
+use luo_handler_api::{Compatible, Errno, FileRef, Host, HostServices, Token};
 use luo_handler_memfd as _;
+use luo_orchestrator::devicetree::{encode, Tree};
 use luo_orchestrator::error::Error;
-use luo_orchestrator::orchestrator::{Handover, Orchestrator};
+use luo_orchestrator::handover::Handover;
+use luo_orchestrator::inspection::{inspect, Description, Inspection};
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::outgoing::Outgoing;
 use luo_orchestrator::registry::Registry;
 use luo_orchestrator::transport::image::{self, ImageError, Saved, CHUNK_BYTES};
@@ -408,34 +410,51 @@ fn directories_are_created_as_deep_as_needed() {
     assert_eq!(listing(&deep), CLEAN);
 }
 
+/// As a program that knows one handler describes its record.
+fn describe(compatible: &Compatible, data: u64, host: Host<'_>) -> Option<Description> {
+    assert_eq!(compatible.as_str(), "memfd-v1");
+    Some(match luo_handler_memfd::inspect(data, host) {
+        Ok(summary) => {
+            let data_bytes = summary.data_bytes.min(summary.size);
+            let pairs = [("size", summary.size), ("data", data_bytes)];
+            let pairs = pairs.map(|(key, value)| (key.to_owned(), value.to_string()));
+            (pairs.into(), Ok(()))
+        }
+        Err(errno) => (Vec::new(), Err(errno)),
+    })
+}
+
 fn inspection(path: &Path) -> Result<Inspection, String> {
     let registry = Registry::linked().unwrap();
-    inspect(path, &registry).map_err(|error| format!("{error:#}"))
+    inspect(path, &registry, &describe).map_err(|error| error.to_string())
+}
+
+fn damages(inspection: &Inspection) -> Vec<Option<&str>> {
+    let files = inspection.files.iter();
+    files.map(|file| file.damaged.as_deref()).collect()
 }
 
 #[test]
-fn inspecting_tells_damaged_contents() {
+fn inspecting_finds_damaged_contents() {
     let image = Damaged::new();
     let good = inspection(image.directory.path()).unwrap();
-    assert!(good.files.iter().all(|file| file.damaged.is_none()));
-    assert!(!good.text().contains("damaged"), "{}", good.text());
-    let damaged = |path: &Path| {
+    assert_eq!(damages(&good), [None; 3]);
+    assert!(good.damaged_contents.is_empty());
+    assert!(good
+        .files
+        .iter()
+        .all(|file| file.bad_record.is_none() && file.claimed));
+    let assert_first_is_damaged = |path: &Path| {
         let found = inspection(path).unwrap();
         assert!(found.damaged_contents.is_empty());
-        let text = found.text();
-        assert!(
-            text.contains("damaged: contents-1 is missing or not"),
-            "{text}"
-        );
-        let files = found.files.iter();
-        files.map(|file| file.damaged.is_some()).collect::<Vec<_>>()
+        let first = Some("contents-1 is missing or not what was written");
+        assert_eq!(damages(&found), [first, None, None]);
     };
     let table = (HEADER_BYTES + NAME_BYTES + CHUNK_ENTRY_BYTES) * 8;
     let data = DATA_PLACE * 8..image.length("contents-1") * 8;
     let bits = (0..table).chain(data).step_by(97);
     image.with_each_bit("contents-1", bits, |_| {
-        let directory = image.directory.path();
-        assert_eq!(damaged(directory), [true, false, false]);
+        assert_first_is_damaged(image.directory.path());
     });
     fs::remove_file(image.path("contents-1")).unwrap();
     for path in [
@@ -443,36 +462,49 @@ fn inspecting_tells_damaged_contents() {
         image.directory.path().join("current"),
         image.path(image::DEVICETREE),
     ] {
-        assert_eq!(damaged(&path), [true, false, false]);
+        assert_first_is_damaged(&path);
     }
 }
 
 #[test]
-fn inspecting_tells_damaged_contents_that_no_record_names() {
+fn inspecting_finds_damaged_contents_without_any_record() {
     let image = Damaged::new();
     fs::remove_file(image.path("contents-2")).unwrap();
     fs::remove_file(image.path(image::MEMORY)).unwrap();
     let found = inspection(image.directory.path()).unwrap();
-    let handles: Vec<_> = found
-        .damaged_contents
-        .iter()
-        .map(|bad| bad.handle)
-        .collect();
-    assert_eq!(handles, [2]);
-    assert!(
-        found.text().contains("damaged: contents-2"),
-        "{}",
-        found.text()
-    );
-    assert!(found.text().contains("not beside it"));
+    let second = Some("contents-2 is missing or not what was written");
+    assert_eq!(damages(&found), [None, second, None]);
+    assert_eq!(found.memory_bytes, None);
 
-    // What is there and cannot be read is another matter.
+    // A file that is there and cannot be read is an error.
     fs::create_dir(image.path(image::MEMORY)).unwrap();
     let error = inspection(image.directory.path()).unwrap_err();
     assert!(
         error.contains("cannot read") && error.contains("memory"),
         "{error}"
     );
+}
+
+#[test]
+fn inspecting_finds_damaged_contents_that_belong_to_no_entry() {
+    let directory = directory();
+    let outgoing = Outgoing::default();
+    let file = dense(1000, 1);
+    let handle = outgoing.preserve_file(FileRef::from(file.as_fd())).unwrap();
+    let handover = Handover {
+        devicetree: encode(&Tree::default()).unwrap(),
+        outgoing: &outgoing,
+    };
+    image::save(&handover, directory.path(), &|_| ()).unwrap();
+    let contents = image_of(directory.path()).join(format!("contents-{handle}"));
+    fs::remove_file(contents).unwrap();
+    let found = inspection(directory.path()).unwrap();
+    let damaged = found.damaged_contents.iter();
+    let handles: Vec<_> = damaged.map(|damaged| damaged.handle).collect();
+    assert_eq!(handles, [handle]);
+    assert!(found.damaged_contents[0]
+        .reason
+        .contains("contents-1 is missing"));
 }
 
 #[test]
@@ -490,14 +522,35 @@ fn inspecting_a_damaged_image_or_none_is_an_error() {
 }
 
 #[test]
-fn inspecting_shows_no_more_data_than_the_size() {
+fn inspecting_shows_what_the_handler_describes() {
     let directory = directory();
     save(&[dense(4, 1)], directory.path()).unwrap();
     let found = inspection(directory.path()).unwrap();
-    let Some(Record::Memfd(memfd)) = &found.files[0].record else {
-        panic!("{:?}", found.files[0]);
-    };
-    assert_eq!((memfd.size_bytes, memfd.data_bytes), (4, 4));
+    let expected = [("size", "4"), ("data", "4")];
+    let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(found.files[0].record, expected);
+    let json = serde_json::to_value(&found).unwrap();
+    assert_eq!(json["files"][0]["record"]["size"], "4");
+    assert_eq!(json["files"][0]["token"], "0x0");
+    assert_eq!(json["files"][0]["compatible"], "memfd-v1");
+}
+
+/// A bad record is reported as such, and costs its entry alone.
+#[test]
+fn inspecting_reports_a_record_that_cannot_be_read() {
+    let image = Damaged::new();
+    // Past the header: the magic of the first block.
+    let mut memory = fs::read(image.path(image::MEMORY)).unwrap();
+    let block = 64
+        + memory[64..]
+            .windows(4)
+            .position(|word| word == b"LUOB")
+            .unwrap();
+    memory[block] ^= 1;
+    fs::write(image.path(image::MEMORY), memory).unwrap();
+    let found = inspection(image.directory.path()).unwrap();
+    let bad = found.files.iter().filter(|file| file.bad_record.is_some());
+    assert_eq!(bad.count(), 1);
 }
 
 #[test]
@@ -810,7 +863,8 @@ fn hostile_number() -> impl Strategy<Value = u64> {
     prop_oneof![powers, any::<u64>(), Just(u64::MAX), Just(0), 0..100u64]
 }
 
-/// Retrieves the first file of an image whose contents a stranger wrote; the others are as they were.
+/// Retrieves the first file of an image whose contents a stranger wrote; the others are as they
+/// were.
 fn read_hostile(image: &Damaged, contents: &[u8]) -> Result<(), Errno> {
     fs::write(image.path("contents-1"), contents).unwrap();
     let new = load(image.directory.path()).unwrap();

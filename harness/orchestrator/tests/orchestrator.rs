@@ -11,14 +11,16 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use luo_handler_api::hosted::{Handler, SubsystemRef};
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, InvalidReason, NeededBy, OwnedFile, Prepared,
-    Preserved, Subsystem, Token,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, InvalidReason, NeededBy, OwnedFile,
+    Prepared, Preserved, Subsystem, Token,
 };
 use luo_handler_memfd as _;
 use luo_orchestrator::devicetree::{decode, BadReason, FileEntry, SubsystemEntry, Tree};
 use luo_orchestrator::error::{Error, State};
-use luo_orchestrator::incoming::{FileSource, Incoming, NoFiles};
-use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::files::{FileSource, HeldFile, NoFiles};
+use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::incoming::Incoming;
+use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
 use support::{contents, inode, memfd, ops, subsystem_ops, Crossing};
 
@@ -421,12 +423,12 @@ fn every_call(file: &std::fs::File) -> Vec<CallIn<'_>> {
         (
             "preserve",
             Box::new(move |o| o.preserve(fresh, file).map(drop)),
-            &[Normal],
+            &[Normal, Prepared],
         ),
         (
             "unpreserve",
-            Box::new(move |o| o.unpreserve(Token(0))),
-            &[Normal],
+            Box::new(move |o| o.unpreserve(Token(0)).map(drop)),
+            &[Normal, Prepared],
         ),
         ("prepare", Box::new(|o| o.prepare()), &[Normal]),
         ("freeze", Box::new(|o| o.freeze()), &[Prepared]),
@@ -481,7 +483,7 @@ fn a_call_that_does_not_fit_the_state_is_einval_and_changes_nothing() {
     ] {
         for (name, call, fitting) in every_call(&file) {
             let (desk, update) = in_state(state);
-            let before = (desk.ends(), update.kept());
+            let before = (desk.ends(), update.preserved());
             let result = call(&update);
             if fitting.contains(&state) {
                 assert_eq!(result, Ok(()), "{name} in {state}");
@@ -491,7 +493,11 @@ fn a_call_that_does_not_fit_the_state_is_einval_and_changes_nothing() {
             assert_eq!(error.errno(), Errno::EINVAL, "{name} in {state}");
             assert!(error.to_string().contains(&state.to_string()), "{error}");
             assert_eq!(update.state(), state, "{name}");
-            assert_eq!((desk.ends(), update.kept()), before, "{name} in {state}");
+            assert_eq!(
+                (desk.ends(), update.preserved()),
+                before,
+                "{name} in {state}"
+            );
             // It goes on as if nothing had been asked.
             match state {
                 State::Normal => freeze(&update),
@@ -619,10 +625,15 @@ fn two_handlers_of_one_name_are_refused() {
     assert_eq!(refused.reason, InvalidReason::Duplicate);
     assert!(refused.to_string().contains("notes-0"), "{refused}");
     let new = |ops| Handler::new(ops).unwrap();
-    let both = [new(ops(Notes::<1>(desk.clone()))), new(ops(Notes::<0>(desk)))];
+    let both = [
+        new(ops(Notes::<1>(desk.clone()))),
+        new(ops(Notes::<0>(desk))),
+    ];
     let clock = SubsystemRef::new(subsystem_ops(Clock(AtomicUsize::new(0)))).unwrap();
     registry.register_all(&both, &[clock]).unwrap_err();
-    registry.register_all(&both[..1], &[clock, clock]).unwrap_err();
+    registry
+        .register_all(&both[..1], &[clock, clock])
+        .unwrap_err();
     assert_eq!(registry.handlers().len(), 1, "all or none");
     assert_eq!(registry.subsystems().len(), 0, "all or none");
     registry.register_all(&both[..1], &[clock]).unwrap();
@@ -715,6 +726,9 @@ impl FileSource for Ledger {
     fn release(&self, handle: u64) {
         self.0.lock().unwrap().push(("released", handle));
     }
+    fn held(&self) -> Vec<HeldFile> {
+        Vec::new()
+    }
 }
 
 #[test]
@@ -728,8 +742,8 @@ fn finish_releases_what_nobody_retrieved() {
     let mut handles = Vec::new();
     update
         .handover(|handover| {
-            handover.outgoing.each_file(|handle, _| {
-                handles.push(handle);
+            handover.outgoing.each_file(|held, _| {
+                handles.push(held.handle);
                 Ok::<_, Error>(())
             })
         })
@@ -960,7 +974,7 @@ fn updates_that_were_given_up_leave_nothing_in_what_crosses() {
     let bytes = Crossing::of(&update).memory.len();
     for _ in 0..10 {
         update.cancel().unwrap();
-        assert_eq!((update.kept(), update.metadata_bytes()), ((0, 0), 0));
+        assert_eq!((update.preserved(), update.metadata_bytes()), ((0, 0), 0));
         freeze(&update);
     }
     assert_eq!(Crossing::of(&update).memory.len(), bytes);
@@ -1016,6 +1030,6 @@ fn what_a_handler_kept_before_it_panicked_does_not_stay() {
     update.preserve(Token(1), memfd(b"contents")).unwrap();
     for _ in 0..3 {
         assert_eq!(update.prepare().unwrap_err().errno(), Errno::EIO);
-        assert_eq!(update.kept(), (0, 0));
+        assert_eq!(update.preserved(), (0, 0));
     }
 }

@@ -64,7 +64,7 @@ fn a_handler_of_a_plugin_takes_a_file_across() {
     assert_eq!(refused.errno(), Errno::ENOENT);
     update.prepare().unwrap();
     update.cancel().unwrap();
-    assert_eq!(update.kept(), (0, 0));
+    assert_eq!(update.preserved(), (0, 0));
     update.prepare().unwrap();
     update.freeze().unwrap();
     let arrival = Crossing::of(&update).arrival();

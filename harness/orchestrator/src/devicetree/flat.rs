@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The flattened form of a devicetree: version 17 of the Devicetree Specification, chapter 5.
 //!
-//! The reader takes names as bytes and leaves it to its caller whether they are good ones: libraries that
-//! read devicetrees refuse a whole tree for one bad name.
+//! The reader returns names as bytes and leaves their rules to its caller: libraries that read
+//! devicetrees refuse a whole tree for one bad name.
 
 use std::fmt;
 
 use luo_handler_api::Compatible;
+use thiserror::Error;
 
-use super::TooLarge;
+/// The tree does not fit the 32-bit offsets of a flattened devicetree: some 40 million files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("too many files: the devicetree would be larger than 4 GiB")]
+pub struct TooLarge;
 
-/// Writes a flattened devicetree, version 17: header, an empty reservation block, structure, strings.
+/// Writes a flattened devicetree, version 17: header, an empty reservation block, structure and
+/// strings.
 pub(super) struct Writer {
     blob: Vec<u8>,
     strings: Vec<u8>,
@@ -91,7 +96,7 @@ impl Writer {
         self.end();
     }
 
-    /// Where `name` stands in the strings block; there are three names in all.
+    /// Where `name` is in the strings block; there are three names in all.
     fn name_offset(&mut self, name: &str) -> u32 {
         let mut offset = 0;
         for known in self.strings.split_inclusive(|&byte| byte == 0) {
@@ -175,8 +180,7 @@ impl<'a> Reader<'a> {
         for (index, value) in words.iter_mut().enumerate() {
             *value = word(index).ok_or(header("its header is cut short"))?;
         }
-        let [magic, total, structure, strings, _, version, oldest, _, strings_bytes, structure_bytes] =
-            words;
+        let [magic, total, structure, strings, _, version, oldest, _, names, nodes] = words;
         if magic != MAGIC {
             return Err(header("it does not begin as one"));
         }
@@ -191,10 +195,8 @@ impl<'a> Reader<'a> {
             blob.get(start..start.checked_add(bytes as usize)?)
         };
         Ok(Self {
-            structure: block(structure, structure_bytes)
-                .ok_or(header("its structure lies outside of it"))?,
-            strings: block(strings, strings_bytes)
-                .ok_or(header("its strings lie outside of it"))?,
+            structure: block(structure, nodes).ok_or(header("its structure lies outside of it"))?,
+            strings: block(strings, names).ok_or(header("its strings lie outside of it"))?,
             at: 0,
         })
     }
@@ -209,7 +211,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, bytes: usize) -> Result<&'a [u8], Malformed> {
         let rest = &self.structure[self.at..];
         let taken = rest.get(..bytes).ok_or(self.malformed("cut short"))?;
-        // The padding may be missing at the very end, which the next word will tell.
+        // The padding may be missing at the very end; reading the next word fails then.
         self.at += bytes.next_multiple_of(4).min(rest.len());
         Ok(taken)
     }
@@ -221,7 +223,7 @@ impl<'a> Reader<'a> {
             .fold(0, |word, &byte| word << 8 | u32::from(byte)))
     }
 
-    /// The next word that is no `FDT_NOP`.
+    /// The next word that is not `FDT_NOP`.
     fn tag(&mut self) -> Result<u32, Malformed> {
         loop {
             match self.word()? {
@@ -231,7 +233,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Enters the next node in the present one and yields its name, or leaves the present one.
+    /// Enters the next node in the present one and returns its name, or leaves the present one.
     pub(super) fn enter(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         match self.tag()? {
             BEGIN_NODE => {

@@ -4,39 +4,44 @@
 //! ```text
 //! DIR/current          a symbolic link to the one image that counts
 //! DIR/image-RANDOM/    devicetree.dtb   what `dtc` and `luo inspect` read
-//!                      memory           the memory file, see `outgoing`
+//!                      memory           the memory file, see `memory_file`
 //!                      manifest.json    lengths and checksums of the two, and the contents there are
 //!                      contents-N       the memfd with handle N, see `contents`
 //! ```
 //!
-//! An image is written beside the old one and synced; then `current` is replaced by a rename. A crash at
-//! any point leaves the old image or the new one. What a crash left behind is removed by the next save.
+//! An image is written beside the old one and synced; then `current` is replaced by a rename. A
+//! crash at any point leaves the old image or the new one. What a crash left behind is removed by
+//! the next save.
 //!
 //! Who reads an image holds a shared lock on its directory, and no save removes a directory that is
-//! locked: what was loaded can be retrieved after later saves. The save after its reader is done removes it.
+//! locked: what was loaded can be retrieved after later saves. The save after its reader is done
+//! removes it.
 
 mod contents;
+mod error;
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use luo_handler_api::Errno;
+use luo_handler_api::{Errno, Token};
 use rayon::prelude::*;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
-use crate::incoming::{BadMemory, FileSource, Incoming};
-use crate::orchestrator::{Arrival, Handover};
+use crate::files::{FileSource, HeldFile};
+use crate::handover::{Arrival, Handover};
+use crate::incoming::Incoming;
+use crate::reason;
+use error::at;
 
-pub use contents::hugetlb_size;
-pub use contents::CHUNK_BYTES;
+pub use contents::{hugetlb_size, CHUNK_BYTES};
+pub use error::ImageError;
 
 const CURRENT: &str = "current";
 const LOCK: &str = "lock";
@@ -46,51 +51,7 @@ pub const DEVICETREE: &str = "devicetree.dtb";
 /// The memory file's name inside an image.
 pub const MEMORY: &str = "memory";
 const IMAGE_PREFIX: &str = "image-";
-const SCHEMA: u32 = 1;
-
-/// Why an image could not be written or read.
-#[derive(Debug, Error)]
-pub enum ImageError {
-    /// A file could not be written or read.
-    #[error("cannot {action} {}: {source}{}", path.display(), advice(source))]
-    File {
-        /// `write`, `read` and the like.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A kept file is none whose contents can be stored.
-    #[error("the file with handle {handle} is no memfd, so an image cannot hold it; use another transport")]
-    NotAMemfd {
-        /// Its handle.
-        handle: u64,
-    },
-    /// The directory holds no image.
-    #[error("{} holds no image: no complete one was ever written there", .0.display())]
-    NoImage(PathBuf),
-    /// A file is not what was written.
-    #[error("{} is damaged: {what}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The memory file is bad.
-    #[error(transparent)]
-    Memory(#[from] BadMemory),
-}
-
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge | io::ErrorKind::QuotaExceeded => {
-            "; the image that was there before is untouched, make room and try again"
-        }
-        _ => "",
-    }
-}
+const SCHEMA: u32 = 2;
 
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,9 +67,16 @@ struct Manifest {
     schema: u32,
     devicetree: Checked,
     memory: Checked,
-    contents: Vec<u64>,
+    contents: Vec<Stored>,
     /// Of the other fields.
     crc32c: u32,
+}
+
+/// Contents in an image, and the file that they are preserved for.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Stored {
+    handle: u64,
+    token: Option<u64>,
 }
 
 impl Manifest {
@@ -134,23 +102,14 @@ impl Checked {
     }
 }
 
-fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
-    let path = path.to_owned();
-    move |source| ImageError::File {
-        action,
-        path,
-        source,
-    }
-}
-
-/// Writes an image into `directory`, in place of the one that is there. `progress` is told the bytes
-/// of contents as they are written, from any thread.
+/// Writes an image into `directory`, in place of the one that is there. `progress` is called with
+/// the bytes of contents as they are written, from any thread.
 ///
 /// # Errors
 ///
-/// [`ImageError`]; the image that was there before is untouched then. With one exception it is the one
-/// that counts: if the very last sync fails, the new image counts already, and is complete, but which of
-/// the two counts after a power failure is unknown. Both stay until the next save.
+/// [`ImageError`]; the image that was there before is untouched then. With one exception it is the
+/// one that counts: if the very last sync fails, the new image counts already, and is complete, but
+/// which of the two counts after a power failure is unknown. Both stay until the next save.
 pub fn save(
     handover: &Handover<'_>,
     directory: &Path,
@@ -158,8 +117,12 @@ pub fn save(
 ) -> Result<Saved, ImageError> {
     create_directory(directory)?;
     let _lock = lock(directory)?;
-    let current = current_name(directory)?;
-    remove_leftovers(directory, current.as_deref())?;
+    match current_name(directory)? {
+        Current::Image(name) => remove_leftovers(directory, Some(&name))?,
+        Current::Missing => remove_leftovers(directory, None)?,
+        // Whichever image it stands for, none is removed before the new one is complete.
+        Current::Unnamed => {}
+    }
 
     let image = tempfile::Builder::new()
         .prefix(IMAGE_PREFIX)
@@ -199,13 +162,24 @@ fn create_directory(directory: &Path) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// The name of the image that counts. If that cannot be told it is an error: without a name to keep,
-/// the good image would be removed as a leftover.
-fn current_name(directory: &Path) -> Result<Option<OsString>, ImageError> {
+/// What the link to the image that counts says.
+enum Current {
+    Missing,
+    Image(OsString),
+    /// It leads somewhere, but its last component is no name: ".", "..", "/".
+    Unnamed,
+}
+
+/// The name of the image that counts. If the link cannot be read it is an error: without a name to
+/// spare, the good image would be removed as a leftover.
+fn current_name(directory: &Path) -> Result<Current, ImageError> {
     let current = directory.join(CURRENT);
     match fs::read_link(&current) {
-        Ok(target) => Ok(target.file_name().map(OsStr::to_owned)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Ok(target) => Ok(match target.file_name() {
+            Some(name) => Current::Image(name.to_owned()),
+            None => Current::Unnamed,
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Current::Missing),
         Err(error) => Err(at("read the link", &current)(error)),
     }
 }
@@ -259,12 +233,15 @@ fn write_image(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Saved, ImageError> {
     let mut saved = Saved::default();
-    let mut handles = Vec::new();
-    handover.outgoing.each_file(|handle, file| {
-        saved.contents_bytes += contents::save(file, handle, image, progress)?;
-        handles.push(handle);
-        Ok::<_, ImageError>(())
-    })?;
+    let mut stored = Vec::new();
+    handover
+        .outgoing
+        .each_file(|HeldFile { handle, token }, file| {
+            saved.contents_bytes += contents::save(file, handle, image, progress)?;
+            let token = token.map(|Token(token)| token);
+            stored.push(Stored { handle, token });
+            Ok::<_, ImageError>(())
+        })?;
 
     let memory = image.join(MEMORY);
     let file = File::create_new(&memory).map_err(at("create", &memory))?;
@@ -280,7 +257,7 @@ fn write_image(
         schema: SCHEMA,
         devicetree: Checked::of(&handover.devicetree),
         memory: Checked::of(&memory),
-        contents: handles,
+        contents: stored,
         crc32c: 0,
     };
     manifest.crc32c = manifest.checksum();
@@ -317,7 +294,7 @@ fn make_current(directory: &Path, name: &OsStr) -> Result<(), ImageError> {
 }
 
 /// Reads the image in `directory`. Contents are read, checked and made into memfds when their
-/// handlers take them. `progress` is told the bytes of contents as they are read.
+/// handlers take them. `progress` is called with the bytes of contents as they are read.
 ///
 /// # Errors
 ///
@@ -332,9 +309,10 @@ pub fn load(
     // one costs its file alone.
     let memory = image.path.join(MEMORY);
     let memory = fs::read(&memory).map_err(at("read", &memory))?;
+    let contents = manifest.contents.iter();
     let files = Contents {
         image,
-        handles: Mutex::new(manifest.contents.into_iter().collect()),
+        held: Mutex::new(contents.map(Stored::held).collect()),
         progress: Box::new(progress),
     };
     Ok(Arrival {
@@ -343,8 +321,14 @@ pub fn load(
     })
 }
 
-/// Contents by their handle, and whether they can be used.
-pub type ContentsState = (u64, Result<(), Errno>);
+/// Contents of an image, and whether they can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContentsState {
+    /// What they are.
+    pub held: HeldFile,
+    /// `EBADMSG` if they are missing or not what was written.
+    pub result: Result<(), Errno>,
+}
 
 /// An image that no save removes while this is there.
 #[derive(Debug)]
@@ -387,8 +371,8 @@ impl Image {
         path.join(MANIFEST).exists()
     }
 
-    /// Locks `path`; `None` if `known_as` no longer leads there. A save may have replaced and removed
-    /// it before there was a lock, and cannot any more afterwards.
+    /// Locks `path`; `None` if `known_as` no longer leads there. A save may have replaced and
+    /// removed it before there was a lock, and cannot do so afterwards.
     fn lock(path: PathBuf, known_as: &Path) -> Result<Option<Self>, ImageError> {
         let directory = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -408,6 +392,7 @@ impl Image {
         }))
     }
 
+    /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -433,19 +418,22 @@ impl Image {
         Ok((manifest, devicetree))
     }
 
-    /// Reads all of the image and makes nothing of it; yields the state of the contents by handle,
-    /// in ascending order.
+    /// Reads all of the image and compares it with its checksums; returns the state of the
+    /// contents, by handle in ascending order.
     ///
     /// # Errors
     ///
     /// [`ImageError`] if the image as a whole cannot be used.
     pub fn check(&self) -> Result<Vec<ContentsState>, ImageError> {
         let (mut manifest, _) = self.read()?;
-        manifest.contents.sort_unstable();
-        let states = manifest.contents.into_par_iter();
-        Ok(states
-            .map(|handle| (handle, contents::check(&self.path, handle)))
-            .collect())
+        manifest
+            .contents
+            .sort_unstable_by_key(|stored| stored.handle);
+        let states = manifest.contents.par_iter().map(|stored| ContentsState {
+            held: stored.held().1,
+            result: contents::check(&self.path, stored.handle),
+        });
+        Ok(states.collect())
     }
 }
 
@@ -460,11 +448,28 @@ fn read_checked(path: &Path, expected: &Checked) -> Result<Vec<u8>, ImageError> 
     Ok(bytes)
 }
 
+impl Stored {
+    /// By its handle.
+    fn held(&self) -> (u64, HeldFile) {
+        let held = HeldFile {
+            handle: self.handle,
+            token: self.token.map(Token),
+        };
+        (self.handle, held)
+    }
+}
+
 /// The contents of an image, as files that crossed.
 struct Contents {
     image: Image,
-    handles: Mutex<HashSet<u64>>,
+    held: Mutex<BTreeMap<u64, HeldFile>>,
     progress: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+impl Contents {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, HeldFile>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl std::fmt::Debug for Contents {
@@ -477,21 +482,29 @@ impl std::fmt::Debug for Contents {
 
 impl FileSource for Contents {
     fn take(&self, handle: u64) -> Result<OwnedFd, Errno> {
-        let known = self
-            .handles
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&handle);
-        if !known {
-            return Err(Errno::ENOENT);
-        }
-        contents::restore(self.image.path(), handle, &*self.progress)
+        let held = self.lock().remove(&handle).ok_or(Errno::ENOENT)?;
+        let image = self.image.path();
+        contents::restore(image, handle, &*self.progress).inspect_err(|errno| {
+            reason::report(&contents_reason(image, handle, *errno));
+            // It may be that there was no room for it now.
+            self.lock().insert(handle, held);
+        })
     }
 
     fn release(&self, handle: u64) {
-        self.handles
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&handle);
+        self.lock().remove(&handle);
+    }
+
+    fn held(&self) -> Vec<HeldFile> {
+        self.lock().values().copied().collect()
+    }
+}
+
+/// What is wrong with contents, in words.
+pub(crate) fn contents_reason(image: &Path, handle: u64, errno: Errno) -> String {
+    let path = contents::path_of(image, handle);
+    match errno {
+        Errno::EBADMSG => format!("{} is missing or not what was written", path.display()),
+        errno => format!("{} cannot be restored: {errno}", path.display()),
     }
 }

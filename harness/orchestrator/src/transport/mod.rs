@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The ways over the jump: each takes a [`Handover`](crate::orchestrator::Handover) on the old side
-//! and brings an [`Arrival`](crate::orchestrator::Arrival) on the new one.
+//! The ways over the jump: each takes a [`Handover`](crate::handover::Handover) on the old side and
+//! brings an [`Arrival`](crate::handover::Arrival) on the new one.
 //!
 //! - [`exec`]: the process replaces itself; files and metadata are inherited, nothing is copied
-//! - [`image`]: contents and metadata are written to a directory, and read by any later process
+//! - [`image`](self#features): contents and metadata are written to a directory, and read by any
+//!   later process
+//! - [`loopback`]: within one process, for tests
+//! - [`program`]: what a jump starts, and whether it can run here
 
 pub mod exec;
+mod executable;
 #[cfg(feature = "image")]
 pub mod image;
+mod inheritance;
+pub mod loopback;
+pub mod program;
+
+pub use executable::{BadProgram, BadProgramReason};

@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::panic::panic_any;
@@ -12,8 +12,11 @@ use std::sync::Once;
 
 use luo_handler_api::{FileHandler, HandlerOps, Subsystem, SubsystemOps};
 use luo_orchestrator::error::Error;
-use luo_orchestrator::incoming::{Incoming, NoFiles};
-use luo_orchestrator::orchestrator::{Arrival, Orchestrator};
+use luo_orchestrator::files::NoFiles;
+use luo_orchestrator::handover::{Arrival, Handover};
+use luo_orchestrator::incoming::Incoming;
+use luo_orchestrator::orchestrator::Orchestrator;
+use luo_orchestrator::outgoing::Outgoing;
 
 /// What handlers throw that are to panic.
 const EXPECTED: &str = "expected";
@@ -69,30 +72,20 @@ pub struct Crossing {
 
 impl Crossing {
     pub fn of(update: &Orchestrator) -> Self {
-        update
-            .handover(|handover| {
-                let mut file = tempfile::tempfile().unwrap();
-                handover.outgoing.write_memory(&file).unwrap();
-                let mut memory = Vec::new();
-                file.read_to_end(&mut memory).unwrap();
-                Ok::<_, Error>(Self {
-                    devicetree: handover.devicetree,
-                    memory,
-                })
+        let handover = |handover: Handover<'_>| {
+            Ok::<_, Error>(Self {
+                memory: memory_of(handover.outgoing),
+                devicetree: handover.devicetree,
             })
-            .unwrap()
+        };
+        update.handover(handover).unwrap()
     }
 
-    /// The same without any bytes that handlers kept.
+    /// The same without any bytes that handlers preserved.
     pub fn of_tree(tree: &luo_orchestrator::devicetree::Tree) -> Self {
-        let file = tempfile::tempfile().unwrap();
-        let outgoing = luo_orchestrator::outgoing::Outgoing::default();
-        outgoing.write_memory(&file).unwrap();
-        let mut memory = vec![0; file.metadata().unwrap().len() as usize];
-        file.read_exact_at(&mut memory, 0).unwrap();
         Self {
             devicetree: luo_orchestrator::devicetree::encode(tree).unwrap(),
-            memory,
+            memory: memory_of(&Outgoing::default()),
         }
     }
 
@@ -103,4 +96,12 @@ impl Crossing {
             incoming: Incoming::new(self.memory, NoFiles).unwrap(),
         }
     }
+}
+
+fn memory_of(outgoing: &Outgoing) -> Vec<u8> {
+    let file = tempfile::tempfile().unwrap();
+    outgoing.write_memory(&file).unwrap();
+    let mut memory = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut memory, 0).unwrap();
+    memory
 }

@@ -9,9 +9,9 @@
 //! contents-N.1   0     data of the second stripe, and so on
 //! ```
 //!
-//! Numbers are little-endian. Neighbouring chunks make batches of up to 256 KiB; batch *i* stands in stripe
-//! *i* mod the number of stripes, behind the batches before it. A file takes one writer at a time, so
-//! large memfds have a stripe for each core.
+//! Numbers are little-endian. Neighbouring chunks make batches of up to 256 KiB; batch *i* is in
+//! stripe *i* mod the number of stripes, after the batches before it. A file takes one writer at a
+//! time, so large memfds have a stripe for each core.
 
 use std::fs::File;
 use std::io;
@@ -27,16 +27,16 @@ use rustix::fs::{fcntl_get_seals, fstat, fstatfs, Mode};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{at, ImageError};
-use crate::{holes, sys};
+use super::error::{at, ImageError};
+use crate::holes;
+use crate::sys::SharedMapping;
 
-/// The largest chunk, in bytes: small enough for a core's own cache, so that data which was read to be
-/// compared is written without going to memory again.
+/// The largest chunk, in bytes: small enough for a core's own cache, so that data which was read to
+/// be compared is written without going to memory again.
 pub const CHUNK_BYTES: u64 = 256 << 10;
 
 const MAGIC: [u8; 8] = *b"LUOIMG1\0";
 const DATA_ALIGN: u64 = 4096;
-const HUGETLBFS_MAGIC: i64 = 0x958458f6;
 /// The longest name of a memfd, `MFD_NAME_MAX_LEN` of `mm/memfd.c`.
 const NAME_MAX: usize = 249;
 const STRIPES_MAX: usize = 16;
@@ -73,7 +73,7 @@ struct Chunk {
 const CHUNK_ENTRY_BYTES: u64 = size_of::<Chunk>() as u64;
 
 impl Chunk {
-    /// Where it ends, if it is neither empty nor too long and begins at `previous` or behind.
+    /// Where it ends, if it is neither empty nor too long and begins at `previous` or after it.
     fn end_after(&self, previous: u64) -> Option<u64> {
         let offset = self.offset.get();
         let length = u64::from(self.length.get());
@@ -82,7 +82,7 @@ impl Chunk {
     }
 }
 
-/// Neighbouring chunks that are read or written together, and where their data stands.
+/// Neighbouring chunks that are read or written together, and where their data is.
 struct Batch {
     chunks: Range<usize>,
     stripe: usize,
@@ -90,11 +90,12 @@ struct Batch {
     bytes: usize,
 }
 
-fn path_of(image: &Path, handle: u64) -> PathBuf {
+/// The file of contents, or their first stripe.
+pub(super) fn path_of(image: &Path, handle: u64) -> PathBuf {
     image.join(format!("contents-{handle}"))
 }
 
-/// Where a stripe stands; the first one is behind the chunks.
+/// Where a stripe is; the first one is after the chunks.
 fn stripe_path(contents: &Path, stripe: usize) -> PathBuf {
     match stripe {
         0 => contents.to_owned(),
@@ -111,7 +112,7 @@ fn stripes_for(bytes: u64) -> usize {
     }
 }
 
-/// Stores a memfd; yields the bytes of data it has.
+/// Stores a memfd; returns the bytes of data it has.
 pub(super) fn save(
     memfd: &OwnedFd,
     handle: u64,
@@ -126,7 +127,7 @@ pub(super) fn save(
 }
 
 fn save_to(memfd: &OwnedFd, path: &Path, progress: &(dyn Fn(u64) + Sync)) -> io::Result<u64> {
-    let source = sys::reopen(memfd.as_fd())?;
+    let source = holes::reopen(memfd.as_fd())?;
     let stat = fstat(memfd)?;
     let size = stat.st_size as u64;
     let name = name_of(memfd);
@@ -181,7 +182,7 @@ fn save_to(memfd: &OwnedFd, path: &Path, progress: &(dyn Fn(u64) + Sync)) -> io:
 fn huge_page_shift(memfd: &OwnedFd) -> io::Result<u32> {
     let statfs = fstatfs(memfd)?;
     Ok(match statfs.f_type {
-        HUGETLBFS_MAGIC => (statfs.f_bsize as u64).trailing_zeros(),
+        libc::HUGETLBFS_MAGIC => (statfs.f_bsize as u64).trailing_zeros(),
         _ => 0,
     })
 }
@@ -249,7 +250,7 @@ fn batches(chunks: &[Chunk], first_place: u64, stripes: usize) -> Vec<Batch> {
     batches
 }
 
-/// Copies a batch from the memfd into its stripe; yields the checksums of its chunks.
+/// Copies a batch from the memfd into its stripe; returns the checksums of its chunks.
 fn copy_out(
     source: &File,
     chunks: &[Chunk],
@@ -261,10 +262,10 @@ fn copy_out(
     let mut sums = Vec::with_capacity(chunks.len());
     let mut rest = &mut buffer[..];
     for chunk in chunks {
-        let (bytes, behind) = rest.split_at_mut(chunk.length.get() as usize);
+        let (bytes, after) = rest.split_at_mut(chunk.length.get() as usize);
         source.read_exact_at(bytes, chunk.offset.get())?;
         sums.push(crc32c::crc32c(bytes));
-        rest = behind;
+        rest = after;
     }
     stripes[batch.stripe].write_all_at(buffer, batch.place)?;
     Ok(sums)
@@ -323,8 +324,8 @@ impl Stored {
             })
     }
 
-    /// The same through mappings: hugetlbfs has no `write(2)`. A mapping reserves its pages, so there
-    /// is one for each run of pages of `page_bytes` with data, and none for the holes.
+    /// The same through mappings: hugetlbfs has no `write(2)`. A mapping reserves its pages, so
+    /// each run of pages of `page_bytes` with data has one, and holes have none.
     fn map_to(
         &self,
         memfd: &File,
@@ -332,7 +333,7 @@ impl Stored {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Errno> {
         let mut runs = page_runs(&self.chunks, page_bytes).into_iter();
-        let mut mapped = (0..0, None);
+        let mut mapped: (Range<u64>, Option<SharedMapping>) = (0..0, None);
         let mut buffer = Vec::new();
         for batch in self.batches() {
             for (chunk, bytes) in self.read(&batch, &mut buffer)? {
@@ -340,11 +341,10 @@ impl Stored {
                 if offset >= mapped.0.end {
                     // Runs and chunks are in the same order, and no run is without a chunk.
                     let run = runs.next().ok_or(Errno::EBADMSG)?;
-                    mapped = (run.clone(), Some(sys::map_own(memfd, run)?));
+                    mapped = (run.clone(), Some(SharedMapping::new(memfd, run)?));
                 }
-                let start = (offset - mapped.0.start) as usize;
-                let mapping = mapped.1.as_mut().ok_or(Errno::EBADMSG)?;
-                mapping[start..start + bytes.len()].copy_from_slice(bytes);
+                let mapping = mapped.1.as_ref().ok_or(Errno::EBADMSG)?;
+                mapping.write((offset - mapped.0.start) as usize, bytes);
             }
             progress(batch.bytes as u64);
         }
@@ -372,7 +372,7 @@ fn page_runs(chunks: &[Chunk], page_bytes: u64) -> Vec<Range<u64>> {
 /// # Errors
 ///
 /// `EBADMSG` if the file is missing or not what was written, `ENOMEM` if the machine has not enough
-/// such huge pages, and what reading and writing say.
+/// such huge pages, and those of reading and writing.
 pub(super) fn restore(
     image: &Path,
     handle: u64,
@@ -395,7 +395,7 @@ pub(super) fn restore(
 ///
 /// # Errors
 ///
-/// `EBADMSG` if it is not what was written, and what reading says.
+/// `EBADMSG` if it is not what was written, and those of reading.
 pub(super) fn check(image: &Path, handle: u64) -> Result<(), Errno> {
     let stored = Stored::open(image, handle)?;
     stored
@@ -442,8 +442,8 @@ fn read_table(file: &File) -> Result<(Header, Vec<u8>, Vec<Chunk>), Errno> {
     Ok((header, name, chunks))
 }
 
-/// Reads the chunks block by block, and checks each block before there is room for the next: a count
-/// that lies about a file full of holes ends at the first chunk that is none.
+/// Reads the chunks block by block, and checks each block before there is room for the next: a
+/// wrong count for a file full of holes ends at the first chunk that is empty.
 fn read_chunks(file: &File, header: &Header) -> Result<Vec<Chunk>, Errno> {
     const BLOCK: u64 = 1 << 16;
     let count = header.chunk_count.get();
@@ -480,7 +480,7 @@ fn create(header: &Header, name: &[u8]) -> Result<File, Errno> {
         0 => None,
         shift => Some(hugetlb_size(shift).ok_or(Errno::EOPNOTSUPP)?),
     };
-    // The name is for people; one that is no text stays behind.
+    // The name is for people; one that is not UTF-8 does not cross.
     let name = std::str::from_utf8(name).unwrap_or_default();
     MemfdOptions::default()
         .allow_sealing(true)
@@ -493,6 +493,7 @@ fn create(header: &Header, name: &[u8]) -> Result<File, Errno> {
         })
 }
 
+/// The huge page size with this binary logarithm, as `memfd_create` takes it.
 pub fn hugetlb_size(shift: u32) -> Option<HugetlbSize> {
     Some(match shift {
         16 => HugetlbSize::Huge64KB,
@@ -509,7 +510,7 @@ pub fn hugetlb_size(shift: u32) -> Option<HugetlbSize> {
     })
 }
 
-/// Reads a batch and compares its checksums; yields each chunk with its data.
+/// Reads a batch and compares its checksums; returns each chunk with its data.
 fn read_batch<'a>(
     stripes: &[File],
     chunks: &'a [Chunk],
@@ -521,12 +522,12 @@ fn read_batch<'a>(
     let mut pieces = Vec::with_capacity(batch.chunks.len());
     let mut rest = &buffer[..];
     for chunk in &chunks[batch.chunks.clone()] {
-        let (bytes, behind) = rest.split_at(chunk.length.get() as usize);
+        let (bytes, after) = rest.split_at(chunk.length.get() as usize);
         if crc32c::crc32c(bytes) != chunk.crc32c.get() {
             return Err(Errno::EBADMSG);
         }
         pieces.push((chunk, bytes));
-        rest = behind;
+        rest = after;
     }
     Ok(pieces)
 }

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The two sides of a live update in ordinary processes: the old one up to the jump, the new one
+//! after it.
+//!
+//! Both are workers that [`measure`](crate::measure) starts. What the new side has to know of the
+//! old one crosses in a memfd of its own, under token 0, like the files that are measured.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{bail, ensure, Context, Result};
+use luo_handler_api::Token;
+use rustix::fs::{memfd_create, MemfdFlags};
+
+use crate::case::Case;
+use crate::limits::allow_many_files;
+use crate::message::{send_bytes, Message};
+use crate::phase::{monotonic_ns, timed, Phase};
+use crate::subject::memfd::MakeError;
+use crate::transport::Transport;
+use crate::update::{allocated, Files, NewSide, Update};
+use crate::worker::{Task, Worker};
+use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::orchestrator::Orchestrator;
+use luo_orchestrator::registry::Registry;
+use luo_orchestrator::transport::program::Program;
+use luo_orchestrator::transport::{exec, image};
+
+/// The memfd with what the new side has to know.
+const STATE: Token = Token(0);
+/// Room in it for the last figures, which come after the memfd was prepared.
+const STATE_ROOM: usize = 4096;
+/// More than the most files come to; a larger one was not written by this program.
+const STATE_MAX: u64 = 64 << 20;
+
+/// Does a task, in a process of its own, and reports on its standard output.
+///
+/// # Errors
+///
+/// Whatever keeps it from doing so. What was changed by the jump is reported as a part of the
+/// outcome.
+pub fn work(task: &str) -> Result<()> {
+    match serde_json::from_str(task).context("this is not a task of a bench")? {
+        Task::Depart {
+            case,
+            directory,
+            worker,
+        } => depart(&case, &directory, &worker),
+        Task::Arrive {
+            handover_ns,
+            jumped_at_ns,
+            image,
+        } => arrive(handover_ns, jumped_at_ns, image.as_deref()),
+    }
+}
+
+/// Bytes that the two sides of a case report in all.
+pub fn bytes_of(case: &Case) -> u64 {
+    // Filled and compared; an image is written and read as well.
+    let times = match case.transport {
+        Transport::Exec | Transport::Kexec => 2,
+        Transport::Image => 4,
+    };
+    case.data_bytes() * times
+}
+
+/// The old side. Returns only without a jump.
+fn depart(case: &Case, directory: &Path, worker: &Worker) -> Result<()> {
+    let limit = allow_many_files()?;
+    // Each file is open three times: the workload's own, the orchestrator's, the handler's.
+    let wanted = u64::from(case.files) * 3 + 64;
+    if wanted > limit {
+        Message::Skipped(format!(
+            "it needs {wanted} open files, {limit} are allowed; `ulimit -n {wanted}` asks for more"
+        ))
+        .send();
+        return Ok(());
+    }
+    let (mut update, files) = match Update::begin(case, send_bytes) {
+        Ok(begun) => begun,
+        Err(MakeError::Unavailable(reason)) => {
+            Message::Skipped(reason).send();
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if case.transport == Transport::Image {
+        let time = reference_write(directory, update.outcome.data_bytes)?;
+        update.outcome.reference_write_ns = Some(time);
+    }
+    jump(&files, update, directory, worker)
+}
+
+fn jump(files: &Files, mut update: Update, directory: &Path, worker: &Worker) -> Result<()> {
+    let state = File::from(memfd_create("luo-bench-state", MemfdFlags::CLOEXEC)?);
+    let orchestrator = Orchestrator::new(Arc::new(Registry::linked()?));
+    orchestrator.preserve(STATE, &state)?;
+    for (token, file) in files {
+        orchestrator.preserve(*token, file)?;
+    }
+    let before = allocated(files)?;
+    let phases = &mut update.outcome.phases;
+    phases.time(Phase::Prepare, || orchestrator.prepare())?;
+    // The state's own record has to show the size it will have, so it is written before the freeze,
+    // and again with the last figures in the same place.
+    let room = serde_json::to_vec(&update)?.len() + STATE_ROOM;
+    write_state(&state, &update, room)?;
+    let phases = &mut update.outcome.phases;
+    phases.time(Phase::Freeze, || orchestrator.freeze())?;
+    let outcome = &mut update.outcome;
+    outcome.metadata_bytes = orchestrator.metadata_bytes();
+    outcome.extra_memory_bytes = allocated(files)?.saturating_sub(before) + outcome.metadata_bytes;
+    write_state(&state, &update, room)?;
+
+    let mut program = Program::from_command(&worker.bare_command());
+    let arrive = |handover_ns, image: Option<&Path>| {
+        serde_json::to_string(&Task::Arrive {
+            handover_ns,
+            jumped_at_ns: monotonic_ns(),
+            image: image.map(Path::to_owned),
+        })
+    };
+    let mut handover_ns = 0;
+    let error = orchestrator.handover(|handover| match update.case.transport {
+        Transport::Exec => {
+            let mut departure = timed(&mut handover_ns, || {
+                exec::Departure::new(&handover, &mut program)
+            })?;
+            departure.program().arg(arrive(handover_ns, None)?);
+            match departure.jump() {
+                Ok(never) => match never {},
+                Err(error) => Ok::<_, anyhow::Error>(error),
+            }
+        }
+        Transport::Kexec => bail!("a process cannot make a kexec and measure it"),
+        Transport::Image => {
+            timed(&mut handover_ns, || {
+                image::save(&handover, directory, &send_bytes)
+            })?;
+            program.arg(arrive(handover_ns, Some(directory))?);
+            Ok(program.replace_process())
+        }
+    })?;
+    Err(error).context("cannot start the new side")
+}
+
+fn write_state(file: &File, update: &Update, room: usize) -> Result<()> {
+    let mut state = serde_json::to_vec(update)?;
+    ensure!(
+        state.len() <= room,
+        "the state of a run has {} bytes, expected at most {room}",
+        state.len()
+    );
+    state.resize(room, b' ');
+    Ok(file.write_all_at(&state, 0)?)
+}
+
+/// What an image is compared with: one thread copies memory to a fresh file in the same place, in
+/// pieces of the same size, and does nothing else.
+fn reference_write(directory: &Path, bytes: u64) -> Result<u64> {
+    const SOURCE_BYTES: u64 = 256 << 20;
+    let source = vec![0x5a_u8; bytes.min(SOURCE_BYTES) as usize];
+    let mut time = 0;
+    let mut file = tempfile::tempfile_in(directory)?;
+    timed(&mut time, || copy(&source, bytes, &mut file))?;
+    Ok(time)
+}
+
+fn copy(source: &[u8], bytes: u64, file: &mut File) -> std::io::Result<()> {
+    let mut left = bytes as usize;
+    while left > 0 {
+        for piece in source[..left.min(source.len())].chunks(image::CHUNK_BYTES as usize) {
+            file.write_all(piece)?;
+            left -= piece.len();
+        }
+    }
+    file.sync_all()
+}
+
+/// The new side.
+fn arrive(handover_ns: u64, jumped_at_ns: u64, image: Option<&Path>) -> Result<()> {
+    let orchestrator = Orchestrator::arrived(Arc::new(Registry::linked()?), arrival(image)?);
+    // Before it can retrieve, the file table has to be there.
+    orchestrator.files()?;
+    let blackout_ns = monotonic_ns() - jumped_at_ns;
+
+    let mut update = read_state(&orchestrator)?;
+    update.outcome.phases[Phase::Handover] = handover_ns;
+    update.outcome.phases[Phase::Blackout] = blackout_ns;
+    update.take_back(&orchestrator, send_bytes)?;
+    Message::Done(Box::new(update.outcome)).send();
+    Ok(())
+}
+
+fn arrival(image: Option<&Path>) -> Result<Arrival> {
+    match image {
+        Some(directory) => Ok(image::load(directory, send_bytes)?),
+        None => exec::arrive()?.context("nothing was handed over to this process"),
+    }
+}
+
+impl NewSide for Orchestrator {
+    type File = Arc<OwnedFd>;
+
+    fn retrieve(&self, token: Token) -> Result<Self::File> {
+        Ok(self.retrieve(token)?)
+    }
+
+    fn finish(&self) -> Result<Option<String>> {
+        Ok(self.finish()?.first().map(ToString::to_string))
+    }
+}
+
+fn read_state(orchestrator: &Orchestrator) -> Result<Update> {
+    let state = orchestrator
+        .retrieve(STATE)
+        .context("the bench's own state did not cross")?;
+    let state = File::from(state.as_fd().try_clone_to_owned()?);
+    let length = state.metadata()?.len();
+    ensure!(
+        length <= STATE_MAX,
+        "the bench's own state has {length} bytes"
+    );
+    let mut text = vec![0; length as usize];
+    state.read_exact_at(&mut text, 0)?;
+    serde_json::from_slice(&text).context("the bench's own state is garbled")
+}

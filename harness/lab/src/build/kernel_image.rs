@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The kernel image: the handlers put into the checkout's source tree, configured, built in a tree
+//! of its own for each profile.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::build::config;
+use crate::build::profile::Profile;
+use crate::build::toolchain::Toolchain;
+use crate::build::trees::Trees;
+use crate::cache::files::write_atomically;
+use crate::cache::key::Key;
+use crate::cache::progress::Progress;
+use crate::integrate;
+
+/// A kernel that is built.
+#[derive(Debug)]
+pub(crate) struct KernelImage {
+    /// The image, as a boot loader or `kexec_file_load` wants it.
+    pub(crate) image: PathBuf,
+    /// What it was made from.
+    pub(crate) key: Key,
+}
+
+/// Builds the kernel unless it is there. make itself does only what a change asks for.
+pub(crate) fn build(
+    trees: &Trees,
+    toolchain: &Toolchain,
+    checkout: &Path,
+    profile: Profile,
+    jobs: Option<usize>,
+) -> Result<KernelImage> {
+    let handlers = integrate_handlers(checkout, &trees.source())?;
+    let objects = trees.objects(profile);
+    let [source_seen_at, objects_seen_at] = trees.seen_at(profile);
+    for directory in [&objects, &objects_seen_at] {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("creating {}", directory.display()))?;
+    }
+    let make = |progress: &Progress, targets: &[&str]| {
+        let (source, objects) = (trees.source(), trees.objects(profile));
+        let views = [
+            [source.as_path(), source_seen_at.as_path()],
+            [objects.as_path(), objects_seen_at.as_path()],
+        ];
+        let mut command = toolchain.command(&source_seen_at, &views, "make");
+        command
+            .arg(format!("O={}", objects_seen_at.display()))
+            .args(profile.make_arguments())
+            .args(targets);
+        progress.run(&mut command)
+    };
+    let step = |name: &str| format!("{name}-{}", profile.name());
+
+    // What the fragment does not set is tinyconfig's; it only has to be made again for another one.
+    let fragment = config::fragment(profile, &handlers.fragment);
+    let base_key = Key::of([trees.version(), toolchain.key().as_str(), &fragment]);
+    let base = objects.join("lab-base.config");
+    trees.part().step(
+        &step("base-config"),
+        "putting the kernel's configuration together",
+        &base_key,
+        |progress| {
+            merge(&objects, &base, &fragment, |targets| {
+                make(progress, targets)
+            })
+        },
+    )?;
+    // Another Kconfig of the handlers changes no more than their own options.
+    let config_key = Key::of([&base_key, &handlers.options].map(Key::as_str));
+    trees.part().step(
+        &step("config"),
+        "configuring the kernel",
+        &config_key,
+        |progress| {
+            fs::copy(&base, objects.join(".config")).context("copying the configuration")?;
+            make(progress, &["olddefconfig"])?;
+            config::check(&fragment, &objects.join(".config"))
+        },
+    )?;
+
+    let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let key = Key::of([&config_key, &handlers.sources].map(Key::as_str));
+    trees
+        .part()
+        .step(&step("kernel"), "building the kernel", &key, |progress| {
+            make(progress, &[&format!("-j{jobs}"), "bzImage"])
+        })?;
+    Ok(KernelImage {
+        image: objects.join("arch/x86/boot/bzImage"),
+        key,
+    })
+}
+
+/// What kmod/ adds to the kernel.
+struct Handlers {
+    /// The lines of its `lab.config`.
+    fragment: String,
+    /// The key of what configuring depends on.
+    options: Key,
+    /// The key of what building depends on.
+    sources: Key,
+}
+
+/// Puts the checkout's kmod/ into the source tree. A checkout without one gets the kernel's own
+/// handlers only.
+fn integrate_handlers(checkout: &Path, source: &Path) -> Result<Handlers> {
+    let kmod = checkout.join("kmod");
+    if !kmod.is_dir() {
+        integrate::remove(source)?;
+        let none = || Key::of(["no kmod"]);
+        return Ok(Handlers {
+            fragment: String::new(),
+            options: none(),
+            sources: none(),
+        });
+    }
+    let integrated = integrate::put(checkout, source, &integrate::Selection::All)?;
+    let own = kmod.join("lab.config");
+    let fragment =
+        fs::read_to_string(&own).with_context(|| format!("reading {}", own.display()))?;
+    Ok(Handlers {
+        fragment,
+        options: Key::of_trees([integrated.join("Kconfig")])?,
+        sources: Key::of_trees([integrated])?,
+    })
+}
+
+/// Writes tinyconfig and the fragment, the last line about an option of which counts.
+fn merge(
+    objects: &Path,
+    base: &Path,
+    fragment: &str,
+    make: impl Fn(&[&str]) -> Result<()>,
+) -> Result<()> {
+    make(&["rustavailable"]).context("the toolchain cannot build Rust for the kernel")?;
+    make(&["tinyconfig"])?;
+    let config = objects.join(".config");
+    let tiny =
+        fs::read_to_string(&config).with_context(|| format!("reading {}", config.display()))?;
+    write_atomically(base, format!("{tiny}\n{fragment}").as_bytes())
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! What may be asked of a build.
+
+use std::path::PathBuf;
+
+use crate::build::profile::Profile;
+
+/// What to build, and from what. The default builds what `luo lab build` builds.
+#[derive(Clone, Debug, Default)]
+pub struct BuildOptions {
+    /// Which kernel.
+    pub profile: Profile,
+    /// Parallel jobs of the kernel build; by default one a processor.
+    pub jobs: Option<usize>,
+    /// A Debian mirror to use instead of the one in the machine's apt set-up.
+    pub mirror: Option<String>,
+    /// The checkout whose handlers go into the kernel; by default the one around the current
+    /// directory.
+    pub checkout: Option<PathBuf>,
+    /// A statically linked luo to put into the guest, instead of building one from the checkout.
+    pub guest_binary: Option<PathBuf>,
+    /// A test program of the user, a script or statically linked, to put into the guest.
+    pub program: Option<PathBuf>,
+}

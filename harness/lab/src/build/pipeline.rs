@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The whole build, step by step: what is up to date is not done again.
+
+use anyhow::Result;
+
+use crate::build::apt::Mirror;
+use crate::build::built::{Artefacts, Built};
+use crate::build::checkout::find_checkout;
+use crate::build::initramfs::Programs;
+use crate::build::options::BuildOptions;
+use crate::build::trees::Trees;
+use crate::build::{
+    guest_binary, initramfs, kernel_image, requirements, selftests, source, toolchain,
+};
+use crate::cache::directory::Cache;
+
+/// Brings everything up to date.
+///
+/// # Errors
+///
+/// What the machine lacks, or the step that failed with the end of its output.
+pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
+    let profile = options.profile;
+    let checkout = find_checkout(options.checkout.as_deref())?;
+    let _lock = cache.lock()?;
+
+    requirements::check(cache, options.guest_binary.is_none())?;
+    let mirror = Mirror::new(cache, options.mirror.as_deref());
+    let toolchain = toolchain::prepare(cache, &mirror)?;
+    let source = source::prepare(cache, &mirror)?;
+    let selftests = selftests::build(cache, &toolchain, &source)?;
+    let trees = Trees::of(cache, &source, &checkout)?;
+    let kernel = kernel_image::build(&trees, &toolchain, &checkout, profile, options.jobs)?;
+    let luo = match &options.guest_binary {
+        Some(binary) => binary.clone(),
+        None => guest_binary::build(cache, trees.part(), &checkout)?,
+    };
+    let programs = Programs {
+        luo: &luo,
+        selftests: &selftests,
+        of_user: options.program.as_deref(),
+    };
+    let initramfs = initramfs::assemble(trees.part(), &toolchain, &kernel, &programs, profile)?;
+    let built = Built {
+        profile,
+        artefacts: Artefacts {
+            kernel_image: kernel.image,
+            kernel_tree: trees.source(),
+            build_tree: trees.objects(profile),
+            initramfs,
+        },
+    };
+    built.record(trees.part())?;
+    Ok(built)
+}

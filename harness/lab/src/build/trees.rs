@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The trees of one checkout: a kernel source tree with its handlers in it, and what is built from
+//! that.
+//!
+//! ```text
+//! source-VERSION/linux            the kernel source, as Debian has it; nobody changes it
+//! checkouts/NAME/linux            hard links to it, and the checkout's handlers
+//! checkouts/NAME/build-release    objects and configuration
+//! checkouts/NAME/checkout.json    which checkout that is
+//! ```
+//!
+//! So two checkouts do not undo each other's work. A build sees its trees where the unchanged
+//! source is, whichever checkout they are of: the objects of one are good for another, and a new
+//! checkout starts with those of the one that was built last, or takes over the trees of one that
+//! is gone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::build::profile::Profile;
+use crate::build::source::Source;
+use crate::cache::directory::Cache;
+use crate::cache::files::write_atomically;
+use crate::cache::key::Key;
+use crate::cache::progress::Progress;
+use crate::cache::removal::remove_tree;
+
+const DIRECTORY: &str = "checkouts";
+const RECORD: &str = "checkout.json";
+const SOURCE: &str = "linux";
+/// Of the page table checks, in the kernel's mm/Kconfig.
+const CONDITION: &str = "\tdef_bool y\n\tdepends on !DEVMEM || STRICT_DEVMEM\n";
+/// Digits of a path's digest that tell checkouts of one name apart.
+const DIGITS: usize = 12;
+
+/// The part of the cache that belongs to one checkout.
+#[derive(Debug)]
+pub(crate) struct Trees {
+    part: Cache,
+    source: Source,
+}
+
+/// Which checkout a directory is of.
+#[derive(Debug, Serialize, Deserialize)]
+struct Owner {
+    checkout: PathBuf,
+}
+
+/// A part of the cache, and when it was last used.
+struct Present {
+    part: Cache,
+    owner: Owner,
+    used: SystemTime,
+}
+
+impl Trees {
+    /// The trees of a checkout; they are made unless they are there.
+    pub(crate) fn of(cache: &Cache, source: &Source, checkout: &Path) -> Result<Self> {
+        let part = part_of(cache, checkout);
+        if !part.directory().exists() {
+            inherit(cache, &part)?;
+        }
+        // Its time also says when these trees were last used.
+        let owner = Owner {
+            checkout: checkout.into(),
+        };
+        part.write_json(RECORD, &owner)?;
+        let trees = Self {
+            part,
+            source: source.clone(),
+        };
+        trees.link_source()?;
+        Ok(trees)
+    }
+
+    /// The checkout's part of the cache: its stamps, logs, artefacts.
+    pub(crate) fn part(&self) -> &Cache {
+        &self.part
+    }
+
+    /// The version of the kernel source.
+    pub(crate) fn version(&self) -> &str {
+        &self.source.version
+    }
+
+    /// The kernel source with the handlers in it.
+    pub(crate) fn source(&self) -> PathBuf {
+        self.part.path(SOURCE)
+    }
+
+    /// Objects and configuration of a kernel.
+    pub(crate) fn objects(&self, profile: Profile) -> PathBuf {
+        self.part.path(format!("build-{}", profile.name()))
+    }
+
+    /// Where a build sees both, and finds them whichever checkout they are of.
+    pub(crate) fn seen_at(&self, profile: Profile) -> [PathBuf; 2] {
+        let objects = format!("build-{}", profile.name());
+        [self.source.tree.clone(), self.source.beside(&objects)]
+    }
+
+    fn link_source(&self) -> Result<()> {
+        let key = Key::of([self.source.version.as_str(), CONDITION]);
+        let tree = self.source();
+        let link = |progress: &Progress| {
+            if tree.exists() {
+                remove_tree(&tree)?;
+            }
+            progress.run(
+                Command::new("cp")
+                    .args(["--archive", "--link", "--no-target-directory"])
+                    .arg(&self.source.tree)
+                    .arg(&tree),
+            )?;
+            allow_forging_with_page_table_checks(&tree)
+        };
+        self.part.step(
+            "tree",
+            "linking a kernel source tree for this checkout",
+            &key,
+            link,
+        )
+    }
+}
+
+/// Lets a kernel have both `/dev/mem` on all of memory, with which the tests forge records, and the
+/// page table checks, which are only offered without it: what maps memory through `/dev/mem` could
+/// trip them. The tests map nothing.
+fn allow_forging_with_page_table_checks(tree: &Path) -> Result<()> {
+    const KCONFIG: &str = "mm/Kconfig";
+    let kconfig = tree.join(KCONFIG);
+    let text =
+        fs::read_to_string(&kconfig).with_context(|| format!("reading {}", kconfig.display()))?;
+    write_atomically(
+        &kconfig,
+        text.replace(CONDITION, "\tdef_bool y\n").as_bytes(),
+    )
+}
+
+/// The part of the cache that belongs to a checkout.
+pub(crate) fn part_of(cache: &Cache, checkout: &Path) -> Cache {
+    let name = checkout.file_name().unwrap_or_default().to_string_lossy();
+    let key = Key::of([checkout.as_os_str().as_encoded_bytes()]);
+    cache.part(format!("{DIRECTORY}/{name}-{}", &key.as_str()[..DIGITS]))
+}
+
+/// Gives a new checkout the objects of another, so that only what differs is built.
+fn inherit(cache: &Cache, part: &Cache) -> Result<()> {
+    let mut present = present(cache)?;
+    present.sort_by_key(|present| present.used);
+    let (gone, alive): (Vec<_>, Vec<_>) = present
+        .into_iter()
+        .partition(|present| !present.owner.checkout.exists());
+    let Some(newest) = gone.iter().chain(&alive).max_by_key(|present| present.used) else {
+        return Ok(());
+    };
+    if newest.owner.checkout.exists() {
+        copy_all_but_source(&newest.part, part)?;
+    } else {
+        fs::rename(newest.part.directory(), part.directory())
+            .with_context(|| format!("moving {}", newest.part.directory().display()))?;
+    }
+    // Of the others that are gone nobody will use the trees again.
+    for other in gone.iter().filter(|other| other.part.directory().exists()) {
+        remove_tree(other.part.directory())?;
+    }
+    Ok(())
+}
+
+fn present(cache: &Cache) -> Result<Vec<Present>> {
+    let mut found = Vec::new();
+    let directory = cache.path(DIRECTORY);
+    if !directory.exists() {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(&directory).context("listing the checkouts of the cache")? {
+        let part = Cache::at(entry?.path());
+        let Some(owner) = part.read_json(RECORD) else {
+            // Copying it was interrupted.
+            remove_tree(part.directory())?;
+            continue;
+        };
+        let used = fs::metadata(part.path(RECORD))?.modified()?;
+        found.push(Present { part, owner, used });
+    }
+    Ok(found)
+}
+
+/// The record comes last, with the caller: without it a part is not complete.
+fn copy_all_but_source(from: &Cache, to: &Cache) -> Result<()> {
+    fs::create_dir_all(to.directory())
+        .with_context(|| format!("creating {}", to.directory().display()))?;
+    for entry in fs::read_dir(from.directory())? {
+        let name = entry?.file_name();
+        if name == SOURCE || name == RECORD {
+            continue;
+        }
+        let status = Command::new("cp")
+            .args(["--archive", "--reflink=auto"])
+            .arg(from.path(&name))
+            .arg(to.directory())
+            .status();
+        anyhow::ensure!(
+            status.context("starting cp")?.success(),
+            "cp could not copy {}",
+            from.path(&name).display()
+        );
+    }
+    let _ = fs::remove_file(to.path("stamps/tree.json"));
+    Ok(())
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    struct Fixture {
+        _directory: tempfile::TempDir,
+        cache: Cache,
+        source: Source,
+        base: PathBuf,
+    }
+
+    fn fixture() -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path().join("cache"));
+        let tree = cache.path("source-1/linux");
+        fs::create_dir_all(tree.join("drivers")).unwrap();
+        fs::write(tree.join("drivers/Kconfig"), "endmenu\n").unwrap();
+        fs::create_dir_all(tree.join("mm")).unwrap();
+        fs::write(tree.join("mm/Kconfig"), format!("config X\n{CONDITION}")).unwrap();
+        Fixture {
+            base: directory.path().into(),
+            _directory: directory,
+            cache,
+            source: Source {
+                version: "1".into(),
+                tree,
+            },
+        }
+    }
+
+    impl Fixture {
+        fn checkout(&self, name: &str) -> PathBuf {
+            let path = self.base.join(name);
+            fs::create_dir_all(&path).unwrap();
+            path
+        }
+
+        fn trees(&self, checkout: &Path) -> Trees {
+            Trees::of(&self.cache, &self.source, checkout).unwrap()
+        }
+    }
+
+    fn build_one(trees: &Trees) -> PathBuf {
+        let object = trees.objects(Profile::Release).join("vmlinux");
+        fs::create_dir_all(object.parent().unwrap()).unwrap();
+        fs::write(&object, "objects").unwrap();
+        object
+    }
+
+    #[test]
+    fn each_checkout_has_trees_of_its_own_and_a_new_one_starts_with_the_objects_of_another() {
+        let fixture = fixture();
+        let [one, other] = ["one", "other"].map(|name| fixture.checkout(name));
+        let first = fixture.trees(&one);
+        let object = build_one(&first);
+        let second = fixture.trees(&other);
+        let copy = second.objects(Profile::Release).join("vmlinux");
+        assert_eq!(fs::read(&copy).unwrap(), b"objects");
+        fs::write(&copy, "others").unwrap();
+        assert_eq!(fs::read(&object).unwrap(), b"objects");
+        assert_ne!(first.source(), second.source());
+        assert_eq!(
+            first.seen_at(Profile::Release),
+            second.seen_at(Profile::Release)
+        );
+        assert!(second.source().join("drivers/Kconfig").is_file());
+        let kconfig = |tree: &Path| fs::read_to_string(tree.join("mm/Kconfig")).unwrap();
+        assert!(!kconfig(&first.source()).contains(CONDITION));
+        assert!(kconfig(&fixture.source.tree).contains(CONDITION));
+    }
+
+    #[test]
+    fn the_trees_of_a_checkout_that_is_gone_are_taken_over() {
+        let fixture = fixture();
+        let gone = fixture.checkout("gone");
+        let old = fixture.trees(&gone);
+        build_one(&old);
+        fs::remove_dir(&gone).unwrap();
+        let new = fixture.trees(&fixture.checkout("new"));
+        assert!(new.objects(Profile::Release).join("vmlinux").is_file());
+        assert!(!old.part().directory().exists());
+    }
+}

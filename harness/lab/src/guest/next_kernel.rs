@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The kernel to jump into: the one that runs, with the initramfs that this guest was booted with.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+use rustix::fs::MemfdFlags;
+
+use crate::archive::{compose, BASE_IN_GUEST, KERNEL_IN_GUEST};
+use luo_liveupdate::kexec;
+
+/// Writes the initramfs that this guest was booted with.
+pub(crate) fn compose_initramfs(out: &mut File) -> Result<()> {
+    let read = |path: &str| fs::read(path).with_context(|| format!("reading {path}"));
+    compose(&read(BASE_IN_GUEST)?, &read(KERNEL_IN_GUEST)?, out)
+}
+
+/// Loads it, to be jumped into with this command line.
+pub(crate) fn load_next(command_line: &str) -> Result<()> {
+    let initramfs = rustix::fs::memfd_create("initramfs", MemfdFlags::CLOEXEC)
+        .context("making room for the initramfs")?;
+    let mut initramfs = File::from(initramfs);
+    compose_initramfs(&mut initramfs)?;
+    let kernel =
+        File::open(KERNEL_IN_GUEST).with_context(|| format!("opening {KERNEL_IN_GUEST}"))?;
+    Ok(kexec::load_files(
+        kernel.as_fd(),
+        initramfs.as_fd(),
+        command_line,
+    )?)
+}

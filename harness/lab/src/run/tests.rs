@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Runs tests, each in a guest of its own: a line for each, and what our handlers did in all of
+//! them.
+
+use std::fmt::{self, Display};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::build::built::Built;
+use crate::build::profile::Profile;
+use crate::cache::directory::Cache;
+use crate::cache::runs::Runs;
+use crate::job::Job;
+use crate::run::crossed::{ours, Crossed};
+use crate::run::guest::guest;
+use crate::run::verdict::{case_problem, verdict};
+use crate::tests::table;
+use crate::tests::test::Test;
+use crate::units::duration;
+use crate::vm::options::GuestOptions;
+use crate::vm::probe;
+use crate::vm::qemu::GuestRun;
+
+/// The kernel that checks itself is about this much slower.
+const DEBUG_SLOWNESS: u64 = 6;
+
+/// What came out of all tests. Its text is for people.
+#[derive(Debug)]
+pub struct Summary {
+    /// How many tests and cases passed.
+    pub passed: u32,
+    /// How many failed.
+    pub failed: u32,
+    /// Which kernel, and how it ran.
+    subject: String,
+    crossed: Crossed,
+}
+
+impl Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            subject,
+            crossed,
+        } = self;
+        writeln!(f, "lab tests on {subject}:")?;
+        writeln!(
+            f,
+            "what our handlers did in {} kernels, by their own counters; some files are given up \
+             or lost on purpose:",
+            crossed.kernels
+        )?;
+        write!(f, "{}\n{passed} passed, {failed} failed", crossed.table())
+    }
+}
+
+/// The result of one test or one case. Its text is for people.
+#[derive(Debug)]
+pub struct TestResult {
+    /// The test, and after a slash the case.
+    pub name: String,
+    /// In brackets after the verdict.
+    remark: String,
+    /// Why it failed; `None` if it passed.
+    pub problem: Option<String>,
+}
+
+impl Display for TestResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, remark, .. } = self;
+        match &self.problem {
+            None => write!(f, "test {name:<36} ok ({remark})"),
+            Some(problem) => write!(f, "test {name:<36} FAILED ({remark}): {problem}"),
+        }
+    }
+}
+
+/// Which tests to run.
+#[derive(Clone, Debug, Default)]
+pub struct Selected {
+    /// Those whose names contain one of these. If there are none, all are run.
+    pub names: Vec<String>,
+    /// Also the user's own test program, which is part of the build; alone, unless there are names.
+    pub program: bool,
+}
+
+impl Selected {
+    fn tests(&self) -> Result<Vec<&'static Test>> {
+        let program = self.program.then_some(&table::USERS_TEST);
+        let mut tests = match self.names.is_empty() && self.program {
+            true => Vec::new(),
+            false => table::select(&self.names)?,
+        };
+        tests.extend(program);
+        Ok(tests)
+    }
+}
+
+/// Runs tests, and calls `report` for each result.
+///
+/// # Errors
+///
+/// No test has such a name, or a guest cannot be run. A test that fails is in the summary.
+pub fn run_tests(
+    cache: &Cache,
+    built: &Built,
+    options: &GuestOptions,
+    selected: &Selected,
+    report: &mut dyn FnMut(&TestResult),
+) -> Result<Summary> {
+    let tests = selected.tests()?;
+    let runs = Runs::begin(cache)?;
+    let accel = probe::choose(cache, &runs, built)?;
+    let mut summary = Summary {
+        passed: 0,
+        failed: 0,
+        subject: format!(
+            "{} with {}",
+            built.artefacts.kernel_image.display(),
+            accel.name()
+        ),
+        crossed: Crossed::default(),
+    };
+    for test in tests {
+        let job = Job::Test {
+            name: test.name.into(),
+            stage: 1,
+        };
+        let mut guest = guest(&runs, built, options, accel, job, test.name);
+        let first = test.stages.first().map_or("", |stage| stage.parameters);
+        guest.machine = test.machine;
+        guest.parameters = format!("{} {first}", guest.parameters);
+        guest.timeout = options.timeout.or(Some(test_timeout(built.profile, test)));
+        let run = guest.run()?;
+        summary.crossed.add(&run);
+        for result in results(test, &run) {
+            summary.passed += u32::from(result.problem.is_none());
+            summary.failed += u32::from(result.problem.is_some());
+            report(&result);
+        }
+    }
+    Ok(summary)
+}
+
+/// One for the test, and one for each case that shared its jump.
+fn results(test: &Test, run: &GuestRun) -> Vec<TestResult> {
+    let elapsed = duration(run.elapsed.as_secs_f64());
+    let whole = TestResult {
+        name: test.name.into(),
+        remark: format!("{elapsed}; {}", ours(run)),
+        problem: verdict(test, run)
+            .err()
+            .map(|reason| format!("{reason}\n  {}", run.console_end())),
+    };
+    let cases = test.cases().iter().map(|case| TestResult {
+        name: format!("{}/{}", test.name, case.name),
+        remark: case.about.into(),
+        problem: case_problem(case, run),
+    });
+    [whole].into_iter().chain(cases).collect()
+}
+
+fn test_timeout(profile: Profile, test: &Test) -> Duration {
+    let slowness = match profile {
+        Profile::Release => 1,
+        Profile::Debug => DEBUG_SLOWNESS,
+    };
+    Duration::from_secs(test.seconds * slowness)
+}

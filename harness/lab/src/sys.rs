@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The unsafe edge of this crate: registers, and what other crates have only as numbers or do not
+//! have.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr::{null_mut, NonNull};
+
+use luo_orchestrator::SharedMapping;
+use rustix::ioctl::{ioctl, opcode, Opcode, Setter};
+use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
+use vfio_bindings::bindings::vfio::{
+    VFIO_BASE, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP, VFIO_DEVICE_FEATURE_SET, VFIO_TYPE,
+};
+use vfio_ioctls::VfioDevice;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Of `include/uapi/asm-generic/mman-common.h`, since 6.1; rustix does not have it.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// The descriptor of an object that only has its number.
+pub(crate) fn descriptor(owner: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: `AsRawFd` of an object that owns its descriptor returns that one, which stays open
+    // for as long as the object is borrowed; the answer lives no longer than that.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}
+
+/// Has the kernel put huge pages under a mapping, now.
+pub(crate) fn collapse(mapping: &SharedMapping) -> io::Result<()> {
+    // SAFETY: a `SharedMapping` is mapped from its beginning to its length for as long as it is
+    // borrowed, and gives out no references. The contents stay.
+    let done = unsafe {
+        let start = mapping.as_ptr().cast_mut().cast();
+        libc::madvise(start, mapping.len(), MADV_COLLAPSE)
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+const DEVICE_FEATURE: Opcode = opcode::none(VFIO_TYPE, (VFIO_BASE + 17) as u8);
+
+/// `struct vfio_device_feature`, followed by `struct vfio_device_low_power_entry_with_wakeup`.
+#[repr(C)]
+struct LowPower {
+    argsz: u32,
+    flags: u32,
+    wakeup_eventfd: RawFd,
+    reserved: u32,
+}
+
+/// Puts a device into low power; `event` is signalled when something wakes it.
+pub(crate) fn enter_low_power(device: &VfioDevice, event: &EventFd) -> rustix::io::Result<()> {
+    let entry = LowPower {
+        argsz: size_of::<LowPower>() as u32,
+        flags: VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP,
+        wakeup_eventfd: event.as_raw_fd(),
+        reserved: 0,
+    };
+    // SAFETY: this feature takes this struct, and `argsz` is its size.
+    unsafe {
+        let entry = Setter::<DEVICE_FEATURE, LowPower>::new(entry);
+        ioctl(descriptor(device), entry)
+    }
+}
+
+/// Bytes of registers that are mapped.
+const LENGTH: usize = 4096;
+
+/// Registers of an `edu` that are mapped.
+///
+/// # Invariants
+///
+/// `LENGTH` bytes from the pointer on are mapped, and aligned to a page.
+pub(crate) struct Registers(NonNull<u32>);
+
+// SAFETY: registers of a device belong to no thread; they are accessed by volatile reads and
+// writes.
+unsafe impl Send for Registers {}
+
+impl Registers {
+    pub(crate) fn map(device: BorrowedFd<'_>, offset: u64) -> rustix::io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: with a null pointer the kernel chooses a place that nobody uses.
+        let start = unsafe {
+            let anywhere = null_mut();
+            mmap(anywhere, LENGTH, access, MapFlags::SHARED, device, offset)?
+        };
+        Ok(Self(
+            NonNull::new(start.cast()).expect("a mapping is not at 0"),
+        ))
+    }
+
+    /// Writes to one register and reads from another.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is not in the mapping, or not at a multiple of four.
+    pub(crate) fn write_and_read(&mut self, written: u64, value: u32, read: u64) -> u32 {
+        let at = |register: u64| {
+            let inside = register < LENGTH as u64 && register.is_multiple_of(4);
+            assert!(inside, "there is no register at {register:#x}");
+            self.0.as_ptr().wrapping_byte_add(register as usize)
+        };
+        // SAFETY: both registers are aligned and, by the invariant, in the mapping.
+        unsafe {
+            at(written).write_volatile(value);
+            at(read).read_volatile()
+        }
+    }
+}
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant it is mapped, and nobody else has the pointer.
+        let _ = unsafe { munmap(self.0.as_ptr().cast(), LENGTH) };
+    }
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! What a hostile previous kernel could have left: what crossed is changed in memory, after the
+//! jump and before anybody reads it.
+
+use std::os::fd::AsFd;
+
+use anyhow::{ensure, Context, Result};
+use rustix::io::Errno;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::tests::expect::expect_lost;
+use crate::tests::held_open::HeldOpen;
+use crate::tests::memfds::{self, memfd};
+use crate::tests::physical_memory::PhysicalMemory;
+use crate::tests::ports;
+use crate::tests::records::{sign, VfioCrossing, VfioRecord, VFIO_MAGIC};
+use crate::tests::vfio_client::Client;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_handler_api::Token;
+use luo_liveupdate::{Device, Session};
+
+const SESSION: &str = "forged";
+
+/// What is preserved, and what is done to it.
+struct Forged {
+    token: u64,
+    file: Kind,
+    change: Change,
+    /// What retrieving it has to fail with.
+    errno: Errno,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Port,
+    Memfd,
+    /// At this address.
+    VfioDevice(&'static str),
+}
+
+enum Change {
+    /// To the handler's serialized data.
+    Data(fn(u64) -> u64),
+    /// To that of another file.
+    DataOf(u64),
+    /// To the record of a device's handler. Its checksum is right again afterwards.
+    Record(fn(&mut VfioRecord)),
+}
+
+use Change::{Data, DataOf, Record};
+use Kind::{Memfd, Port, VfioDevice};
+
+/// Nobody else has such a token, so it shows where the kernel's list is; it is the first that is
+/// preserved.
+const SOUND_PORT: u64 = 0x666f_7267_6564_0001;
+const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 2);
+const SOUND_DEVICE: u64 = 3;
+const SOUND_ADDRESS: &str = "0000:00:12.0";
+
+const fn forged(token: u64, file: Kind, change: Change, errno: Errno) -> Forged {
+    Forged {
+        token,
+        file,
+        change,
+        errno,
+    }
+}
+
+#[rustfmt::skip]
+static FORGED: &[Forged] = &[
+    // Another version; a position after the last port; an access mode that does not exist
+    forged(0x10, Port, Data(|data| data ^ 1 << 63), Errno::OPNOTSUPP),
+    forged(0x11, Port, Data(|data| data | 0xffff_ffff), Errno::INVAL),
+    forged(0x12, Port, Data(|data| data | 3 << 32), Errno::INVAL),
+    // Memory that nobody preserved, and memory that does not exist
+    forged(0x20, Memfd, Data(|_| 1 << 24 | 4096), Errno::NOENT),
+    forged(0x30, VfioDevice("0000:00:10.0"), Data(|_| !0), Errno::NOENT),
+    // A device of another file, which has it already
+    forged(0x31, VfioDevice("0000:00:11.0"), DataOf(SOUND_DEVICE), Errno::BUSY),
+    // More regions than there is room for; a file in a host that preserves no files; a status of
+    // another version
+    forged(0x32, VfioDevice("0000:00:13.0"), Record(|record| {
+        record.regions = U32::MAX_VALUE;
+    }), Errno::INVAL),
+    forged(0x33, VfioDevice("0000:00:14.0"), Record(|record| {
+        record.crossing = VfioCrossing::OpenFile as u8;
+        record.file = U64::MAX_VALUE;
+    }), Errno::OPNOTSUPP),
+    forged(0x34, VfioDevice("0000:02:00.0"), Record(|record| {
+        record.status = U32::MAX_VALUE;
+    }), Errno::OPNOTSUPP),
+    // A segment that does not exist; the machine's host bridge; a device of another vendor
+    forged(0x35, VfioDevice("0000:00:15.0"), Record(|record| {
+        record.segment = U32::new(0xdead);
+    }), Errno::NODEV),
+    forged(0x36, VfioDevice("0000:00:16.0"), Record(|record| record.devfn = 0), Errno::NODEV),
+    forged(0x37, VfioDevice("0000:01:00.0"), Record(|record| {
+        record.header[0] ^= 0xff;
+    }), Errno::NODEV),
+];
+
+fn preserve(session: &Session, token: u64, file: Kind) -> Result<()> {
+    match file {
+        Port => ports::preserve(session, token, &ports::REGISTER),
+        Memfd => {
+            let workload = Workload {
+                seed: token,
+                ..SOUND_MEMFD
+            };
+            memfds::preserve(session, &[workload]).map(|_| ())
+        }
+        VfioDevice(address) => {
+            Ok(session.preserve(Token(token), Client::by_cdev(address)?.as_fd())?)
+        }
+    }
+}
+
+pub(crate) fn preserve_all(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.create_session(SESSION)?;
+    preserve(&session, SOUND_PORT, Port)?;
+    preserve(&session, SOUND_MEMFD.seed, Memfd)?;
+    preserve(&session, SOUND_DEVICE, VfioDevice(SOUND_ADDRESS))?;
+    for forged in FORGED {
+        preserve(&session, forged.token, forged.file)?;
+    }
+    held.hold(&session)
+}
+
+/// What was forged fails alone, and the session comes to its end.
+pub(crate) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
+    forge_all()?;
+    let session = Device::open()?.retrieve_session(SESSION)?;
+    let device = Client::retrieved(session.retrieve(Token(SOUND_DEVICE))?)?;
+    for forged in FORGED {
+        expect_lost(&session, forged.token, forged.errno)
+            .with_context(|| format!("token {:#x}", forged.token))?;
+    }
+    ports::retrieve(&session, SOUND_PORT, &ports::REGISTER)?;
+    memfds::retrieve(&session, &SOUND_MEMFD)?;
+    session.finish()?;
+    drop(session);
+    device.expect_answers()?;
+    drop(device);
+    // Nobody holds a device any more, whatever it was used for.
+    for forged in FORGED {
+        if let VfioDevice(address) = forged.file {
+            Client::by_cdev(address)?;
+        }
+    }
+    Ok(())
+}
+
+/// `struct luo_file_ser` of `include/linux/kho/abi/luo.h`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct FileEntry {
+    compatible: [u8; 48],
+    data: U64,
+    token: U64,
+}
+
+/// Bytes of `struct kho_block_header_ser` of `include/linux/kho/abi/block.h`, which a page of
+/// entries begins with.
+const HEADER: u64 = 16;
+const ENTRY: u64 = size_of::<FileEntry>() as u64;
+
+/// Changes the kernel's list of the files, which it has not read yet, and the records of handlers.
+fn forge_all() -> Result<()> {
+    let memory = PhysicalMemory::open()?;
+    let list = find_list(&memory)?;
+    let page = rustix::param::page_size() as u64;
+    let places = (list + HEADER..=list + page - ENTRY).step_by(ENTRY as usize);
+    let entries: Vec<(u64, FileEntry)> = places
+        .map(|at| Ok((at, memory.load(at)?)))
+        .collect::<Result<_>>()?;
+    let find = |token: u64| {
+        let found = entries.iter().find(|(_, entry)| entry.token.get() == token);
+        found.with_context(|| format!("token {token:#x} is not in the list of the kernel"))
+    };
+    for forged in FORGED {
+        let (at, mut entry) = *find(forged.token)?;
+        let data = entry.data.get();
+        match forged.change {
+            Data(change) => entry.data = U64::new(change(data)),
+            DataOf(token) => entry.data = find(token)?.1.data,
+            Record(change) => {
+                // Its handle is the number of its first page, and its length; see `kmod/host.rs`.
+                let at = (data >> 24) * page;
+                let mut record: VfioRecord = memory.load(at)?;
+                ensure!(
+                    record.magic == VFIO_MAGIC,
+                    "token {:#x} has no record at {at:#x}",
+                    forged.token
+                );
+                change(&mut record);
+                sign(&mut record);
+                memory.store(at, &record)?;
+            }
+        }
+        memory.store(at, &entry)?;
+    }
+    Ok(())
+}
+
+/// Where the page is that begins with the first file.
+fn find_list(memory: &PhysicalMemory) -> Result<u64> {
+    for at in memory.pages()? {
+        let entry: FileEntry = memory.load(at + HEADER)?;
+        if entry.token.get() == SOUND_PORT && entry.compatible.starts_with(b"ioport-v1\0") {
+            return Ok(at);
+        }
+    }
+    anyhow::bail!("the kernel's list of the files is nowhere in memory")
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_unique() {
+        let mut tokens: Vec<u64> = FORGED.iter().map(|forged| forged.token).collect();
+        tokens.extend([SOUND_PORT, SOUND_MEMFD.seed, SOUND_DEVICE]);
+        let all = tokens.len();
+        tokens.sort_unstable();
+        tokens.dedup();
+        assert_eq!(tokens.len(), all);
+    }
+}

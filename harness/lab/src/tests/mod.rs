@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The kernel tests. What each kernel of a test does runs in the guest; the table is read by both
+//! sides.
+
+pub(crate) mod case;
+mod devices;
+mod expect;
+pub(crate) mod failing_freeze;
+mod far_apart;
+mod folios;
+mod forged;
+pub(crate) mod held_open;
+mod luo_bench;
+mod memfd_cases;
+mod memfd_twice;
+mod memfds;
+mod numa;
+mod pci;
+mod physical_memory;
+mod ports;
+mod quiet;
+mod records;
+mod reserved;
+mod session_shell;
+mod subsystems;
+mod swap;
+mod switched_off;
+pub mod table;
+pub(crate) mod test;
+mod two_sessions;
+pub(crate) mod vfio_client;

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The record layouts of handlers that the tests forge.
+//!
+//! This is all that the lab knows of a handler's insides, and the only reason why it depends on a
+//! handler's crate: a record that a hostile kernel would have written has to be right in every
+//! place but one, its checksum included, or the handler refuses it for something else than what is
+//! tested.
+
+use luo_handler_api::crc32c;
+use zerocopy::little_endian::U32;
+use zerocopy::IntoBytes;
+
+pub(crate) use luo_handler_vfio::record::{
+    Crossing as VfioCrossing, RecordBytes as VfioRecord, MAGIC as VFIO_MAGIC,
+};
+
+/// Makes the checksum of a record right again.
+pub(crate) fn sign(record: &mut VfioRecord) {
+    record.checksum = U32::ZERO;
+    record.checksum = U32::new(crc32c(0, record.as_bytes()));
+}

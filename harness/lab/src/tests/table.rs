@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The table of kernel tests. To add one, add a line, and a file beside this one for what its
+//! stages do.
+
+use anyhow::{bail, Result};
+
+use crate::archive::USERS_PROGRAM;
+use crate::tests::memfd_cases::MEMFDS;
+use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
+use crate::tests::{
+    devices, failing_freeze, forged, luo_bench, memfd_twice, numa, quiet, reserved, session_shell,
+    subsystems, swap, switched_off,
+};
+use crate::vm::machine::Machine;
+
+const SELFTEST_PASSED: &[&str] = &["TEST PASSED"];
+
+/// All tests, in the order they run.
+pub(crate) static TESTS: &[Test] = &[
+    Test {
+        name: "luo_kexec_simple",
+        about: "the kernel's own: one session, one file",
+        machine: Machine::Plain,
+        stages: &[
+            preserves(&["/selftests/luo_kexec_simple", "-s", "1"], 2),
+            retrieves(&["/selftests/luo_kexec_simple", "-s", "2"], 2),
+        ],
+        prints: SELFTEST_PASSED,
+        seconds: 90,
+    },
+    Test {
+        name: "luo_multi_session",
+        about: "the kernel's own: several sessions, one of them empty",
+        machine: Machine::Plain,
+        stages: &[
+            preserves(&["/selftests/luo_multi_session", "-s", "1"], 4),
+            retrieves(&["/selftests/luo_multi_session", "-s", "2"], 4),
+        ],
+        prints: SELFTEST_PASSED,
+        seconds: 90,
+    },
+    Test {
+        name: "luo_stress_files",
+        about: "the kernel's own: 500 files in one session",
+        machine: Machine::Plain,
+        stages: &[
+            preserves(&["/selftests/luo_stress_files", "-s", "1"], 501),
+            retrieves(&["/selftests/luo_stress_files", "-s", "2"], 501),
+        ],
+        prints: SELFTEST_PASSED,
+        seconds: 90,
+    },
+    Test {
+        name: "luo_stress_sessions",
+        about: "the kernel's own: very many sessions",
+        machine: Machine::Plain,
+        stages: &[
+            preserves(&["/selftests/luo_stress_sessions", "-s", "1"], 1),
+            retrieves(&["/selftests/luo_stress_sessions", "-s", "2"], 1),
+        ],
+        prints: SELFTEST_PASSED,
+        seconds: 90,
+    },
+    Test {
+        name: "memfd_files",
+        about: "memfds of every shape, each in a session of its own",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Depart(MEMFDS), 1000, 0),
+            stage(Action::Arrive(MEMFDS), 0, 1000),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "memfd_twice",
+        about: "contents, holes, size and position cross two jumps in a row",
+        machine: Machine::Plain,
+        stages: &[
+            check(memfd_twice::preserve_memfds, 2, 0),
+            check(memfd_twice::pass_memfds_on, 2, 2),
+            check(memfd_twice::take_memfds_back, 0, 2),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "swap",
+        about: "memfds whose pages are in swap before prepare, and before freeze",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: swap::PARAMETERS,
+                ..check(swap::preserve_swapped, 2, 0)
+            },
+            check(swap::take_swapped, 0, 2),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "numa",
+        about: "memory of two NUMA nodes stays where it is",
+        machine: Machine::Numa,
+        stages: &[
+            check(numa::preserve_on_both, 2, 0),
+            check(numa::take_from_both, 0, 2),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "failing_freeze",
+        about: "memory that goes bad after prepare: the jump is refused, all runs on, the next \
+                jump succeeds",
+        machine: Machine::Plain,
+        stages: &[
+            check(failing_freeze::survive_a_failing_freeze, 2, 0),
+            check(failing_freeze::take_sound, 0, 1),
+        ],
+        prints: &[],
+        seconds: 90,
+    },
+    Test {
+        name: "switched_off",
+        about: "what arrives for a handler that is switched off fails alone; the kernel's own \
+                handler takes new files",
+        machine: Machine::Plain,
+        stages: &[
+            without_memfd(switched_off::preserve_with_the_kernels),
+            check(switched_off::swap_handlers, 2, 0),
+            without_memfd(switched_off::fail_to_retrieve),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "subsystem_lineage",
+        about:
+            "a subsystem crosses with the first file that needs it and is finished with the last",
+        machine: Machine::Plain,
+        stages: &[
+            check(subsystems::preserve_first, 4, 0),
+            check(subsystems::pass_on_first, 2, 2),
+            check(subsystems::pass_on_second, 2, 2),
+            Stage {
+                parameters: "luo_handlers.disable=lineage",
+                ..check(subsystems::pass_on_without, 2, 2)
+            },
+            check(subsystems::begin_again, 2, 2),
+        ],
+        prints: &[
+            "subsystem luo-handlers,lineage-v1 came in",
+            "luo-handlers,lineage-v1 of luo_handler_lineage takes no part (luo_handlers.disable)",
+        ],
+        seconds: 150,
+    },
+    Test {
+        name: "device_files",
+        about: "devices and ports, each case in a session of its own",
+        machine: Machine::Vfio,
+        stages: &[
+            stage(Action::Depart(devices::DEVICES), 20, 0),
+            stage(Action::Arrive(devices::DEVICES), 0, 12),
+        ],
+        prints: &[
+            "vfio: 0000:00:13.0: there is no such device",
+            "vfio: 0000:00:14.0: it is not bound to vfio-pci; bind devices before they are \
+             retrieved",
+            "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x1234, is \
+             0x1b36",
+        ],
+        seconds: 120,
+    },
+    Test {
+        name: "busy_interrupts",
+        about: "a device whose interrupts are enabled: the jump is refused, all runs on, the next \
+                jump succeeds",
+        machine: Machine::Vfio,
+        stages: &[
+            check(devices::survive_enabled_interrupts, 4, 0),
+            check(devices::take_quiet, 0, 4),
+        ],
+        prints: &["vfio: 0000:00:13.0 has interrupts enabled"],
+        seconds: 90,
+    },
+    Test {
+        name: "devices_quiet",
+        about: "users that never rest find frozen devices closed, and go on after a refused jump",
+        machine: Machine::Vfio,
+        stages: &[
+            check(quiet::never_rest, 3, 0),
+            check(quiet::find_quiet, 0, 3),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "devices_intx",
+        about: "a device that raises INTx during the jump disturbs nobody who shares the line",
+        machine: Machine::Vfio,
+        stages: &[
+            check(quiet::raise_intx, 2, 0),
+            check(quiet::share_intx, 0, 2),
+        ],
+        prints: &[],
+        seconds: 180,
+    },
+    Test {
+        name: "devices_low_power",
+        about: "a device in low power is refused, sleeps on, and its owner gets the wake event",
+        machine: Machine::Vfio,
+        stages: &[check(quiet::sleep_on, 1, 0), check(quiet::wake_up, 0, 1)],
+        prints: &["vfio: 0000:00:10.0 is in low power"],
+        seconds: 120,
+    },
+    Test {
+        name: "devices_given_up",
+        about: "sessions that end without their devices release them, and everything else",
+        machine: Machine::Vfio,
+        stages: &[
+            check(reserved::preserve_to_give_up, 8, 0),
+            check(reserved::give_up, 0, 1),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "devices_reserved",
+        about: "nobody else opens a device before its session is finished; where somebody has \
+                it, retrieve names them",
+        machine: Machine::Vfio,
+        stages: &[
+            check(reserved::preserve_to_reserve, 4, 0),
+            check(reserved::hold_reserved, 0, 2),
+        ],
+        prints: &[
+            "vfio: 0000:00:13.0: it is in use by luo (pid 1)",
+            "vfio: 0000:00:14.0: it is in use by luo (pid 1)",
+        ],
+        seconds: 120,
+    },
+    Test {
+        name: "devices_reset",
+        about: "a device that is being reset is waited for",
+        machine: Machine::Vfio,
+        stages: &[
+            check(reserved::preserve_to_reset, 1, 0),
+            check(reserved::retrieve_while_reset, 0, 1),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "vfio_switched_off",
+        about: "a device that arrives for a handler that is switched off fails alone",
+        machine: Machine::Vfio,
+        stages: &[
+            check(devices::preserve_device, 2, 0),
+            Stage {
+                parameters: "luo_handlers.disable=vfio",
+                ..check(devices::lose_device, 0, 1)
+            },
+        ],
+        prints: &["vfio: it is switched off by luo_handlers.disable"],
+        seconds: 90,
+    },
+    Test {
+        name: "forged_records",
+        about: "what a hostile previous kernel left fails alone, with a reason",
+        machine: Machine::Vfio,
+        stages: &[
+            check(forged::preserve_all, 15, 0),
+            check(forged::refuse_forged, 0, 3),
+        ],
+        prints: &[
+            "ioport: 0x81",
+            "vfio: dead:00:15.0: there is no such device",
+            "vfio: 0000:00:00.0: it is not bound to vfio-pci",
+            "vfio: 0000:01:00.0 is not the device that was preserved: vendor id was 0x12cb, is \
+             0x1234",
+        ],
+        seconds: 120,
+    },
+    Test {
+        name: "bench_devices",
+        about: "luo bench hands devices, port files and memfds to another process",
+        machine: Machine::Vfio,
+        stages: &[check(luo_bench::bench_devices, 0, 0)],
+        prints: &[],
+        seconds: 90,
+    },
+    Test {
+        name: "bench_kexec",
+        about: "luo bench jumps from kernel to kernel by itself and reports in the last one",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(luo_bench::begin_bench), 0, 0),
+            check(luo_bench::continue_bench, 0, 2),
+        ],
+        prints: &[],
+        seconds: 400,
+    },
+    Test {
+        name: "bench_kexec_devices",
+        about: "luo bench takes devices and port files from kernel to kernel",
+        machine: Machine::Vfio,
+        stages: &[
+            stage(Action::Jump(luo_bench::begin_device_bench), 0, 0),
+            check(luo_bench::continue_device_bench, 0, 4),
+        ],
+        prints: &[],
+        seconds: 200,
+    },
+    Test {
+        name: "session_shell",
+        about: "luo session from a shell: a file crosses, another is given up",
+        machine: Machine::Plain,
+        stages: &[
+            check(session_shell::hold_sessions, 2, 0),
+            check(session_shell::take_sessions, 0, 1),
+        ],
+        prints: &[],
+        seconds: 90,
+    },
+];
+
+/// The user's own test program: it runs before the kexec with the argument `before`, and after it
+/// with `after`.
+pub(crate) static USERS_TEST: Test = Test {
+    name: "program",
+    about: "the test program that --program names",
+    machine: Machine::Vfio,
+    stages: &[
+        stage(Action::Program(&[USERS_PROGRAM, "before"]), 0, 0),
+        stage(Action::Program(&[USERS_PROGRAM, "after"]), 0, 0),
+    ],
+    prints: &[],
+    seconds: 300,
+};
+
+/// Refuses a name that selects no test.
+///
+/// # Errors
+///
+/// It names the list of tests.
+pub fn check_names(names: &[String]) -> Result<()> {
+    for name in names {
+        if !TESTS.iter().any(|test| test.is_called(name)) {
+            bail!("no test is called {name}; `luo lab test --list` shows them all");
+        }
+    }
+    Ok(())
+}
+
+/// The tests whose names contain one of `names`; all if there are none.
+pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Test>> {
+    check_names(names)?;
+    let wanted = |test: &&Test| names.is_empty() || names.iter().any(|name| test.is_called(name));
+    Ok(TESTS.iter().filter(wanted).collect())
+}
+
+/// The test of exactly this name.
+pub(crate) fn find(name: &str) -> Option<&'static Test> {
+    let tests = TESTS.iter().chain([&USERS_TEST]);
+    tests.into_iter().find(|test| test.name == name)
+}
+
+/// The table, for people: a line for each test, and for each of its cases.
+pub fn list() -> String {
+    let mut lines = Vec::new();
+    for test in TESTS {
+        lines.push(format!("{:<24} {}", test.name, test.about));
+        let cases = test.cases().iter();
+        lines.extend(cases.map(|case| format!("  {:<22} {}", case.name, case.about)));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+    use luo_liveupdate::SESSION_NAME_MAX;
+
+    #[test]
+    fn names_are_single_words_and_unique() {
+        let cases = TESTS.iter().flat_map(|test| test.cases());
+        let mut names: Vec<&str> = TESTS.iter().map(|test| test.name).collect();
+        names.extend(cases.map(|case| case.name));
+        let all = names.len();
+        assert!(names.iter().all(|name| name
+            .chars()
+            .all(|letter| letter.is_ascii_alphanumeric() || letter == '_')));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+        assert!(names.iter().all(|name| name.len() <= SESSION_NAME_MAX));
+        assert!(TESTS.iter().all(|test| !test.stages.is_empty()));
+    }
+
+    #[test]
+    fn tests_are_selected_by_a_part_of_their_name() {
+        let selected = select(&["stress".into()]).unwrap();
+        assert_eq!(
+            selected.iter().map(|test| test.name).collect::<Vec<_>>(),
+            ["luo_stress_files", "luo_stress_sessions"]
+        );
+        assert_eq!(select(&[]).unwrap().len(), TESTS.len());
+        assert!(select(&["nonesuch".into()]).is_err());
+    }
+
+    #[test]
+    fn every_selftest_that_is_built_is_run() {
+        assert!(crate::build::selftests::NAMES
+            .iter()
+            .all(|name| find(name).is_some()));
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! What may be asked of a measurement on the command line, wherever it is made, and how that
+//! becomes plain data.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use bytesize::ByteSize;
+use clap::error::ErrorKind;
+use clap::{Args, ValueEnum};
+
+use luo_bench::outputs::Outputs;
+use luo_bench::plan::{Plan, FILES_MAX, RUNS_MAX, SIZE_MAX};
+use luo_bench::series::{mainline_takes, Series};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::pages::Pages;
+use luo_bench::subject::FileType;
+use luo_bench::transport::Transport;
+
+/// Ways over the jump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TransportArgument {
+    /// The process replaces itself and inherits everything: nothing is copied
+    Exec,
+    /// Contents go to a directory, and a process that inherits nothing reads them
+    Image,
+    /// The kernel preserves them while this machine jumps into the next one, which ends all that
+    /// runs; for root, measured alone
+    Kexec,
+}
+
+impl From<TransportArgument> for Transport {
+    fn from(argument: TransportArgument) -> Self {
+        match argument {
+            TransportArgument::Exec => Self::Exec,
+            TransportArgument::Image => Self::Image,
+            TransportArgument::Kexec => Self::Kexec,
+        }
+    }
+}
+
+/// Types of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FileTypeArgument {
+    /// Memfds of each size, page kind and fill
+    Memfd,
+    /// Devices that are bound to vfio-pci, the first ones by their addresses; for root
+    Vfio,
+    /// Files of /dev/port, each at another port; for root
+    Ioport,
+}
+
+impl From<FileTypeArgument> for FileType {
+    fn from(argument: FileTypeArgument) -> Self {
+        match argument {
+            FileTypeArgument::Memfd => Self::Memfd,
+            FileTypeArgument::Vfio => Self::Vfio,
+            FileTypeArgument::Ioport => Self::Ioport,
+        }
+    }
+}
+
+/// Handlers to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PeerArgument {
+    /// The handler in C that the kernel brings along
+    MainlineC,
+}
+
+/// Every combination of the lists is measured.
+#[derive(Args, Clone, Debug)]
+pub struct WorkloadArguments {
+    /// Types of files; sizes, page kinds and fills are of memfds
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "memfd")]
+    handler: Vec<FileTypeArgument>,
+    /// Sizes of one memfd, such as 64M, 4G, 1.5GiB
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "64M,256M,1G",
+        value_parser = parse_size
+    )]
+    size: Vec<u64>,
+    /// Page kinds: 4k (base pages), thp, hugetlb, or hugetlb:SIZE such as hugetlb:1G
+    #[arg(long, value_delimiter = ',', default_value = "4k", value_parser = Pages::from_str)]
+    pages: Vec<Pages>,
+    /// What is filled: dense, shuffled (all pages, in random order), sparse:P% (P percent of the
+    /// pages)
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "dense,sparse:5%,shuffled",
+        value_parser = Fill::from_str
+    )]
+    fill: Vec<Fill>,
+    /// How many files of one kind cross together
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(FILES_MAX))
+    )]
+    files: u32,
+    /// How often each combination is measured, after a run that warms up and does not count
+    #[arg(
+        long,
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(RUNS_MAX))
+    )]
+    runs: u32,
+}
+
+impl WorkloadArguments {
+    /// What to measure. Ends the program if that comes to nothing.
+    pub fn plan(self, transports: Vec<Transport>, image_directory: Option<PathBuf>) -> Plan {
+        let plan = Plan {
+            transports,
+            file_types: self.handler.into_iter().map(Into::into).collect(),
+            sizes: self.size,
+            pages: self.pages,
+            fills: self.fill,
+            files: self.files,
+            runs: self.runs,
+            image_directory,
+        };
+        if let Err(error) = plan.check() {
+            wrong_usage(&error.to_string());
+        }
+        plan
+    }
+
+    /// What to measure over kexecs. Ends the program unless the peer has a handler for it, too.
+    pub fn series(self, compare: Option<PeerArgument>) -> Series {
+        let plan = self.plan(vec![Transport::Kexec], None);
+        if compare.is_some() && !mainline_takes(&plan.file_types) {
+            wrong_usage(
+                "the kernel's own handler takes memfds alone, so --compare goes with \
+                 --handler memfd",
+            );
+        }
+        Series::new(plan, compare.is_some())
+    }
+}
+
+/// Where the figures go.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OutputArguments {
+    /// Write the figures as JSON; - is the standard output, which then has no table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a page with plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+impl From<OutputArguments> for Outputs {
+    fn from(OutputArguments { json, html }: OutputArguments) -> Self {
+        Self { json, html }
+    }
+}
+
+/// Ends the program as clap does.
+pub fn wrong_usage(message: &str) -> ! {
+    clap::Error::raw(ErrorKind::ArgumentConflict, format!("{message}\n")).exit()
+}
+
+/// `64M` and the like: K, M, G, T are powers of 1024, as are KiB, MiB …; KB, MB … are powers of
+/// 1000.
+///
+/// # Errors
+///
+/// What is not a size from 1 byte to [`SIZE_MAX`].
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let binary = match text.as_bytes().last() {
+        Some(b'k' | b'K' | b'm' | b'M' | b'g' | b'G' | b't' | b'T') => format!("{text}iB"),
+        _ => text.to_owned(),
+    };
+    let size = ByteSize::from_str(&binary)
+        .map_err(|_| format!("{text:?} is not a size; 64M, 4G or 1.5GiB are"))?
+        .as_u64();
+    match size {
+        1..=SIZE_MAX => Ok(size),
+        _ => Err(format!("sizes go from 1 byte to {}", ByteSize(SIZE_MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary_unless_they_say_otherwise() {
+        for (text, size) in [
+            ("64M", 64 << 20),
+            ("4G", 4 << 30),
+            ("1.5GiB", 3 << 29),
+            ("1k", 1024),
+            ("1MB", 1_000_000),
+            ("4096", 4096),
+        ] {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        for text in ["", "M", "-1", "many", "1X"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! `luo lab`: what may be asked of the kernel lab on the command line, and what it prints.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand};
+
+use crate::bench::{print_comparison, publish};
+use crate::bench_arguments::{parse_size, OutputArguments, PeerArgument, WorkloadArguments};
+use luo_bench::outputs::Outputs;
+use luo_lab::build::built::Built;
+use luo_lab::build::checkout::find_checkout;
+use luo_lab::build::options::BuildOptions;
+use luo_lab::build::pipeline::build;
+use luo_lab::build::profile::Profile;
+use luo_lab::cache::directory::Cache;
+use luo_lab::run::bench;
+use luo_lab::run::command::{run_command, run_shell};
+use luo_lab::run::soak::run_soak;
+use luo_lab::run::tests::{run_tests, Selected};
+use luo_lab::soak::options::SoakOptions;
+use luo_lab::status::Status;
+use luo_lab::tests::table;
+use luo_lab::vm::machine::Machine;
+use luo_lab::vm::options::GuestOptions;
+
+/// What `luo lab` can do.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Fetch the toolchain and the kernel source, configure and build; a second build takes seconds
+    Build(BuildArguments),
+    /// Boot a guest and run one command in it, or, without a command, a shell
+    Boot {
+        /// How to boot it
+        #[command(flatten)]
+        guest: GuestArguments,
+        /// What the guest has on its board
+        #[command(flatten)]
+        board: BoardArguments,
+        /// The command to run in the guest; its exit code becomes ours
+        #[arg(trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+    /// Boot a guest with a shell on the terminal; leave it with `exit`
+    Shell {
+        /// How to boot it
+        #[command(flatten)]
+        guest: GuestArguments,
+        /// What the guest has on its board
+        #[command(flatten)]
+        board: BoardArguments,
+    },
+    /// Run the kernel tests, each over a real kexec
+    Test {
+        /// How to boot it
+        #[command(flatten)]
+        guest: GuestArguments,
+        /// List the tests and run none
+        #[arg(long)]
+        list: bool,
+        /// Run your own test program, a script or statically linked: before the kexec with the
+        /// argument `before`, after it with `after`. It passes if it exits with 0 both times; what
+        /// has to stay open until the kexec a child of it holds. Without names it is the only test
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+        /// Run only the tests whose names contain one of these
+        names: Vec<String>,
+    },
+    /// Measure live updates over real kexecs, if asked also those of the kernel's own handler
+    Bench(LabBenchArguments),
+    /// Make a long chain of kexecs with random files of all handlers, and compare them after each
+    Soak {
+        /// How to boot it
+        #[command(flatten)]
+        guest: GuestArguments,
+        /// How many kexecs
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+        jumps: u32,
+        /// What everything random is made from; by default another one each time
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Have somebody write to a memfd while the kernel freezes and jumps
+        #[arg(long)]
+        writes_during_freeze: bool,
+    },
+    /// Show what is cached, its size, and the paths of kernel image, kernel tree and initramfs
+    Status {
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+        /// The checkout whose kernels to show; by default the one around the current directory
+        #[arg(long, value_name = "DIR")]
+        checkout: Option<PathBuf>,
+    },
+    /// Remove everything the lab has cached
+    Clean,
+    /// Be the init process of a guest
+    #[command(hide = true)]
+    GuestInit,
+}
+
+/// What `luo lab build` may be told.
+#[derive(Args, Clone, Debug)]
+pub struct BuildArguments {
+    /// Build the kernel that checks itself (KASAN, lockdep, kmemleak …): slower, in a tree of its
+    /// own
+    #[arg(long)]
+    debug_kernel: bool,
+    /// Parallel jobs of the kernel build; by default one a processor
+    #[arg(long, short)]
+    jobs: Option<usize>,
+    /// Debian mirror to use instead of the one in the machine's apt set-up
+    #[arg(long, value_name = "URI")]
+    mirror: Option<String>,
+    /// The checkout whose handlers go into the kernel; by default the one around the current
+    /// directory
+    #[arg(long, value_name = "DIR")]
+    checkout: Option<PathBuf>,
+    /// A statically linked luo to put into the guest, instead of building one from the checkout
+    #[arg(long, value_name = "FILE")]
+    guest_binary: Option<PathBuf>,
+    #[arg(skip)]
+    program: Option<PathBuf>,
+}
+
+impl BuildArguments {
+    fn build(self, cache: &Cache) -> Result<Built> {
+        let options = BuildOptions {
+            profile: match self.debug_kernel {
+                true => Profile::Debug,
+                false => Profile::Release,
+            },
+            jobs: self.jobs,
+            mirror: self.mirror,
+            checkout: self.checkout,
+            guest_binary: self.guest_binary,
+            program: self.program,
+        };
+        build(cache, &options)
+    }
+}
+
+/// What a command that boots a guest may be told.
+#[derive(Args, Clone, Debug)]
+pub struct GuestArguments {
+    #[command(flatten)]
+    build: BuildArguments,
+    /// Memory of the guest
+    #[arg(long, short, default_value = "4G", value_name = "SIZE", value_parser = parse_size)]
+    memory: u64,
+    /// More kernel parameters
+    #[arg(
+        long,
+        value_name = "PARAMETERS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    append: String,
+    /// Seconds after which a guest that has not ended is stopped; by default a bound that suits the
+    /// command
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+impl GuestArguments {
+    /// Builds what is to be booted.
+    fn prepare(self) -> Result<(Cache, Built, GuestOptions)> {
+        let cache = Cache::open()?;
+        let built = self.build.build(&cache)?;
+        let options = GuestOptions {
+            memory: self.memory,
+            append: self.append,
+            timeout: self.timeout.map(Duration::from_secs),
+        };
+        Ok((cache, built, options))
+    }
+}
+
+/// Which of the virtual machines to boot.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct BoardArguments {
+    /// What the guest has on its board: nothing else than what every guest has (plain), an IOMMU
+    /// and PCI devices that vfio-pci takes (vfio), two NUMA nodes (numa)
+    #[arg(long, default_value = Machine::Plain.name(), value_parser = machine_parser())]
+    machine: Machine,
+}
+
+fn machine_parser() -> impl clap::builder::TypedValueParser<Value = Machine> {
+    use clap::builder::TypedValueParser as _;
+    PossibleValuesParser::new(Machine::ALL.map(Machine::name)).try_map(|name| {
+        let named = Machine::ALL
+            .into_iter()
+            .find(|machine| machine.name() == name);
+        named.ok_or("there is no such machine")
+    })
+}
+
+/// What `luo lab bench` may be told.
+#[derive(Args, Clone, Debug)]
+pub struct LabBenchArguments {
+    /// How to boot the guest
+    #[command(flatten)]
+    guest: GuestArguments,
+    #[command(flatten)]
+    workloads: WorkloadArguments,
+    /// Measure another handler as well, in turn with ours
+    #[arg(long, value_enum, value_name = "HANDLER")]
+    compare: Option<PeerArgument>,
+    #[command(flatten)]
+    outputs: OutputArguments,
+}
+
+/// Runs one command of the lab.
+pub fn run(command: LabCommand) -> Result<ExitCode> {
+    match command {
+        LabCommand::Build(arguments) => {
+            let built = arguments.build(&Cache::open()?)?;
+            println!("kernel image  {}", built.artefacts.kernel_image.display());
+            println!("kernel tree   {}", built.artefacts.kernel_tree.display());
+            println!("initramfs     {}", built.artefacts.initramfs.display());
+        }
+        LabCommand::Boot {
+            guest,
+            board,
+            command,
+        } if !command.is_empty() => {
+            let (cache, built, options) = guest.prepare()?;
+            let ended = run_command(&cache, &built, &options, board.machine, &command)?;
+            print!("{}", ended.output);
+            return Ok(ExitCode::from(ended.code));
+        }
+        LabCommand::Boot { guest, board, .. } | LabCommand::Shell { guest, board } => {
+            let (cache, built, options) = guest.prepare()?;
+            run_shell(&cache, &built, &options, board.machine)?;
+        }
+        LabCommand::Test { list: true, .. } => println!("{}", table::list()),
+        LabCommand::Test {
+            guest,
+            program,
+            names,
+            ..
+        } => return test(guest, program, names),
+        LabCommand::Bench(arguments) => return measure(arguments),
+        LabCommand::Soak {
+            guest,
+            jumps,
+            seed,
+            writes_during_freeze,
+        } => {
+            let soak = SoakOptions {
+                jumps: jumps as usize,
+                seed: seed.unwrap_or_else(SoakOptions::random_seed),
+                writes_during_freeze,
+            };
+            let (cache, built, options) = guest.prepare()?;
+            println!("{}", run_soak(&cache, &built, &options, soak)?);
+        }
+        LabCommand::Status { json, checkout } => {
+            let checkout = find_checkout(checkout.as_deref()).ok();
+            let status = Status::of(&Cache::open()?, checkout.as_deref())?;
+            match json {
+                true => println!("{}", serde_json::to_string_pretty(&status)?),
+                false => println!("{status}"),
+            }
+        }
+        LabCommand::Clean => println!("{}", Cache::open()?.remove()?),
+        LabCommand::GuestInit => return luo_lab::init::entry::run(),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a wrong name before anything is built.
+fn test(
+    mut guest: GuestArguments,
+    program: Option<PathBuf>,
+    names: Vec<String>,
+) -> Result<ExitCode> {
+    table::check_names(&names)?;
+    let selected = Selected {
+        names,
+        program: program.is_some(),
+    };
+    guest.build.program = program;
+    let (cache, built, options) = guest.prepare()?;
+    let summary = run_tests(&cache, &built, &options, &selected, &mut |result| {
+        println!("{result}");
+    })?;
+    println!("{summary}");
+    Ok(match summary.failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn measure(arguments: LabBenchArguments) -> Result<ExitCode> {
+    let LabBenchArguments {
+        guest,
+        workloads,
+        compare,
+        outputs,
+    } = arguments;
+    let series = workloads.series(compare);
+    let outputs = Outputs::from(outputs);
+    outputs.check()?;
+    let (cache, built, options) = guest.prepare()?;
+    let report = bench::measure(&cache, &built, &options, &series)?;
+    publish(&report, &outputs)?;
+    print_comparison(&report);
+    Ok(match report.verified() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
