@@ -5,18 +5,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::Table;
 use serde::Serialize;
 
 use crate::bench::{self, BenchArguments};
+use crate::check::{self, CheckOptions};
 use crate::inspect;
+use crate::integrate::{self, IntegrateOptions};
 use crate::lab::{self, LabCommand};
+use crate::manual;
 use crate::session::{self, SessionCommand};
 use crate::sys;
 use luo_bench::hosted;
-use luo_lab::integrate::{self, IntegrateOptions};
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
 
@@ -61,11 +63,19 @@ enum Cmd {
     /// Sessions of the running kernel's Live Update Orchestrator
     #[command(subcommand)]
     Session(SessionCommand),
-    /// Put the kernel module into a kernel tree, or take it out again
+    /// Check before a jump whether the next kernel can take what is preserved now
+    Check(CheckOptions),
+    /// Put the kernel module and handlers into a kernel tree, or take them out again
     Integrate(IntegrateOptions),
     /// Build, boot and test kernels with the handlers in them
     #[command(subcommand)]
     Lab(LabCommand),
+    /// Write man pages and completions below the share directory of a prefix, as make install does
+    #[command(hide = true)]
+    Manual {
+        /// The directory, such as /usr/local/share
+        share: PathBuf,
+    },
     /// Both sides of one measured update
     #[command(name = bench::WORKER_COMMAND, hide = true)]
     BenchWorker {
@@ -105,8 +115,10 @@ impl Cli {
                 }
             }
             Cmd::Session(command) => return session::run(command),
+            Cmd::Check(options) => return check::run(&options),
             Cmd::Integrate(options) => return integrate::run(&options),
             Cmd::Lab(command) => return lab::run(command),
+            Cmd::Manual { share } => manual::write(Self::command(), &share)?,
             Cmd::BenchWorker { task } => hosted::work(&task)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -191,7 +203,6 @@ fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

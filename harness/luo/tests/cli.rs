@@ -93,6 +93,19 @@ fn every_combination_crosses_verified_and_is_reported() {
         let size = 2 * row["size_bytes"].as_u64().unwrap();
         assert_eq!(sparse, data < size);
         assert!(row["metadata_bytes"].as_u64().unwrap() > 0);
+        let samples = |spread: &Value| spread["samples"].as_array().unwrap().len();
+        assert_eq!(samples(&row["downtime_ns"]), 2);
+        assert_eq!(samples(&row["phases"]["retrieve_ns"]), 2);
+        let downtime = ["freeze_ns", "handover_ns", "blackout_ns", "retrieve_ns"];
+        let sum = |run: usize| -> u64 {
+            let phase = |name: &&str| row["phases"][name]["samples"][run].as_u64().unwrap();
+            downtime.iter().map(phase).sum()
+        };
+        assert_eq!(row["downtime_ns"]["samples"][1], sum(1));
+        assert_eq!(
+            (&row["moved_bytes"], &row["huge_page_bytes"]),
+            (&0.into(), &0.into())
+        );
     }
     let page = fs::read_to_string(page).unwrap();
     assert!(page.contains("<svg") && !page.contains("http-equiv") && !page.contains("src="));
@@ -228,6 +241,12 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
             &["bench", "--fill", "half"],
             "dense, shuffled and sparse:P%",
         ),
+        (
+            &["bench", "--size", "64M", "--fill", "sparse:0.001%"],
+            "comes to no page",
+        ),
+        (&["bench", "--pages", "hugetlb:3M"], "power of two"),
+        (&["bench", "--threshold", "5"], "--against"),
         (&["bench", "--pages", "2M"], "4k, thp and hugetlb"),
         (&["bench", "--transport", "pigeon"], "exec"),
         (&["bench", "--runs", "0"], "--runs"),
@@ -357,4 +376,122 @@ fn an_interrupted_bench_leaves_nothing_behind() {
     std::io::copy(&mut stderr, &mut std::io::sink()).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert_eq!(entries(images.path()), [""; 0]);
+}
+
+/// A small bench, into a report of this name.
+fn small_bench(directory: &Path, name: &str) -> std::path::PathBuf {
+    let file = directory.join(name);
+    let arguments = ["bench", "--transport", "exec", "--size", "1M"];
+    luo(&arguments)
+        .args(["--fill", "dense", "--runs", "3", "--json"])
+        .arg(&file)
+        .assert()
+        .success();
+    file
+}
+
+#[test]
+fn a_report_is_compared_with_an_older_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = small_bench(directory.path(), "old.json");
+    let mut old = json(&fs::read(&file).unwrap());
+    let mut against = |factor: f64| {
+        for name in ["min", "median", "max"] {
+            let value = &mut old["results"][0]["downtime_ns"][name];
+            *value = ((value.as_f64().unwrap() * factor) as u64).into();
+        }
+        for sample in old["results"][0]["downtime_ns"]["samples"]
+            .as_array_mut()
+            .unwrap()
+        {
+            *sample = ((sample.as_f64().unwrap() * factor) as u64).into();
+        }
+        fs::write(&file, old.to_string()).unwrap();
+        let arguments = ["bench", "--transport", "exec", "--size", "1M"];
+        let output = luo(&arguments)
+            .args(["--fill", "dense", "--runs", "3", "--against"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    // Far beyond any noise: the older report was a thousand times slower, and then as much faster.
+    let (code, text) = against(1e3);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains(": faster"), "{text}");
+    let (code, text) = against(1e-6);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains(": SLOWER"), "{text}");
+
+    let message = failure(&["bench", "--against", "/nonexistent"], 1);
+    assert!(message.contains("cannot read /nonexistent"), "{message}");
+    fs::write(&file, "{\"schema\":1}").unwrap();
+    let message = failure(&["bench", "--against", file.to_str().unwrap()], 1);
+    assert!(message.contains("measure again"), "{message}");
+}
+
+#[test]
+fn the_table_fits_the_terminal_and_begins_with_the_downtime() {
+    for columns in [80, 100, 120] {
+        let arguments = ["bench", "--size", "1M", "--runs", "1"];
+        let output = luo(&arguments)
+            .env("COLUMNS", columns.to_string())
+            .assert()
+            .success()
+            .get_output()
+            .clone();
+        let text = String::from_utf8(output.stdout).unwrap();
+        for line in text.lines() {
+            assert!(line.chars().count() <= columns, "{columns}: {line}");
+        }
+        let headings: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
+        assert_eq!(headings[..2], ["measured", "downtime"]);
+        assert!(text.contains("Verified: after each jump"), "{text}");
+    }
+}
+
+#[test]
+fn man_pages_and_completions_are_made_for_every_command() {
+    let share = tempfile::tempdir().unwrap();
+    luo(&["manual", share.path().to_str().unwrap()])
+        .assert()
+        .success();
+    let read = |file: &str| fs::read_to_string(share.path().join(file)).unwrap();
+    let bench = read("man/man1/luo-bench.1");
+    assert!(
+        bench.contains("against") && bench.contains("image"),
+        "{bench}"
+    );
+    for file in [
+        "bash-completion/completions/luo",
+        "zsh/site-functions/_luo",
+        "fish/vendor_completions.d/luo.fish",
+    ] {
+        assert!(read(file).contains("threshold"), "{file}");
+    }
+    assert!(read("man/man1/luo-lab-bench.1").contains("compare"));
+}
+
+#[test]
+fn the_bench_names_handlers_as_they_are_registered() {
+    use luo_bench::subject::{fill::Fill, pages::Pages, Subject};
+    let memfd = Subject::Memfd {
+        size: 1,
+        pages: Pages::Base,
+        fill: Fill::Dense,
+    };
+    let output = luo(&["handlers", "--json"])
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let listed = json(&output.stdout);
+    for subject in [memfd, Subject::Vfio, Subject::Ioport] {
+        let mut handlers = listed.as_array().unwrap().iter();
+        let is_it = |handler: &Value| handler["compatible"] == subject.compatible();
+        assert!(handlers.any(is_it), "{subject}: {listed}");
+    }
 }

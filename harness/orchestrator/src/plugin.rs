@@ -5,7 +5,6 @@
 //! closed: files, private states and panics of its handlers may refer to its code until the process
 //! ends.
 
-#![allow(unsafe_code)] // an edge: opening a library runs its code
 #![allow(unsafe_code)] // an edge: opens shared objects
 
 use std::io;

@@ -9,6 +9,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr::{null_mut, NonNull};
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
 
@@ -64,6 +66,24 @@ fn close_others_on_exec() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Has a command, in its own process, inherit the standard streams and `files`, and nothing else. The
+/// files have to be open until it is started.
+pub(crate) fn inherit_in_child(command: &mut Command, files: &[BorrowedFd<'_>]) {
+    let numbers: Vec<RawFd> = files.iter().map(|file| file.as_raw_fd()).collect();
+    let inherit = move || {
+        close_others_on_exec()?;
+        for &number in &numbers {
+            // SAFETY: this command of fcntl takes any number, and fails for one that is not open.
+            if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: after the fork it makes two kinds of system calls and neither allocates nor locks.
+    unsafe { command.pre_exec(inherit) };
 }
 
 /// Returns only if that failed. Unlike `execvp(3)` it does not give a file that the kernel refuses

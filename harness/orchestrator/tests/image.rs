@@ -403,6 +403,58 @@ fn a_link_that_cannot_be_read_costs_no_image() {
 }
 
 #[test]
+fn a_link_without_a_name_costs_no_image() {
+    for target in [".", "..", "/", "./.", "image/.."] {
+        let directory = directory();
+        save(&[dense(1000, 1)], directory.path()).unwrap();
+        let image = image_of(directory.path());
+        let current = directory.path().join("current");
+        fs::remove_file(&current).unwrap();
+        std::os::unix::fs::symlink(target, &current).unwrap();
+        let null = Outgoing::default();
+        null.preserve_file(FileRef::from(File::open("/dev/null").unwrap().as_fd()))
+            .unwrap();
+        let handover = Handover {
+            devicetree: Vec::new(),
+            outgoing: &null,
+        };
+        image::save(&handover, directory.path(), &|_| ()).unwrap_err();
+        assert!(image.join("contents-1").exists(), "{target}");
+        let second = [dense(2000, 2)];
+        save(&second, directory.path()).unwrap();
+        assert_eq!(listing(directory.path()), CLEAN, "{target}");
+        let new = load(directory.path()).unwrap();
+        assert_same(&second[0], &new.retrieve(Token(0)).unwrap());
+    }
+}
+
+#[test]
+fn damaged_contents_are_named_and_stay_where_they_are() {
+    let image = Damaged::new();
+    let path = image.path("contents-1");
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, &good[..good.len() - 1]).unwrap();
+    let new = load(image.directory.path()).unwrap();
+    let error = new.retrieve(Token(0)).unwrap_err();
+    assert_eq!(error.errno(), Errno::EBADMSG);
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("not what was written"),
+        "{error}"
+    );
+    assert_eq!(new.finish().unwrap(), []);
+    assert_eq!(new.left(), [Token(0)]);
+    assert_eq!(new.take_left(Token(0)).unwrap_err().errno(), Errno::EBADMSG);
+    // Once it is repaired, for example by a copy, it can be had.
+    fs::write(&path, good).unwrap();
+    let files = new.take_left(Token(0)).unwrap();
+    assert!(bytes_of(&files[0]) == bytes_of(&image.files[0]));
+}
+
+#[test]
 fn directories_are_created_as_deep_as_needed() {
     let directory = directory();
     let deep = directory.path().join("a/b/c");

@@ -8,8 +8,8 @@ use crate::archive::USERS_PROGRAM;
 use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
-    devices, failing_freeze, forged, luo_bench, memfd_twice, numa, quiet, reserved, session_shell,
-    subsystems, swap, switched_off,
+    attributes, devices, failing_freeze, forged, freeze, late_writes, limit, luo_bench,
+    memfd_twice, numa, quiet, reserved, session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -119,6 +119,85 @@ pub(crate) static TESTS: &[Test] = &[
             check(failing_freeze::take_sound, 0, 1),
         ],
         prints: &[],
+        seconds: 90,
+    },
+    Test {
+        name: "late_writes",
+        about: "stores that come until the last moment before the jump: none is half preserved",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(late_writes::write_on), 0, 0),
+            check(late_writes::compare, 0, 6),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "writers_go_on",
+        about: "a jump is refused while writers are at work: they go on, and cross with the next",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(late_writes::write_on_after_a_refusal), 0, 0),
+            check(late_writes::compare, 0, 6),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "memory_that_failed",
+        about: "memory that was preserved goes bad: the jump is refused, with file and offset",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::spoil_what_is_preserved, 2, 0),
+            check(freeze::take_what_is_sound, 0, 1),
+        ],
+        prints: &["memfd: memfd:spoilt: the memory at offset 0x5000 has failed"],
+        seconds: 90,
+    },
+    Test {
+        name: "cheap_freeze",
+        about: "with 500000 extents and no change freeze takes no memory, and less than 1 % of \
+                prepare's time",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::freeze_without_a_change, 2, 0),
+            check(freeze::take_many, 0, 1),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "fragmented_memory",
+        about: "memfds are prepared and frozen where free memory is single pages",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::preserve_in_fragments, 3, 0),
+            check(freeze::take_fragments, 0, 1),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "memfd_attributes",
+        about: "what makes a memfd besides its contents, each in a session of its own",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Depart(attributes::CASES), 15, 0),
+            stage(Action::Arrive(attributes::CASES), 0, 15),
+        ],
+        prints: &["memfd: only memfds are preserved"],
+        seconds: 120,
+    },
+    Test {
+        name: "memory_limit",
+        about: "a memory limit is found out before anything is taken; with a higher one the memfd \
+                comes back",
+        machine: Machine::Plain,
+        stages: &[
+            check(limit::preserve_much, 1, 0),
+            check(limit::retrieve_under_a_limit, 0, 1),
+        ],
+        prints: &["memfd:luo-workload-1: the cgroup has no room for 33554432 bytes"],
         seconds: 90,
     },
     Test {
@@ -270,7 +349,7 @@ pub(crate) static TESTS: &[Test] = &[
         about: "what a hostile previous kernel left fails alone, with a reason",
         machine: Machine::Vfio,
         stages: &[
-            check(forged::preserve_all, 15, 0),
+            check(forged::preserve_all, 20, 0),
             check(forged::refuse_forged, 0, 3),
         ],
         prints: &[

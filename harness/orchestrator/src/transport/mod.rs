@@ -3,8 +3,8 @@
 //! brings an [`Arrival`](crate::handover::Arrival) on the new one.
 //!
 //! - [`exec`]: the process replaces itself; files and metadata are inherited, nothing is copied
-//! - [`image`](self#features): contents and metadata are written to a directory, and read by any
-//!   later process
+//! - [`spawn`]: the new program starts beside this one, which goes on if it does not come up
+//! - `image`: contents and metadata are written to a directory, and read by any later process
 //! - [`loopback`]: within one process, for tests
 //! - [`program`]: what a jump starts, and whether it can run here
 
@@ -14,6 +14,6 @@ mod executable;
 pub mod image;
 mod inheritance;
 pub mod loopback;
+mod notify;
 pub mod program;
-
-pub use executable::{BadProgram, BadProgramReason};
+pub mod spawn;

@@ -28,7 +28,7 @@
 
 #include "../vfio/vfio.h"
 #include "../vfio/pci/vfio_pci_priv.h"
-#include "luo_shim.h"
+#include "luo_shim_vfio.h"
 
 static_assert(VFIO_PCI_NUM_REGIONS <= LUO_VFIO_REGIONS_MAX);
 static_assert(VFIO_PCI_NUM_IRQS <= LUO_VFIO_IRQS_MAX);
