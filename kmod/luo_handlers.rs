@@ -14,6 +14,8 @@
 //! - `sections`: what was linked in, and what should have been
 //! - `shim`: what C does for us
 
+#![deny(unsafe_code)] // but at the edges: host, participant, sections
+
 mod counters;
 mod host;
 mod participant;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the linker put together: handlers, subsystems, and what Kconfig has switched on.
 
+#![allow(unsafe_code)] // an edge: symbols of the linker
+
 use core::ffi::CStr;
 
 use kernel::prelude::*;
