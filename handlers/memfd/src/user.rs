@@ -531,7 +531,7 @@ mod tests {
             cross_both_ways(&file, |mut retrieved, before| {
                 assert_eq!(before.position, 4321);
                 assert_eq!(retrieved.stream_position().unwrap(), 4321);
-                let now = rustix::fs::fcntl_getfl(&retrieved).unwrap();
+                let now = rustix::fs::fcntl_getfl(retrieved.as_fd()).unwrap();
                 assert_eq!(now & both, flags);
             });
         }

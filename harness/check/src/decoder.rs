@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The compressions of kernel images, by their first bytes; what comes out is bounded.
 
-use std::io::{self, Read};
+use std::io::Read;
 
 use lzma_rust2::{LzmaReader, XzReader};
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
@@ -61,7 +61,7 @@ impl Compression {
             // The limit is on the whole decoder.
             Self::Lzma => match LzmaReader::new_mem_limit(input, window_kib * 2, None) {
                 Ok(reader) => read_all(reader, limit),
-                Err(error) => Err(ImageError::damaged(WHAT, io::Error::from(error))),
+                Err(error) => Err(ImageError::damaged(WHAT, error)),
             },
             Self::Xz => read_all(XzReader::new_mem_limit(input, false, window_kib * 2), limit),
             Self::Lzo => Err(ImageError::Compression("LZO")),

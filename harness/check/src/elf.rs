@@ -5,8 +5,7 @@ use object::elf::{FileHeader64, PT_LOAD, PT_NOTE, SHT_NOTE, SHT_PROGBITS};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use object::{LittleEndian, ReadRef};
 
-use crate::error::ImageError;
-use crate::image::LIMIT;
+use crate::error::{ImageError, LIMIT};
 
 type Header = FileHeader64<LittleEndian>;
 

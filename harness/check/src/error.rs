@@ -3,6 +3,9 @@
 
 use std::io;
 
+/// The most that a part of an image may have, compressed or not, in bytes.
+pub const LIMIT: u64 = 512 << 20;
+
 /// Why a kernel image cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {

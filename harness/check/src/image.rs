@@ -17,11 +17,8 @@ use serde::Serialize;
 
 pub use crate::decoder::Compression;
 use crate::elf;
-pub use crate::error::ImageError;
+pub use crate::error::{ImageError, LIMIT};
 use crate::facts::Facts;
-
-/// The most that a part of an image may have, compressed or not.
-pub const LIMIT: u64 = 512 << 20;
 
 /// What kind of file an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -90,7 +90,7 @@ mod unit_tests {
         fs::create_dir_all(checkout.join("handlers/hosted-alone")).unwrap();
         let select = |paths: &[PathBuf]| select_handlers(&checkout, paths);
         assert!(matches!(select(&[]).unwrap(), Selection::All));
-        let Selection::Named(names) = select(&[own.clone()]).unwrap() else {
+        let Selection::Named(names) = select(std::slice::from_ref(&own)).unwrap() else {
             panic!("all were selected");
         };
         let own = own.canonicalize().unwrap().to_string_lossy().into_owned();

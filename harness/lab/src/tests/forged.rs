@@ -238,7 +238,7 @@ fn change_extents(
     let mut block: MemfdBlock = memory.load(block_at)?;
     let mut extent: MemfdExtent = memory.load(extent_at)?;
     let length = (size_of::<MemfdBlock>() + size_of::<MemfdExtent>()) as u64;
-    record.chain.last_block = U64::new(block_at / page << 24 | length);
+    record.chain.last_block = U64::new((block_at / page) << 24 | length);
     record.chain.extents = U64::new(1);
     record.chain.pages = U64::new(extent.length());
     change(&mut record, &mut extent);
