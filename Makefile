@@ -59,9 +59,9 @@ check:
 	$(CARGO) clippy --package luo-handler-api --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
-# After `luo lab build`, as root.
+# A kernel tree with the handlers in it, and a configuration with them switched on: TREE=, CONFIG=.
 matrix:
-	kmod/matrix.sh
+	kmod/matrix.sh "$(TREE)" "$(CONFIG)" target/matrix
 
 fuzz:
 	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) run --release --manifest-path fuzz/Cargo.toml \

@@ -36,5 +36,4 @@ int luo_kept_order(unsigned long pfn);
 /* luo_shim.c: checksums */
 u32 luo_crc32c(u32 so_far, const void *bytes, size_t len);
 
-
 #endif /* _LUO_SHIM_H */

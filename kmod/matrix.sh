@@ -1,33 +1,39 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# matrix.sh [CACHE]: compiles what `luo integrate` put into the lab's kernel tree, with W=1, in the
-# lab's build root: as the lab configures it, then without each handler, and without each option that
-# the handlers' C has to do without. Only our objects, so that it is quick; `luo lab build` comes first,
-# and it takes root. Reports each line of the matrix, and exits 1 after a warning or an error.
+# matrix.sh TREE CONFIG OUT: compiles what `luo integrate` put into a kernel tree, with W=1: with the
+# configuration CONFIG, then without each handler, and without each option that the handlers' C has to do
+# without. Only our objects go into OUT, so that it is quick. ROOT=DIR, as root, takes the compilers from
+# a build root such as the lab's, toolchain-*/root in its cache. Reports each line of the matrix, and
+# exits 1 after a warning or an error.
 set -eu
 
-cache=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/luo-lab}
-tree=$(echo "$cache"/source-*/linux)
-out=$(dirname "$tree")/build-matrix
-base=$(dirname "$tree")/build-release/.config
+[ $# -eq 3 ] || { echo "usage: [ROOT=DIR] matrix.sh TREE CONFIG OUT" >&2; exit 2; }
+mkdir -p "$3"
+tree=$(realpath "$1") base=$(realpath "$2") out=$(realpath "$3")
 ours=drivers/luo_handlers
 options='TRANSPARENT_HUGEPAGE MEMCG NUMA SWAP HUGETLBFS DEVPORT VFIO_GROUP'
 handlers=$(sed -n 's/^config \(LUO_HANDLER_.*\)/\1/p' "$tree/$ours"/*/kmod/Kconfig)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# In a mount namespace of its own, as the lab enters its build root.
+# With ROOT, in a mount namespace of its own, in which both trees are where they are outside.
 kernel_make() {
+    if [ -z "${ROOT:-}" ]; then
+        nice make -s -C "$tree" O="$out" "$@" </dev/null
+        return
+    fi
     unshare --mount --propagation private sh -ec '
-        cache=$1 root=$2 tree=$3
+        root=$1 tree=$2 out=$3
         shift 3
-        mkdir -p "$root$cache"
-        mount --bind "$cache" "$root$cache"
+        for directory in "$tree" "$out"; do
+            mkdir -p "$root$directory"
+            mount --bind "$directory" "$root$directory"
+        done
         mount --rbind /proc "$root/proc"
         mount --rbind /dev "$root/dev"
         exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C \
-            nice make -s -C "$tree" "$@"' \
-        sh "$cache" "$cache/toolchain-trixie/root" "$tree" O="$out" "$@" </dev/null
+            nice make -s -C "$tree" O="$out" "$@"' \
+        sh "$ROOT" "$tree" "$out" "$@" </dev/null
 }
 
 # compile NAME [OPTION]: without the option, if there is one.
@@ -49,7 +55,6 @@ compile() {
     echo "$1: compiles"
 }
 
-mkdir -p "$out"
 compile everything
 for option in $handlers $options; do
     compile "without $option" "$option"

@@ -106,17 +106,17 @@ pub trait MemfdBackend: Sync + 'static {
     /// Undoes what `freeze` did to others, if anything.
     fn thaw(&self, file: FileRef<'_>);
 
-    /// Rebuilds the file. The record and each of its chains were checked, as far as that is possible
-    /// without looking at files and memory: whether `contents` is the file that was recorded,
-    /// whether a frame holds a page that was preserved and not yet taken, or whether a place in
-    /// the file is named twice, is checked here.
+    /// Rebuilds the file. The record and each of its chains were checked, as far as that is
+    /// possible without looking at files and memory: whether `contents` is the file that was
+    /// recorded, whether a frame holds a page that was preserved and not yet taken, or whether a
+    /// place in the file is named twice, is checked here.
     ///
     /// # Errors
     ///
     /// `EINVAL` if not; others.
     fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno>;
 
-    /// Releases contents that crossed and that nobody took, or not successfully. The record and each
-    /// of its chains were checked.
+    /// Releases contents that crossed and that nobody took, or not successfully. The record and
+    /// each of its chains were checked.
     fn discard(&self, record: &Record, host: Host<'_>);
 }

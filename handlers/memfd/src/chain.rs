@@ -78,9 +78,9 @@ pub(crate) struct ChainWriter<'a, B> {
 ///
 /// `EBADMSG` for a checksum, `ENOENT` for a block that is not there, other errors of the host, and
 /// `EINVAL` for anything else: a block of another length, an extent that is malformed, overlaps
-/// another, is out of order, reaches beyond the size or the machine's memory, splits a huge page, or
-/// names frames where there are none and none where there are some; counts that are not those of the
-/// record; a chain that goes in a circle.
+/// another, is out of order, reaches beyond the size or the machine's memory, splits a huge page,
+/// or names frames where there are none and none where there are some; counts that are not those of
+/// the record; a chain that goes in a circle.
 #[derive(Clone, Copy, Debug)]
 pub struct Extents<'h> {
     pub(crate) host: Host<'h>,
@@ -276,8 +276,8 @@ impl<'h> Extents<'h> {
         self.for_each(&mut |_| Ok(()))
     }
 
-    /// Shows each extent to `visit`: the blocks from the last to the first, the extents of a block in
-    /// ascending order. The checksum of a block comes after its extents, so who cannot undo what
+    /// Shows each extent to `visit`: the blocks from the last to the first, the extents of a block
+    /// in ascending order. The checksum of a block comes after its extents, so who cannot undo what
     /// `visit` does calls [`verify`](Self::verify) before.
     ///
     /// # Errors
@@ -477,9 +477,12 @@ mod tests {
         hostile_twice_the_same: block 2, |_, e| e[1] = e[0] => EINVAL;
         hostile_overlap_between_blocks: block 2, |_, e| e[1] = extent(8, IN_FILE, 3) => EINVAL;
         hostile_order_between_blocks: block 1, |_, e| e[2] = extent(100, IN_FILE, 1) => EINVAL;
-        hostile_extent_beyond_the_size: block 3, |_, e| e[3] = extent(1 << 20, IN_FILE, 1) => EINVAL;
-        hostile_extent_across_the_end: block 3, |_, e| e[3] = extent((1 << 20) - 1, IN_FILE, 2) => EINVAL;
-        hostile_extent_at_the_end_of_time: block 3, |_, e| e[3] = extent((1 << 51) - 1, IN_FILE, 1) => EINVAL;
+        hostile_extent_beyond_the_size: block 3,
+            |_, e| e[3] = extent(1 << 20, IN_FILE, 1) => EINVAL;
+        hostile_extent_across_the_end: block 3,
+            |_, e| e[3] = extent((1 << 20) - 1, IN_FILE, 2) => EINVAL;
+        hostile_extent_at_the_end_of_time: block 3,
+            |_, e| e[3] = extent((1 << 51) - 1, IN_FILE, 1) => EINVAL;
         hostile_frame: block 3, |_, e| e[3] = extent(16, 5, 1) => EINVAL;
         hostile_number_of_pages: block 3, |_, e| e[3] = extent(16, IN_FILE, 2) => EINVAL;
     }

@@ -527,7 +527,8 @@ mod tests {
             let extent = Extent::new(index, frame, length);
             prop_assert_eq!(extent.is_some(), fits);
             if let Some(extent) = extent {
-                prop_assert_eq!((extent.index(), extent.frame(), extent.length()), (index, frame, length));
+                let found = (extent.index(), extent.frame(), extent.length());
+                prop_assert_eq!(found, (index, frame, length));
                 prop_assert!(extent.is_valid());
             }
         }
@@ -560,7 +561,9 @@ mod tests {
         }
 
         #[test]
-        fn pages_of_a_kept_file_merge_by_index_alone(indices in prop::collection::btree_set(0u64..400, 0..300)) {
+        fn pages_in_a_file_merge_by_index_alone(
+            indices in prop::collection::btree_set(0u64..400, 0..300),
+        ) {
             let pages: Vec<Page> = indices.into_iter().map(|index| (index, IN_FILE)).collect();
             let extents = build(&pages).unwrap();
             prop_assert!(extents.windows(2).all(|pair| pair[0].end() < pair[1].index()));

@@ -18,10 +18,12 @@
 //!
 //! A frame is only touched if KHO marked it as preserved and not restored. So a number in a record
 //! leads at most to memory that the previous kernel preserved, for whatever file; what is not
-//! claimed by then can be claimed in the name of another. Pages that follow each other in the file go
-//! into the page cache, its accounts and the LRU together. They come back dirty and up to date: a
-//! clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
+//! claimed by then can be claimed in the name of another. Pages that follow each other in the file
+//! go into the page cache, its accounts and the LRU together. They come back dirty and up to date:
+//! a clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
 //! without large folios as single pages.
+
+#![allow(unsafe_code)]
 
 use ::kernel::{alloc::KVVec, prelude::GFP_KERNEL};
 use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile};
@@ -95,7 +97,8 @@ impl MemfdBackend for KernelBackend {
     }
 
     /// Files of shmem that only descriptors and mappings lead to. Those that are not memfds are
-    /// taken to be refused with a reason: mainline's handler would lose what makes them other files.
+    /// taken to be refused with a reason: mainline's handler would lose what makes them other
+    /// files.
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
         // SAFETY: a `FileRef` is an open file.
         unsafe { shim::luo_memfd_is_known(file.as_ptr()) }
@@ -282,8 +285,8 @@ impl<'a> Shmem<'a> {
     /// Looks at pages from `next` on up to `last`, and moves `next` after what was found.
     fn find(self, next: &mut u64, last: u64) -> Batch {
         let mut found = [shim::Found::default(); shim::FOUND_MAX];
-        // SAFETY: by the type's invariant it is an open memfd; there is room for as much as is found
-        // at once.
+        // SAFETY: by the type's invariant it is an open memfd; there is room for as much as is
+        // found at once.
         let count = unsafe {
             shim::luo_memfd_find(self.0.as_ptr(), next, last, found.as_mut_ptr()) as usize
         };
@@ -523,9 +526,9 @@ impl Batch {
         found.copied()
     }
 
-    /// Does what has to be done before `found`, which was taken last, can be preserved. What follows
-    /// it and has to be moved as well is moved along, as far as it lies before page `end`: the last
-    /// folio may reach beyond the file.
+    /// Does what has to be done before `found`, which was taken last, can be preserved. What
+    /// follows it and has to be moved as well is moved along, as far as it lies before page `end`:
+    /// the last folio may reach beyond the file.
     fn make_way(
         &mut self,
         found: &shim::Found,
@@ -624,8 +627,8 @@ fn create(record: &Record) -> Result<OwnedFile, Errno> {
         gid: attributes.gid,
         name: record.name.to_bytes(),
     };
-    // SAFETY: `wanted` is valid for reads and its name ends with a zero, by the invariant of `Name`;
-    // nobody else has what is returned.
+    // SAFETY: `wanted` is valid for reads and its name ends with a zero, by the invariant of
+    // `Name`; nobody else has what is returned.
     unsafe { OwnedFile::from_err_ptr(shim::luo_memfd_create(&wanted)) }
 }
 

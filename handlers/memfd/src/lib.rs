@@ -31,27 +31,27 @@
 //! # What is preserved
 //!
 //! The preservation follows the kernel's `mm/memfd_luo.c` and goes further where that fills holes
-//! or refuses a file. A process takes both kinds of memfd, those of shmem and those of hugetlbfs; the
-//! kernel those of shmem. To a process, a file of tmpfs or hugetlbfs that has lost its last name is
-//! as good as a memfd: it lives on as it is. In the kernel it would come back without the limits
-//! and the huge page policy of its mount, so it is refused; SysV shared memory and that of drivers
-//! likewise.
+//! or refuses a file. A process takes both kinds of memfd, those of shmem and those of hugetlbfs;
+//! the kernel those of shmem. To a process, a file of tmpfs or hugetlbfs that has lost its last
+//! name is as good as a memfd: it lives on as it is. In the kernel it would come back without the
+//! limits and the huge page policy of its mount, so it is refused; SysV shared memory and that of
+//! drivers likewise.
 //!
 //! *Contents and size.* Every byte that was written is there afterwards. A hole costs nothing and
 //! is a hole afterwards: the record holds one extent of 16 bytes for each run of pages that exists,
 //! so that prepare, record and retrieve grow with what is in the file and not with its size.
 //! What is written between prepare and freeze crosses as well. After freeze the kernel runs on for
-//! a while: a store to a page that is there crosses; one that would fill a hole waits, killably, for
-//! the jump, or until the jump is refused. What comes from kernel mode, write(2) among it, waits some
-//! seconds and fails then: its task may hold a lock that the reboot needs.
+//! a while: a store to a page that is there crosses; one that would fill a hole waits, killably,
+//! for the jump, or until the jump is refused. What comes from kernel mode, write(2) among it,
+//! waits some seconds and fails then: its task may hold a lock that the reboot needs.
 //! Memory that fails before freeze refuses the jump with `EIO`. hugetlbfs does not tell a process
 //! where its holes are (`SEEK_HOLE` finds none), so a hugetlb memfd counts as one hole if it has no
 //! page at all and as one extent over its whole size otherwise.
 //!
-//! *Position and status flags.* The file position, the access mode, and the flags that `F_SETFL` can
-//! change: `O_APPEND`, `O_DIRECT`, `O_NOATIME` and `O_NONBLOCK`. Nobody who shares the open file
-//! sees its position move: the handler looks for holes through a description of its own, for which
-//! it needs `/proc` and permission to read the file.
+//! *Position and status flags.* The file position, the access mode, and the flags that `F_SETFL`
+//! can change: `O_APPEND`, `O_DIRECT`, `O_NOATIME` and `O_NONBLOCK`. Nobody who shares the open
+//! file sees its position move: the handler looks for holes through a description of its own, for
+//! which it needs `/proc` and permission to read the file.
 //!
 //! *Seals.* `F_SEAL_SEAL`, `SHRINK`, `GROW`, `WRITE`, `FUTURE_WRITE` and `EXEC`. A seal that this
 //! version does not know refuses the file with `EOPNOTSUPP`: a promise that cannot be kept is not
@@ -69,7 +69,8 @@
 //! - Mappings, file locks and leases of the old side, and `O_SYNC`, `O_DSYNC` and the like, which
 //!   mean nothing for memory.
 //! - Memory policy, and what `fallocate` reserved beyond the end of the file. Within it, what was
-//!   reserved but never written comes back as pages of zeros from the kernel, as a hole from a process.
+//!   reserved but never written comes back as pages of zeros from the kernel, as a hole from a
+//!   process.
 //! - Which pages were large folios: in the kernel they come back large, in a process nobody knows.
 //!
 //! # Trust
@@ -78,8 +79,6 @@
 //! record is read once and every count, range, order and checksum in it is checked; the errors are
 //! listed at [`Record`]. A checksum is not a signature: whoever can write a record can name any
 //! of the host's handles in it, and in the kernel any frame that was preserved and not yet taken.
-
-#![allow(unsafe_code)] // until its unsafe code lies in edge modules alone
 
 mod backend;
 pub mod chain;

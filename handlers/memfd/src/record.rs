@@ -477,15 +477,18 @@ mod tests {
         hostile_page_shift_of_nothing: |h| (h.page_shift, h.file_page_shift) = (0, 0) => EINVAL;
         hostile_page_shift_beyond_64: |h| (h.page_shift, h.file_page_shift) = (200, 200) => EINVAL;
         hostile_file_page_shift: |h| h.file_page_shift = 21 => EINVAL;
-        hostile_huge_page_shift: |h| (h.kind, h.file_page_shift, h.size) = (2, 35, U64::ZERO) => EINVAL;
+        hostile_huge_page_shift:
+            |h| (h.kind, h.file_page_shift, h.size) = (2, 35, U64::ZERO) => EINVAL;
         hostile_huge_page_below_the_base_page: |h| (h.kind, h.file_page_shift) = (2, 11) => EINVAL;
         hostile_hugetlb_size: |h| (h.kind, h.file_page_shift) = (2, 21) => EINVAL;
         hostile_kind: |h| h.kind = 3 => EINVAL;
         hostile_kind_of_nothing: |h| h.kind = 0 => EINVAL;
         hostile_contents: |h| h.contents_in = 3 => EINVAL;
         hostile_extents_without_pages: |h| h.chain.pages = U64::ZERO => EINVAL;
-        hostile_pages_without_extents: |h| (h.chain.extents, h.chain.last_block) = (U64::ZERO, U64::ZERO) => EINVAL;
-        hostile_block_without_extents: |h| (h.chain.extents, h.chain.pages) = (U64::ZERO, U64::ZERO) => EINVAL;
+        hostile_pages_without_extents:
+            |h| (h.chain.extents, h.chain.last_block) = (U64::ZERO, U64::ZERO) => EINVAL;
+        hostile_block_without_extents:
+            |h| (h.chain.extents, h.chain.pages) = (U64::ZERO, U64::ZERO) => EINVAL;
         hostile_extents: |h| h.chain.extents = U64::MAX_VALUE => EINVAL;
         hostile_more_extents_than_pages: |h| h.chain.extents = U64::new(5) => EINVAL;
         hostile_pages: |h| h.chain.pages = U64::MAX_VALUE => EINVAL;
@@ -571,7 +574,8 @@ mod tests {
             contents: u64, hugetlb: bool, last_block: u64, counts: (u64, u64),
             owner in (0..u32::MAX, 0..u32::MAX), named in "[a-z]{0,80}",
         ) -> Record {
-            let (kind, file_page_shift) = if hugetlb { (Kind::Hugetlb, 21) } else { (Kind::Shmem, 12) };
+            let (kind, file_page_shift) =
+                if hugetlb { (Kind::Hugetlb, 21) } else { (Kind::Shmem, 12) };
             let size = if hugetlb { size >> 21 << 21 } else { size };
             let pages = counts.0 % (size.div_ceil(4096) + 1);
             let extents = if pages == 0 { 0 } else { 1 + counts.1 % pages };
@@ -584,7 +588,11 @@ mod tests {
                 page_shift: 12,
                 contents_in: if hugetlb { Contents::Frames } else { Contents::File },
                 contents,
-                chain: Chain { last_block: if pages == 0 { 0 } else { last_block }, extents, pages },
+                chain: Chain {
+                    last_block: if pages == 0 { 0 } else { last_block },
+                    extents,
+                    pages,
+                },
                 late: Chain::default(),
                 name: name(&named),
             }

@@ -282,7 +282,8 @@ fn scout(fd: BorrowedFd<'_>) -> Result<File, Errno> {
     reopen(fd, OFlags::RDONLY.bits())
 }
 
-/// Opens a memfd again with an access mode, through `/proc`. `EOPNOTSUPP` where that is not mounted;
+/// Opens a memfd again with an access mode, through `/proc`. `EOPNOTSUPP` where that is not
+/// mounted;
 /// `EACCES` if the permission bits of the memfd forbid it.
 fn reopen(fd: BorrowedFd<'_>, access: u32) -> Result<File, Errno> {
     let path = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());

@@ -32,12 +32,22 @@ use luo_lab::vm::options::GuestOptions;
 #[derive(Debug, Subcommand)]
 pub enum LabCommand {
     /// Fetch the toolchain and the kernel source, configure and build; a second build takes seconds
-    Build(BuildArguments),
+    Build {
+        /// What to build
+        #[command(flatten)]
+        build: BuildArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
+    },
     /// Boot a guest and run one command in it, or, without a command, a shell
     Boot {
         /// How to boot it
         #[command(flatten)]
         guest: GuestArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
         /// What the guest has on its board
         #[command(flatten)]
         board: BoardArguments,
@@ -50,6 +60,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
         /// What the guest has on its board
         #[command(flatten)]
         board: BoardArguments,
@@ -59,6 +72,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
         /// List the tests and run none
         #[arg(long)]
         list: bool,
@@ -77,6 +93,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
         /// How many kexecs
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
         jumps: u32,
@@ -125,6 +144,8 @@ pub struct BuildArguments {
     guest_binary: Option<PathBuf>,
     #[arg(skip)]
     program: Option<PathBuf>,
+    #[arg(skip)]
+    handlers: Vec<PathBuf>,
 }
 
 impl BuildArguments {
@@ -139,9 +160,19 @@ impl BuildArguments {
             checkout: self.checkout,
             guest_binary: self.guest_binary,
             program: self.program,
+            handlers: self.handlers,
         };
         build(cache, &options)
     }
+}
+
+/// Handlers from elsewhere. `bench` does not know what to measure of them.
+#[derive(Args, Clone, Debug)]
+pub struct HandlerArguments {
+    /// The crate of a handler, anywhere, that goes into the kernel beside those of the checkout; may
+    /// be given several times
+    #[arg(long = "handler", value_name = "PATH")]
+    handlers: Vec<PathBuf>,
 }
 
 /// What a command that boots a guest may be told.
@@ -167,6 +198,11 @@ pub struct GuestArguments {
 }
 
 impl GuestArguments {
+    fn with(mut self, more: HandlerArguments) -> Self {
+        self.build.handlers = more.handlers;
+        self
+    }
+
     /// Builds what is to be booted.
     fn prepare(self) -> Result<(Cache, Built, GuestOptions)> {
         let cache = Cache::open()?;
@@ -217,36 +253,43 @@ pub struct LabBenchArguments {
 /// Runs one command of the lab.
 pub fn run(command: LabCommand) -> Result<ExitCode> {
     match command {
-        LabCommand::Build(arguments) => {
-            let built = arguments.build(&Cache::open()?)?;
+        LabCommand::Build { mut build, more } => {
+            build.handlers = more.handlers;
+            let built = build.build(&Cache::open()?)?;
             println!("kernel image  {}", built.artefacts.kernel_image.display());
             println!("kernel tree   {}", built.artefacts.kernel_tree.display());
             println!("initramfs     {}", built.artefacts.initramfs.display());
         }
         LabCommand::Boot {
             guest,
+            more,
             board,
             command,
         } if !command.is_empty() => {
-            let (cache, built, options) = guest.prepare()?;
+            let (cache, built, options) = guest.with(more).prepare()?;
             let ended = run_command(&cache, &built, &options, board.machine, &command)?;
             print!("{}", ended.output);
             return Ok(ExitCode::from(ended.code));
         }
-        LabCommand::Boot { guest, board, .. } | LabCommand::Shell { guest, board } => {
-            let (cache, built, options) = guest.prepare()?;
+        LabCommand::Boot {
+            guest, more, board, ..
+        }
+        | LabCommand::Shell { guest, more, board } => {
+            let (cache, built, options) = guest.with(more).prepare()?;
             run_shell(&cache, &built, &options, board.machine)?;
         }
         LabCommand::Test { list: true, .. } => println!("{}", table::list()),
         LabCommand::Test {
             guest,
+            more,
             program,
             names,
             ..
-        } => return test(guest, program, names),
+        } => return test(guest.with(more), program, names),
         LabCommand::Bench(arguments) => return measure(arguments),
         LabCommand::Soak {
             guest,
+            more,
             jumps,
             seed,
             writes_during_freeze,
@@ -256,7 +299,7 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
                 seed: seed.unwrap_or_else(SoakOptions::random_seed),
                 writes_during_freeze,
             };
-            let (cache, built, options) = guest.prepare()?;
+            let (cache, built, options) = guest.with(more).prepare()?;
             println!("{}", run_soak(&cache, &built, &options, soak)?);
         }
         LabCommand::Status { json, checkout } => {

@@ -46,7 +46,7 @@ pub enum PluginErrorCause {
     Foreign(ForeignPlugin),
     /// One of its handlers cannot be used, or another one of that name is registered.
     #[error("{0}")]
-    Handler(InvalidHandler),
+    Handler(Box<InvalidHandler>),
 }
 
 /// Opens the plugin at `path` and adds its handlers to `registry`, all or none; returns their
@@ -63,7 +63,7 @@ pub fn load(path: &Path, registry: &Registry) -> Result<Vec<Compatible>, PluginE
         path: path.to_owned(),
         cause,
     };
-    let invalid = |invalid| failed(PluginErrorCause::Handler(invalid));
+    let invalid = |invalid| failed(PluginErrorCause::Handler(Box::new(invalid)));
     let descriptor = descriptor_of(path).map_err(failed)?;
     let handlers = descriptor.handlers().map_err(invalid)?;
     let subsystems = descriptor.subsystems().map_err(invalid)?;

@@ -153,6 +153,25 @@ pub(crate) fn adopt_inherited(fd: RawFd, expected: Identity) -> Option<OwnedFd> 
     Some(fd)
 }
 
+/// Takes over a descriptor that the service manager passed to this process, and closes it on the next
+/// exec. The number comes from the environment that the process was started with.
+///
+/// `None` unless it is open and an exec inherits it.
+#[cfg(feature = "fdstore")]
+pub(crate) fn adopt_passed(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: F_GETFD takes any number, and fails for one that is not open.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return None;
+    }
+    // SAFETY: the descriptor is open. By the protocol of sd_listen_fds(3) it is this process's from
+    // its first instruction on, so that nothing that the process opens has its number, and whoever
+    // takes it sets FD_CLOEXEC. It does not have that, so it has no owner.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl_setfd(&fd, FdFlags::CLOEXEC).ok()?;
+    Some(fd)
+}
+
 /// Whether two descriptors stand for the same open file. Where the kernel does not tell, they
 /// might.
 pub(crate) fn is_same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {

@@ -21,7 +21,7 @@ use luo_handler_memfd as _;
 use luo_orchestrator::devicetree::{encode, Tree};
 use luo_orchestrator::error::Error;
 use luo_orchestrator::handover::Handover;
-use luo_orchestrator::inspection::{inspect, Description, Inspection};
+use luo_orchestrator::inspection::{inspect_with, Description, Inspection};
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::outgoing::Outgoing;
 use luo_orchestrator::registry::Registry;
@@ -478,7 +478,7 @@ fn describe(compatible: &Compatible, data: u64, host: Host<'_>) -> Option<Descri
 
 fn inspection(path: &Path) -> Result<Inspection, String> {
     let registry = Registry::linked().unwrap();
-    inspect(path, &registry, &describe).map_err(|error| error.to_string())
+    inspect_with(path, &registry, &describe).map_err(|error| error.to_string())
 }
 
 fn damages(inspection: &Inspection) -> Vec<Option<&str>> {
@@ -582,7 +582,7 @@ fn inspecting_shows_what_the_handler_describes() {
     let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
     assert_eq!(found.files[0].record, expected);
     let json = serde_json::to_value(&found).unwrap();
-    assert_eq!(json["files"][0]["record"]["size"], "4");
+    assert_eq!(json["files"][0]["record"]["size"], 4);
     assert_eq!(json["files"][0]["token"], "0x0");
     assert_eq!(json["files"][0]["compatible"], "memfd-v1");
 }

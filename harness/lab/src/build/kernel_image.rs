@@ -25,15 +25,16 @@ pub(crate) struct KernelImage {
     pub(crate) key: Key,
 }
 
-/// Builds the kernel unless it is there. make itself does only what a change asks for.
+/// Builds the kernel with handlers of a checkout unless it is there. make itself does only what a
+/// change asks for.
 pub(crate) fn build(
     trees: &Trees,
     toolchain: &Toolchain,
-    checkout: &Path,
+    (checkout, selection): (&Path, &Selection),
     profile: Profile,
     jobs: Option<usize>,
 ) -> Result<KernelImage> {
-    let handlers = integrate_handlers(checkout, &trees.source())?;
+    let handlers = integrate_handlers(checkout, selection, &trees.source())?;
     let objects = trees.objects(profile);
     let [source_seen_at, objects_seen_at] = trees.seen_at(profile);
     for directory in [&objects, &objects_seen_at] {
@@ -122,7 +123,7 @@ impl Handlers {
 
 /// Puts the checkout's kmod/ into the source tree. A checkout without one gets the kernel's own
 /// handlers only.
-fn integrate_handlers(checkout: &Path, source: &Path) -> Result<Handlers> {
+fn integrate_handlers(checkout: &Path, selection: &Selection, source: &Path) -> Result<Handlers> {
     // The tree is the lab's, so what was changed in it is nobody's.
     let edits = LocalEdits::Overwrite;
     if !checkout.join("kmod").is_dir() {
@@ -135,7 +136,7 @@ fn integrate_handlers(checkout: &Path, source: &Path) -> Result<Handlers> {
             integrated: None,
         });
     }
-    let integrated = integrate::put(checkout, source, &Selection::All, edits)?;
+    let integrated = integrate::put(checkout, source, selection, edits)?;
     let kconfigs = integrated.kconfigs().map(|file| source.join(file));
     Ok(Handlers {
         fragment: integrated.fragment.clone(),

@@ -105,7 +105,8 @@ impl Trees {
         [self.source.tree.clone(), self.source.beside(&objects)]
     }
 
-    /// Takes over what was built beside the unchanged source, before checkouts had trees of their own.
+    /// Takes over what was built beside the unchanged source, before checkouts had trees of their
+    /// own.
     fn adopt_objects(&self) -> Result<()> {
         for profile in Profile::ALL {
             let (own, [_, shared]) = (self.objects(profile), self.seen_at(profile));

@@ -19,7 +19,7 @@ use anyhow::{bail, Context, Result};
 /// Which handlers to put in.
 #[derive(Clone, Debug)]
 pub enum Selection {
-    /// Every one of the checkout.
+    /// Every one of the checkout that has a kernel's part, `kmod/`.
     All,
     /// Those of the checkout with these names, and, where there is a `/` in it, the crate at that path.
     Named(Vec<String>),
@@ -150,7 +150,12 @@ fn switch(kconfig: &str) -> Option<(String, Vec<String>)> {
 pub(super) fn select(checkout: &Path, selection: &Selection) -> Result<Vec<Handler>> {
     let parent = checkout.join("handlers");
     let directories = match selection {
-        Selection::All => crates_in(&parent)?,
+        Selection::All => {
+            // One without a kernel's part is for processes alone.
+            let mut all = crates_in(&parent)?;
+            all.retain(|directory| directory.join("kmod").is_dir());
+            all
+        }
         Selection::Named(names) => names
             .iter()
             .map(|name| find(&parent, name))

@@ -57,6 +57,9 @@ pub(super) fn compare(wanted: &str, handlers: &[Handler], config: &str) -> Missi
 /// Why Kconfig drops a handler.
 fn reason<'a>(handler: &Handler, value: impl Fn(&str) -> &'a str) -> String {
     let mut reason = format!("Kconfig drops {}", handler.switch);
+    if handler.depends.is_empty() {
+        reason += ", or has not seen it yet: make olddefconfig";
+    }
     for depends in &handler.depends {
         let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
         let states = depends

@@ -320,6 +320,23 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 120,
     },
     Test {
+        name: "devices_bound_late",
+        about: "a device bound late is reserved then; one not bound is named at boot, and lost",
+        machine: Machine::Vfio,
+        stages: &[
+            check(reserved::preserve_to_bind_late, 2, 0),
+            Stage {
+                parameters: "vfio-pci.ids=1b36:0005",
+                ..check(reserved::bind_late, 0, 1)
+            },
+        ],
+        prints: &[
+            "vfio: 0000:00:12.0 must be bound to vfio-pci before it is retrieved",
+            "vfio: 0000:00:12.0: it is not bound to vfio-pci",
+        ],
+        seconds: 120,
+    },
+    Test {
         name: "devices_reset",
         about: "a device that is being reset is waited for",
         machine: Machine::Vfio,
