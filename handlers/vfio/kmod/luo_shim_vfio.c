@@ -29,6 +29,7 @@
 
 #include "../vfio/vfio.h"
 #include "../vfio/pci/vfio_pci_priv.h"
+#include "luo_shim.h"
 #include "luo_shim_vfio.h"
 
 static_assert(VFIO_PCI_NUM_REGIONS <= LUO_VFIO_REGIONS_MAX);
