@@ -195,6 +195,9 @@ pub struct GuestArguments {
     /// command
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
+    /// Have QEMU listen for gdb on port 1234; the kernel stays where its vmlinux says
+    #[arg(long)]
+    gdb: bool,
 }
 
 impl GuestArguments {
@@ -211,6 +214,7 @@ impl GuestArguments {
             memory: self.memory,
             append: self.append,
             timeout: self.timeout.map(Duration::from_secs),
+            gdb: self.gdb,
         };
         Ok((cache, built, options))
     }
