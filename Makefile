@@ -6,7 +6,7 @@ CARGO ?= cargo
 RESULTS ?= target/luo-bench
 # `make install` puts the command, its man pages and completions here.
 PREFIX ?= /usr/local
-# Which reader `make fuzz` feeds: handover, memfd_record or device_records.
+# Which reader `make fuzz` feeds: handover, memfd_record, device_records or kernel_image.
 FUZZ ?= handover
 # Coverage, as cargo-fuzz asks for it, on a stable compiler.
 FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -14,12 +14,13 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help bench install microbench test test-hosted test-lab check fuzz clean
+.PHONY: help bench install matrix microbench test test-hosted test-lab check fuzz clean
 
 help:
 	@echo "make bench       take large memfds across live updates; table, JSON and plots (under a minute)"
 	@echo "make test        all tests: test-hosted, and test-lab across real kexecs in a virtual machine"
 	@echo "make check       formatting, lints, documentation, the kernel's compiler version"
+	@echo "make matrix      the kernel's part with W=1, without each handler and without options it uses"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
 	@echo "make microbench  criterion: the handler ABI, the devicetree, extents, whole cycles"
 	@echo "make fuzz        feed hostile bytes to the readers, until interrupted"
@@ -57,6 +58,10 @@ check:
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	$(CARGO) clippy --package luo-handler-api --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+# A kernel tree with the handlers in it, and a configuration with them switched on: TREE=, CONFIG=.
+matrix:
+	kmod/matrix.sh "$(TREE)" "$(CONFIG)" target/matrix
 
 fuzz:
 	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) run --release --manifest-path fuzz/Cargo.toml \

@@ -8,6 +8,8 @@
 //!     |  frame of the first, 40 | length, 24 |
 //! ```
 
+#![allow(unsafe_code)] // an edge: memory of the kernel
+
 use kernel::{
     error::to_result,
     prelude::*,

@@ -14,6 +14,8 @@
 //! - `sections`: what was linked in, and what should have been
 //! - `shim`: what C does for us
 
+#![deny(unsafe_code)] // but at the edges: host, participant, sections
+
 mod counters;
 mod host;
 mod participant;
@@ -91,7 +93,7 @@ impl kernel::Module for LuoHandlers {
 /// Logs why something is not registered. Without live update nothing is, which is no fault.
 fn log_refusal(participant: &str, origin: &str, error: Error) {
     if error == EOPNOTSUPP {
-        pr_info!("{participant} of {origin}: live update is off (liveupdate=on switches it on)\n");
+        pr_info!("{participant} of {origin}: live update is off (liveupdate=on kho=on switches it on)\n");
     } else {
         pr_err!("{participant} of {origin} is not registered: {error:?}\n");
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What this module knows of a handler or a subsystem.
 
+#![allow(unsafe_code)] // an edge: a text of C
+
 use core::ffi::CStr;
 
 use kernel::prelude::*;

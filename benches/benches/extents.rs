@@ -5,7 +5,8 @@ use std::hint::black_box;
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use fastrand::Rng;
-use luo_handler_memfd::{Extent, ExtentBuilder};
+use luo_handler_api::Errno;
+use luo_handler_memfd::{Extent, ExtentBuilder, Run};
 
 const PAGES: u64 = 262_144;
 const FIRST_FRAME: u64 = 1 << 20;
@@ -51,7 +52,8 @@ fn extents(criterion: &mut Criterion) {
                     Ok(())
                 });
                 for &(index, frame) in black_box(&pages) {
-                    builder.push(index, frame, 1)?;
+                    let run = Run::new(index, frame, 1, 0).ok_or(Errno::EINVAL)?;
+                    builder.push(run)?;
                 }
                 builder.finish()
             })

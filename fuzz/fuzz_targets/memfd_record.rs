@@ -5,7 +5,8 @@
 //! object with its length before it; without, it changes bytes of a true record. With the next bit
 //! the checksums are made right, as somebody would who means harm.
 //!
-//! `make fuzz FUZZ=memfd_record` runs it with coverage on a stable compiler; cargo-fuzz does as well.
+//! `make fuzz FUZZ=memfd_record` runs it with coverage on a stable compiler; cargo-fuzz does as
+//! well.
 
 #![no_main]
 

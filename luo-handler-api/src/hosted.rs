@@ -21,10 +21,8 @@ use std::vec::Vec;
 use crate::{
     host::RawHost,
     ops::{self, PRIVATE_ALIGN_MAX},
-    text::Text,
     Compatible, Errno, FileRef, HandlerOps, Host, HostServices, Hosts, InvalidHandler,
     InvalidReason, NeededBy, OwnedFile, Pairs, RawFile, Retrieved, SubsystemOps, NO_FILE,
-    REASON_MAX,
 };
 
 pub mod files;
@@ -213,12 +211,12 @@ fn failure(status: i32) -> Errno {
 
 /// The host of `init`: takes a reason and offers nothing else.
 #[derive(Default)]
-struct Explained(Mutex<Option<Text<REASON_MAX>>>);
+struct Explained(Mutex<String>);
 
 impl HostServices for Explained {
     fn explain(&self, reason: &str) {
         if let Ok(mut explained) = self.0.lock() {
-            *explained = Some(Text::of(format_args!("{reason}")));
+            *explained = String::from(reason);
         }
     }
 }
@@ -237,12 +235,13 @@ fn initialize(
     // SAFETY: the context belongs to the callback by the invariant of the ops; the host is valid
     // until it returns.
     done(unsafe { init(header.context, &host) }).map_err(|errno| {
-        let reason = explained.0.into_inner().ok().flatten();
+        let reason = explained.0.into_inner().unwrap_or_default();
         InvalidHandler {
             compatible: Some(compatible),
             reason: InvalidReason::Init {
                 errno,
-                reason: reason.unwrap_or(Text::EMPTY),
+                // An error without allocations; few handlers are ever refused.
+                reason: String::leak(reason),
             },
         }
     })

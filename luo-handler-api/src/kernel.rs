@@ -228,7 +228,7 @@ impl<A: Around> SubsystemRegistration<A> {
         self.with_incoming(|_| ()).inspect_err(|_| {
             // SAFETY: the subsystem is registered. No file was finished yet: this is done at boot,
             // before /dev/liveupdate can be opened.
-            unsafe { luo_flb_did_not_come(self.known()) };
+            unsafe { luo_flb_did_not_come(self.known().cast()) };
         })
     }
 
@@ -253,7 +253,7 @@ impl<A: Around> SubsystemRegistration<A> {
 
 extern "C" {
     /// Lets mainline count finished files that came without this subsystem.
-    fn luo_flb_did_not_come(flb: *mut bindings::liveupdate_flb);
+    fn luo_flb_did_not_come(flb: *mut c_void);
     fn luo_crc32c(so_far: u32, bytes: *const u8, len: usize) -> u32;
 }
 

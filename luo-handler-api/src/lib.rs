@@ -63,6 +63,8 @@ pub mod host;
 pub mod hosted;
 #[cfg(luo_kernel)]
 pub mod kernel;
+#[doc(hidden)]
+pub mod note;
 #[cfg(not(luo_kernel))]
 pub mod ops;
 pub mod pairs;

@@ -20,10 +20,9 @@ use crate::{
     host::RawHost,
     pairs::RawPairs,
     panics::caught,
-    text::Text,
     Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, InvalidCompatible, NeededBy,
     OwnedFile, Pairs, Prepared, Preserved, RawFile, Retrieved, Subsystem, COMPATIBLE_LENGTH,
-    NO_FILE, REASON_MAX,
+    NO_FILE,
 };
 
 /// Version of the C form: changes with the meaning of a field or of a callback, not with a new one.
@@ -193,8 +192,8 @@ pub enum InvalidReason {
     Init {
         /// The error that `init` returned.
         errno: Errno,
-        /// What it explained.
-        reason: Text<REASON_MAX>,
+        /// What it explained; empty if it did not.
+        reason: &'static str,
     },
     /// Another one has the same compatible.
     Duplicate,
@@ -601,7 +600,7 @@ impl fmt::Display for InvalidHandler {
             InvalidReason::NeededBy => {
                 f.write_str("the handlers whose files need it are not named")
             }
-            InvalidReason::Init { errno, reason } if reason.as_str().is_empty() => {
+            InvalidReason::Init { errno, reason: "" } => {
                 write!(f, "it cannot work here: {errno}")
             }
             InvalidReason::Init { errno, reason } => {

@@ -125,6 +125,7 @@ macro_rules! register_handler {
         $visibility static $name: $type = $value;
         const _: () = {
             $crate::__collect!(handler $name: $type);
+            $crate::__note!($type);
         };
     };
 }

@@ -67,10 +67,12 @@ fn columns(line: &str) -> usize {
     })
 }
 
-/// A line of one long word, such as an address.
+/// A row of a table, or a line of one long word, such as an address.
 fn is_unbreakable(line: &str) -> bool {
-    line.split_whitespace()
-        .any(|word| columns(word) > COLUMNS_MAX - 20)
+    line.starts_with('|')
+        || line
+            .split_whitespace()
+            .any(|word| columns(word) > COLUMNS_MAX - 20)
 }
 
 fn names_licence(text: &str) -> bool {

@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What the policy asks of its surroundings: a process, the kernel, or a test.
+//! What the policy asks of a process, the kernel, or a test.
 
 use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
 
 use crate::{
-    chain::Extents,
-    record::{Attributes, Contents, Record},
+    extent::{Contents, Run},
+    name::Name,
+    record::{Attributes, Record},
 };
 
-/// Shows a run of pages: index of the first in the file, its frame or
-/// [`IN_FILE`](crate::extent::IN_FILE), and their number, all in units of base pages; and the order
-/// of the folios they are in, 0 for single pages and those in a file.
-pub type ShowRun<'a> = dyn FnMut(u64, u64, u64, u8) -> Result<(), Errno> + 'a;
+/// Takes one run of pages after the other.
+pub type ShowRun<'a> = dyn FnMut(Run) -> Result<(), Errno> + 'a;
 
-/// The hands of the handler: all that touches files and memory.
+/// All that touches files and memory.
 ///
 /// The policy calls `keep` before anything else about a file, and ends with one `release`, or with
 /// the jump. Nothing here allocates but `buffer`, or unless an implementation has to.
 pub trait MemfdBackend: Sync + 'static {
-    /// What an implementation has to remember of a file that it keeps.
+    /// What an implementation has to remember of a file that it preserves.
     type Kept: Send + 'static;
 
     /// Memory of [`BLOCK_LENGTH`](crate::chain::BLOCK_LENGTH) bytes.
@@ -30,6 +29,9 @@ pub trait MemfdBackend: Sync + 'static {
     /// Binary logarithm of the base page in bytes.
     fn page_shift(&self) -> u8;
 
+    /// The machine's frames are below this number.
+    fn frame_end(&self) -> u64;
+
     /// Memory for one block of extents.
     ///
     /// # Errors
@@ -37,7 +39,7 @@ pub trait MemfdBackend: Sync + 'static {
     /// `ENOMEM`.
     fn buffer(&self) -> Result<Self::Buffer, Errno>;
 
-    /// Whether `file` is a memfd of a kind that is known here. Cheap, without side effects.
+    /// Whether `file` is for this handler, to preserve or to refuse. Cheap, without side effects.
     fn can_preserve(&self, file: FileRef<'_>) -> bool;
 
     /// Under which identity a second offer of the same memfd is refused; `None` leaves it to the
@@ -47,15 +49,16 @@ pub trait MemfdBackend: Sync + 'static {
         None
     }
 
-    /// Begins to keep the contents of `file`; yields their handle and what to remember. From here on
-    /// whatever would make keeping impossible is held off, as mainline's `shmem_freeze` does.
+    /// Begins to preserve the contents of `file`; returns their handle and what to remember. From
+    /// here on whatever would make that impossible is held off, as mainline's `shmem_freeze` does.
     ///
     /// # Errors
     ///
-    /// Any; nothing is kept then.
+    /// `EOPNOTSUPP` for a file that would not come back as it is, whatever `can_preserve` returned
+    /// for it; others. Nothing is preserved then.
     fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, Self::Kept), Errno>;
 
-    /// Gives the contents up again, with every page that was ever shown.
+    /// Gives the contents up again, with every page that was ever shown, frozen or not.
     fn release(&self, file: FileRef<'_>, contents: u64, kept: &mut Self::Kept, host: Host<'_>);
 
     /// What makes `file` besides its contents.
@@ -65,36 +68,55 @@ pub trait MemfdBackend: Sync + 'static {
     /// `EOPNOTSUPP` for a kind of file that is not known here.
     fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno>;
 
+    /// The name of `file`, empty where it cannot be given to another one.
+    fn name(&self, file: FileRef<'_>) -> Name;
+
     /// Shows the pages within the first `size` bytes that exist, in ascending order and disjoint,
-    /// and keeps them. The workload may be running: what it changes meanwhile is shown by the next
-    /// call or not at all.
+    /// and preserves them. The workload may be running: what it changes meanwhile is for `freeze`.
     ///
     /// # Errors
     ///
-    /// Any, and what `show` says.
+    /// Any, and those of `show`.
     fn populated(
         &self,
         file: FileRef<'_>,
         kept: &mut Self::Kept,
         size: u64,
+        host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno>;
 
-    /// Rebuilds the file. Record and extents were checked, as far as that is possible without
-    /// looking at files and memory: whether `contents` is the file that was recorded, or a frame
-    /// holds a page that was kept and not yet taken, is checked here.
+    /// From here on no page comes into the file: whoever fills a hole waits for `thaw`. Where the
+    /// contents cross as [`Frames`](Contents::Frames), shows the pages that came after
+    /// `populated`, all of them also if it is called again; where they cross as a
+    /// [`File`](Contents::File), as `populated` does.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if it is not; others.
-    fn restore(
+    /// Any, and those of `show`; the policy calls `thaw` then. `EIO` for memory that has failed.
+    fn freeze(
         &self,
-        record: &Record,
-        extents: &Extents<'_>,
+        file: FileRef<'_>,
+        kept: &mut Self::Kept,
+        size: u64,
         host: Host<'_>,
-    ) -> Result<OwnedFile, Errno>;
+        show: &mut ShowRun<'_>,
+    ) -> Result<(), Errno>;
 
-    /// Releases contents that crossed and that nobody took, or not successfully. The extents were
-    /// not looked at.
-    fn discard(&self, record: &Record, extents: &Extents<'_>, host: Host<'_>);
+    /// Undoes what `freeze` did to others, if anything.
+    fn thaw(&self, file: FileRef<'_>);
+
+    /// Rebuilds the file. The record and each of its chains were checked, as far as that is
+    /// possible without looking at files and memory: whether `contents` is the file that was
+    /// recorded, whether a frame holds a page that was preserved and not yet taken, or whether a
+    /// place in the file is named twice, is checked here.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if not; others.
+    fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno>;
+
+    /// Releases contents that crossed and that nobody took, or not successfully. The record and
+    /// each of its chains were checked.
+    fn discard(&self, record: &Record, host: Host<'_>);
 }

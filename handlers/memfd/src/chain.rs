@@ -4,16 +4,16 @@
 use luo_handler_api::{crc32c, Errno, Host};
 
 use crate::{
-    extent::{Extent, IN_FILE, ORDER_MAX},
-    record::{Contents, Record},
+    extent::{Contents, Extent, IN_FILE, ORDER_MAX},
     wire::{
         little_endian::{U32, U64},
         FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
     },
 };
 
-/// Bytes of a full block.
-pub const BLOCK_LENGTH: usize = 64 << 10;
+/// Bytes of a full block. With pages of 4 KiB eight of them, the most for which the kernel's
+/// allocator frees memory rather than give up.
+pub const BLOCK_LENGTH: usize = 32 << 10;
 
 /// Extents of a full block.
 pub const BLOCK_EXTENTS: u32 = ((BLOCK_LENGTH - HEADER_LENGTH) / EXTENT_LENGTH) as u32;
@@ -46,7 +46,7 @@ pub struct BlockHeader {
     pub reserved: [u8; 8],
 }
 
-const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_EXTENTS == 4094);
+const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_EXTENTS == 2046);
 
 /// Extents as a record names them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,15 +59,17 @@ pub struct Chain {
     pub pages: u64,
 }
 
-/// Fills blocks and has the host keep each as soon as it is full.
-pub(crate) struct ChainWriter<'a> {
+/// Fills blocks and has the host preserve each as soon as it is full.
+pub(crate) struct ChainWriter<'a, B> {
     host: Host<'a>,
-    /// Room for a block, its header included.
-    block: &'a mut [u8],
+    /// Makes room for a block, its header included.
+    make_buffer: &'a dyn Fn() -> Result<B, Errno>,
+    /// Made for the first extent: a chain without any takes no memory.
+    buffer: Option<B>,
     /// Extents in the block so far, fewer than it has room for.
     count: u32,
-    /// What the host keeps.
-    kept: Chain,
+    /// What the host preserves.
+    written: Chain,
 }
 
 /// The extents of a record, read from the host and checked one by one.
@@ -76,18 +78,20 @@ pub(crate) struct ChainWriter<'a> {
 ///
 /// `EBADMSG` for a checksum, `ENOENT` for a block that is not there, other errors of the host, and
 /// `EINVAL` for anything else: a block of another length, an extent that is malformed, overlaps
-/// another, is out of order, reaches beyond the size, splits a huge page or says frames where there
-/// are none and none where there are some; counts that are not those of the record; a chain that
-/// goes in a circle.
+/// another, is out of order, reaches beyond the size or the machine's memory, splits a huge page,
+/// or names frames where there are none and none where there are some; counts that are not those of
+/// the record; a chain that goes in a circle.
 #[derive(Clone, Copy, Debug)]
 pub struct Extents<'h> {
-    host: Host<'h>,
-    chain: Chain,
+    pub(crate) host: Host<'h>,
+    pub(crate) chain: Chain,
     /// Size of the file in pages; no extent reaches beyond, but for the rest of a large folio.
-    size_in_pages: u64,
+    pub(crate) size_in_pages: u64,
     /// Pages that come together, a power of two: those of a huge page.
-    unit: u64,
-    contents_in: Contents,
+    pub(crate) unit: u64,
+    pub(crate) contents_in: Contents,
+    /// Frames are below this number.
+    pub(crate) frame_end: u64,
 }
 
 impl Chain {
@@ -183,86 +187,84 @@ const fn block_length(count: u32) -> usize {
     HEADER_LENGTH + count as usize * EXTENT_LENGTH
 }
 
-impl<'a> ChainWriter<'a> {
-    /// A writer that fills `block`.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if that is not as long as a block.
-    pub(crate) fn new(host: Host<'a>, block: &'a mut [u8]) -> Result<Self, Errno> {
-        if block.len() != BLOCK_LENGTH {
-            return Err(Errno::EINVAL);
-        }
-        Ok(Self {
+impl<'a, B: AsMut<[u8]>> ChainWriter<'a, B> {
+    /// A writer for blocks in a buffer of [`BLOCK_LENGTH`] bytes.
+    pub(crate) fn new(host: Host<'a>, make_buffer: &'a dyn Fn() -> Result<B, Errno>) -> Self {
+        Self {
             host,
-            block,
+            make_buffer,
+            buffer: None,
             count: 0,
-            kept: Chain::default(),
-        })
+            written: Chain::default(),
+        }
     }
 
     /// Adds `extent`, which comes after all others.
     ///
     /// # Errors
     ///
-    /// Those of the host; the writer is of no use then but for [`abandon`](Self::abandon).
+    /// Those of the host and of the buffer, `EINVAL` if that is not as long as a block; the writer
+    /// is of no use then but for [`abandon`](Self::abandon).
     pub(crate) fn push(&mut self, extent: Extent) -> Result<(), Errno> {
+        let buffer = match &mut self.buffer {
+            Some(buffer) => buffer,
+            none => none.insert((self.make_buffer)()?),
+        };
         let place = block_length(self.count);
-        self.block[place..place + EXTENT_LENGTH].copy_from_slice(extent.as_bytes());
+        let place = buffer.as_mut().get_mut(place..place + EXTENT_LENGTH);
+        place
+            .ok_or(Errno::EINVAL)?
+            .copy_from_slice(extent.as_bytes());
         self.count += 1;
-        self.kept.pages += extent.length();
+        self.written.pages += extent.length();
         if self.count == BLOCK_EXTENTS {
             self.flush()?;
         }
         Ok(())
     }
 
-    /// Has the host keep what is left.
+    /// Has the host preserve what is left.
     ///
     /// # Errors
     ///
     /// As [`push`](Self::push).
     pub(crate) fn finish(&mut self) -> Result<Chain, Errno> {
-        if self.count > 0 {
-            self.flush()?;
-        }
-        Ok(self.kept)
+        self.flush()?;
+        Ok(self.written)
     }
 
-    /// Gives back what the host keeps.
+    /// Gives back what the host preserves.
     pub(crate) fn abandon(self) {
-        self.kept.release(self.host);
+        self.written.release(self.host);
     }
 
     fn flush(&mut self) -> Result<(), Errno> {
-        let block = &mut self.block[..block_length(self.count)];
+        let Some(buffer) = self.buffer.as_mut().filter(|_| self.count > 0) else {
+            return Ok(());
+        };
+        let block = &mut buffer.as_mut()[..block_length(self.count)];
         let (head, extents) = block.split_at_mut(HEADER_LENGTH);
         let mut header = BlockHeader {
             magic: BLOCK_MAGIC,
             checksum: U32::ZERO,
             count: U32::new(self.count),
             extents_checksum: U32::new(crc32c(0, extents)),
-            previous: U64::new(self.kept.last_block),
+            previous: U64::new(self.written.last_block),
             reserved: [0; 8],
         };
         header.checksum = U32::new(header.sum());
         head.copy_from_slice(header.as_bytes());
-        self.kept.last_block = self.host.preserve_bytes(block)?;
-        self.kept.extents += u64::from(self.count);
+        self.written.last_block = self.host.preserve_bytes(block)?;
+        self.written.extents += u64::from(self.count);
         self.count = 0;
         Ok(())
     }
 }
 
 impl<'h> Extents<'h> {
-    pub(crate) fn of(record: &Record, host: Host<'h>) -> Self {
-        Self {
-            host,
-            chain: record.chain,
-            size_in_pages: record.size_in_pages(),
-            unit: 1 << (record.attributes.file_page_shift - record.page_shift),
-            contents_in: record.contents_in,
-        }
+    /// The same on a machine whose frames end before `frame_end`.
+    pub fn within(self, frame_end: u64) -> Self {
+        Self { frame_end, ..self }
     }
 
     /// Reads and checks all of them.
@@ -274,8 +276,8 @@ impl<'h> Extents<'h> {
         self.for_each(&mut |_| Ok(()))
     }
 
-    /// Shows each extent to `visit`: the blocks from the last to the first, the extents of a block in
-    /// ascending order. The checksum of a block comes after its extents, so who cannot undo what
+    /// Shows each extent to `visit`: the blocks from the last to the first, the extents of a block
+    /// in ascending order. The checksum of a block comes after its extents, so who cannot undo what
     /// `visit` does calls [`verify`](Self::verify) before.
     ///
     /// # Errors
@@ -337,6 +339,7 @@ impl<'h> Extents<'h> {
     /// Whether `extent` may lie between the pages `free` and `end`.
     fn check(&self, extent: Extent, free: u64, end: u64) -> Result<(), Errno> {
         let named = (extent.frame() != IN_FILE) == (self.contents_in == Contents::Frames);
+        let there = !named || extent.frame() + extent.length() <= self.frame_end;
         let whole = (extent.index() | extent.length()) & (self.unit - 1) == 0;
         let end = if end == self.size_in_pages {
             end.next_multiple_of(1 << extent.order().min(ORDER_MAX))
@@ -344,7 +347,7 @@ impl<'h> Extents<'h> {
             end
         };
         let placed = free <= extent.index() && extent.end() <= end;
-        if extent.is_valid() && named && whole && placed {
+        if extent.is_valid() && named && there && whole && placed {
             Ok(())
         } else {
             Err(Errno::EINVAL)
@@ -368,14 +371,14 @@ impl<'h> Extents<'h> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Attributes, Kind};
+    use crate::extent::FRAME_END;
     use luo_handler_api::testing::FakeHost;
     use proptest::prelude::*;
 
     /// A chain of every other page, in blocks of `counts` extents.
     fn chain_of(host: &FakeHost, counts: &[u32]) -> Chain {
-        let mut block = vec![0; BLOCK_LENGTH];
-        let mut writer = ChainWriter::new(host.lend(), &mut block).unwrap();
+        let make_buffer = || Ok(vec![0; BLOCK_LENGTH]);
+        let mut writer = ChainWriter::new(host.lend(), &make_buffer);
         let mut index = 0;
         for &count in counts {
             for _ in 0..count {
@@ -396,6 +399,7 @@ mod tests {
             size_in_pages: 1 << 20,
             unit: 1,
             contents_in: Contents::File,
+            frame_end: FRAME_END,
         }
     }
 
@@ -473,9 +477,12 @@ mod tests {
         hostile_twice_the_same: block 2, |_, e| e[1] = e[0] => EINVAL;
         hostile_overlap_between_blocks: block 2, |_, e| e[1] = extent(8, IN_FILE, 3) => EINVAL;
         hostile_order_between_blocks: block 1, |_, e| e[2] = extent(100, IN_FILE, 1) => EINVAL;
-        hostile_extent_beyond_the_size: block 3, |_, e| e[3] = extent(1 << 20, IN_FILE, 1) => EINVAL;
-        hostile_extent_across_the_end: block 3, |_, e| e[3] = extent((1 << 20) - 1, IN_FILE, 2) => EINVAL;
-        hostile_extent_at_the_end_of_time: block 3, |_, e| e[3] = extent((1 << 51) - 1, IN_FILE, 1) => EINVAL;
+        hostile_extent_beyond_the_size: block 3,
+            |_, e| e[3] = extent(1 << 20, IN_FILE, 1) => EINVAL;
+        hostile_extent_across_the_end: block 3,
+            |_, e| e[3] = extent((1 << 20) - 1, IN_FILE, 2) => EINVAL;
+        hostile_extent_at_the_end_of_time: block 3,
+            |_, e| e[3] = extent((1 << 51) - 1, IN_FILE, 1) => EINVAL;
         hostile_frame: block 3, |_, e| e[3] = extent(16, 5, 1) => EINVAL;
         hostile_number_of_pages: block 3, |_, e| e[3] = extent(16, IN_FILE, 2) => EINVAL;
     }
@@ -533,26 +540,23 @@ mod tests {
     }
 
     #[test]
-    fn a_record_says_how_many_pages_come_together() {
-        let record = Record {
-            attributes: Attributes {
-                size: 1 << 30,
-                position: 0,
-                seals: 0,
-                status: 2,
-                mode: 0,
-                kind: Kind::Hugetlb,
-                file_page_shift: 21,
-            },
-            page_shift: 12,
-            contents_in: Contents::File,
-            contents: 0,
-            chain: Chain::default(),
-        };
+    fn frames_beyond_memory_are_refused() {
         let host = FakeHost::default();
-        let extents = record.extents(host.lend());
-        assert_eq!((extents.unit, extents.size_in_pages), (512, 1 << 18));
-        assert_eq!(extents.verify(), Ok(()));
+        let mut extents = extents_of(&host, chain_of(&host, &[1]));
+        extents.contents_in = Contents::Frames;
+        extents.chain.pages = 3;
+        change_block(&host, 1, |_, e| e[0] = extent(0, 100, 3));
+        assert_eq!(extents.within(103).verify(), Ok(()));
+        assert_eq!(extents.within(102).verify(), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_chain_without_extents_takes_no_memory() {
+        let host = FakeHost::default();
+        let no_memory = || Err::<Vec<u8>, _>(Errno::ENOMEM);
+        let mut writer = ChainWriter::new(host.lend(), &no_memory);
+        assert_eq!(writer.finish(), Ok(Chain::default()));
+        assert_eq!(writer.push(extent(0, 1, 1)), Err(Errno::ENOMEM));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Runs of pages, and the builder that merges pages into them.
+//! Runs of pages, the 16 bytes of each that cross, and the builder that merges runs.
 
 use core::fmt;
 use luo_handler_api::Errno;
@@ -29,8 +29,19 @@ pub const ORDER_MAX: u8 = 18;
 /// name them. Frame 0 of a machine is never page cache.
 pub const IN_FILE: u64 = 0;
 
+/// Where the contents of a memfd are while they cross.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Contents {
+    /// In a file that the host preserves; extents name no frames.
+    File = 1,
+    /// In the frames that the extents name.
+    Frames = 2,
+}
+
 const INDEX_END: u64 = 1 << INDEX_BITS;
-const FRAME_END: u64 = 1 << FRAME_BITS;
+/// Frames are below this number.
+pub const FRAME_END: u64 = 1 << FRAME_BITS;
 const LENGTH_MAX: u64 = (1 << LENGTH_BITS) - 1;
 
 /// Bits of the length that share a word with the frame; the others share one with the index.
@@ -121,10 +132,16 @@ impl Extent {
         self.index() + self.length()
     }
 
-    /// Whether [`new`](Self::new) would make it.
+    /// The run of pages that it stands for, unless it is malformed.
+    #[inline]
+    pub fn run(self) -> Option<Run> {
+        Run::new(self.index(), self.frame(), self.length(), self.order())
+    }
+
+    /// Whether [`of_folios`](Self::of_folios) would make it.
     #[inline]
     pub fn is_valid(self) -> bool {
-        Run::new(self.index(), self.frame(), self.length(), self.order()).is_some()
+        self.run().is_some()
     }
 
     pub(crate) fn zeroed() -> Self {
@@ -143,13 +160,15 @@ impl fmt::Debug for Extent {
     }
 }
 
-/// An extent of any length.
+/// A run of pages: consecutive places of a file in consecutive frames, in folios of one order.
+///
+/// This is what a page cache is walked in, and what [`ExtentBuilder`] makes extents of.
 ///
 /// # Invariants
 ///
 /// At least one page; ends within the bits of index and frame; whole and aligned folios.
-#[derive(Clone, Copy, Debug)]
-struct Run {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
     index: u64,
     frame: u64,
     length: u64,
@@ -157,8 +176,11 @@ struct Run {
 }
 
 impl Run {
+    /// The run of `length` pages from `index` of the file on, which lie in memory from `frame` on
+    /// or are [`IN_FILE`], in folios of 2^`order` pages, 0 for single pages. `None` if
+    /// [`Extent::of_folios`] would not make it, whatever its length.
     #[inline]
-    fn new(index: u64, frame: u64, length: u64, order: u8) -> Option<Self> {
+    pub fn new(index: u64, frame: u64, length: u64, order: u8) -> Option<Self> {
         let in_file = index.checked_add(length)? <= INDEX_END;
         let in_memory = frame == IN_FILE || frame.checked_add(length)? <= FRAME_END;
         let whole = order == 0
@@ -173,19 +195,49 @@ impl Run {
         })
     }
 
+    /// Index of the first page in the file.
     #[inline]
-    fn end(&self) -> u64 {
+    pub const fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Frame of the first page, or [`IN_FILE`].
+    #[inline]
+    pub const fn frame(&self) -> u64 {
+        self.frame
+    }
+
+    /// Number of pages.
+    #[inline]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Binary logarithm of the pages of each folio.
+    #[inline]
+    pub const fn order(&self) -> u8 {
+        self.order
+    }
+
+    /// Index of the page after the last one.
+    #[inline]
+    pub const fn end(&self) -> u64 {
         self.index + self.length
     }
 
+    /// Takes `next` in if it continues the run; returns whether it does.
     #[inline]
-    fn is_continued_by(&self, next: &Self) -> bool {
+    pub fn join(&mut self, next: Self) -> bool {
         let frame = if self.frame == IN_FILE {
             IN_FILE
         } else {
             self.frame + self.length
         };
-        next.index == self.end() && next.frame == frame && next.order == self.order
+        let continues = next.index == self.end() && next.frame == frame && next.order == self.order;
+        if continues {
+            self.length += next.length;
+        }
+        continues
     }
 
     /// Splits off the longest extent at the beginning.
@@ -208,16 +260,17 @@ impl Run {
 /// It holds one extent and allocates nothing, so a file of any size is walked in the same memory.
 ///
 /// ```
-/// use luo_handler_memfd::{Extent, ExtentBuilder};
+/// use luo_handler_memfd::{Extent, ExtentBuilder, Run};
 ///
 /// let mut extents = Vec::new();
 /// let mut builder = ExtentBuilder::new(|extent| {
 ///     extents.push(extent);
 ///     Ok(())
 /// });
-/// builder.push(0, 100, 1)?; // page 0 of the file lies in frame 100,
-/// builder.push(1, 101, 1)?; // page 1 in the next one:
-/// builder.push(2, 200, 1)?; // one extent; page 2 lies elsewhere.
+/// let page = |index, frame| Run::new(index, frame, 1, 0).expect("a page");
+/// builder.push(page(0, 100))?; // page 0 of the file lies in frame 100,
+/// builder.push(page(1, 101))?; // page 1 in the next one:
+/// builder.push(page(2, 200))?; // one extent; page 2 lies elsewhere.
 /// builder.finish()?;
 /// assert_eq!(extents, [Extent::new(0, 100, 2).unwrap(), Extent::new(2, 200, 1).unwrap()]);
 /// # Ok::<(), luo_handler_api::Errno>(())
@@ -234,35 +287,15 @@ impl<S: FnMut(Extent) -> Result<(), Errno>> ExtentBuilder<S> {
         Self { run: None, sink }
     }
 
-    /// Adds `length` single pages from `index` of the file on, which lie in memory from `frame` on
-    /// or are [`IN_FILE`].
+    /// Adds a run.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if there is no page, if one of them comes before the end of what was added last, or
-    /// if index or frame has too many bits; what `sink` says.
+    /// `EINVAL` if it comes before the end of what was added last; those of `sink`.
     #[inline]
-    pub fn push(&mut self, index: u64, frame: u64, length: u64) -> Result<(), Errno> {
-        self.push_folios(index, frame, length, 0)
-    }
-
-    /// Adds pages in folios of 2^`order` pages.
-    ///
-    /// # Errors
-    ///
-    /// As [`push`](Self::push), and `EINVAL` if [`Extent::of_folios`] would not make it.
-    #[inline]
-    pub fn push_folios(
-        &mut self,
-        index: u64,
-        frame: u64,
-        length: u64,
-        order: u8,
-    ) -> Result<(), Errno> {
-        let next = Run::new(index, frame, length, order).ok_or(Errno::EINVAL)?;
+    pub fn push(&mut self, next: Run) -> Result<(), Errno> {
         if let Some(run) = &mut self.run {
-            if run.is_continued_by(&next) {
-                run.length += next.length;
+            if run.join(next) {
                 return Ok(());
             }
             if next.index < run.end() {
@@ -277,7 +310,7 @@ impl<S: FnMut(Extent) -> Result<(), Errno>> ExtentBuilder<S> {
     ///
     /// # Errors
     ///
-    /// What `sink` says.
+    /// Those of `sink`.
     pub fn finish(mut self) -> Result<(), Errno> {
         let done = self.run.take();
         self.emit(done)
@@ -300,6 +333,10 @@ mod tests {
 
     type Page = (u64, u64);
 
+    fn run(index: u64, frame: u64, length: u64, order: u8) -> Run {
+        Run::new(index, frame, length, order).unwrap()
+    }
+
     fn build(pages: &[Page]) -> Result<Vec<Extent>, Errno> {
         let mut extents = Vec::new();
         let mut builder = ExtentBuilder::new(|extent| {
@@ -307,7 +344,7 @@ mod tests {
             Ok(())
         });
         for &(index, frame) in pages {
-            builder.push(index, frame, 1)?;
+            builder.push(run(index, frame, 1, 0))?;
         }
         builder.finish()?;
         Ok(extents)
@@ -376,9 +413,9 @@ mod tests {
             extents.push(extent);
             Ok(())
         });
-        builder.push_folios(0, 1024, 512, 9).unwrap();
-        builder.push_folios(512, 1536, 512, 9).unwrap();
-        builder.push(1024, 2048, 1).unwrap();
+        builder.push(run(0, 1024, 512, 9)).unwrap();
+        builder.push(run(512, 1536, 512, 9)).unwrap();
+        builder.push(run(1024, 2048, 1, 0)).unwrap();
         builder.finish().unwrap();
         let expected = [
             Extent::of_folios(0, 1024, 1024, 9).unwrap(),
@@ -394,7 +431,7 @@ mod tests {
             extents.push(extent);
             Ok(())
         });
-        builder.push_folios(0, 512, 1 << 33, 9).unwrap();
+        builder.push(run(0, 512, 1 << 33, 9)).unwrap();
         builder.finish().unwrap();
         assert!(extents
             .iter()
@@ -418,8 +455,10 @@ mod tests {
             extents.push(extent);
             Ok(())
         });
-        builder.push(3, IN_FILE, 2 * LENGTH_MAX).unwrap();
-        builder.push(3 + 2 * LENGTH_MAX, IN_FILE, 7).unwrap();
+        builder.push(run(3, IN_FILE, 2 * LENGTH_MAX, 0)).unwrap();
+        builder
+            .push(run(3 + 2 * LENGTH_MAX, IN_FILE, 7, 0))
+            .unwrap();
         builder.finish().unwrap();
         let expected = [
             Extent::new(3, IN_FILE, LENGTH_MAX).unwrap(),
@@ -436,7 +475,7 @@ mod tests {
             extents.push(extent);
             Ok(())
         });
-        builder.push(0, 9, LENGTH_MAX + 1).unwrap();
+        builder.push(run(0, 9, LENGTH_MAX + 1, 0)).unwrap();
         builder.finish().unwrap();
         assert_eq!(
             extents[1],
@@ -447,8 +486,8 @@ mod tests {
     #[test]
     fn what_the_sink_says_is_told() {
         let mut builder = ExtentBuilder::new(|_| Err(Errno::ENOSPC));
-        builder.push(0, 1, 1).unwrap();
-        assert_eq!(builder.push(9, 1, 1), Err(Errno::ENOSPC));
+        builder.push(run(0, 1, 1, 0)).unwrap();
+        assert_eq!(builder.push(run(9, 1, 1, 0)), Err(Errno::ENOSPC));
     }
 
     #[test]
@@ -488,7 +527,8 @@ mod tests {
             let extent = Extent::new(index, frame, length);
             prop_assert_eq!(extent.is_some(), fits);
             if let Some(extent) = extent {
-                prop_assert_eq!((extent.index(), extent.frame(), extent.length()), (index, frame, length));
+                let found = (extent.index(), extent.frame(), extent.length());
+                prop_assert_eq!(found, (index, frame, length));
                 prop_assert!(extent.is_valid());
             }
         }
@@ -521,7 +561,9 @@ mod tests {
         }
 
         #[test]
-        fn pages_of_a_kept_file_merge_by_index_alone(indices in prop::collection::btree_set(0u64..400, 0..300)) {
+        fn pages_in_a_file_merge_by_index_alone(
+            indices in prop::collection::btree_set(0u64..400, 0..300),
+        ) {
             let pages: Vec<Page> = indices.into_iter().map(|index| (index, IN_FILE)).collect();
             let extents = build(&pages).unwrap();
             prop_assert!(extents.windows(2).all(|pair| pair[0].end() < pair[1].index()));

@@ -7,15 +7,19 @@ use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
-    chain::{Extents, BLOCK_LENGTH},
-    extent::IN_FILE,
-    record::{Attributes, Contents, Kind, Record},
+    chain::BLOCK_LENGTH,
+    extent::{self, Contents, IN_FILE},
+    name::{name, Name},
+    record::{Attributes, Kind, Record},
 };
 
 /// A run of pages: index, frame and length.
 pub(crate) type Run = (u64, u64, u64);
 
-/// The hands of a handler that has one file, which is described here.
+/// Where the frames of the fake machine end.
+pub(crate) const FRAME_END: u64 = 1 << 20;
+
+/// The backend of a handler that has one file, which is described here.
 #[derive(Debug)]
 pub(crate) struct FakeBackend {
     pub(crate) contents_in: Contents,
@@ -26,6 +30,12 @@ pub(crate) struct FakeBackend {
 pub(crate) struct FakeFile {
     pub(crate) attributes: Attributes,
     pub(crate) runs: Vec<Run>,
+    /// Those that came after prepare.
+    pub(crate) late: Vec<Run>,
+    /// How many times contents were discarded.
+    pub(crate) discarded: u32,
+    /// Whether pages are held off.
+    pub(crate) frozen: bool,
     /// An error that comes after all runs were shown.
     pub(crate) walk_fails: Option<Errno>,
     /// How many times it is kept.
@@ -43,6 +53,8 @@ impl FakeBackend {
             seals: 0,
             status: 2,
             mode: 0o777,
+            uid: 7,
+            gid: 8,
             kind: Kind::Shmem,
             file_page_shift: 12,
         };
@@ -51,11 +63,27 @@ impl FakeBackend {
             file: Mutex::new(FakeFile {
                 attributes,
                 runs,
+                late: vec![],
+                discarded: 0,
+                frozen: false,
                 walk_fails: None,
                 kept: 0,
                 restored: None,
             }),
         }
+    }
+}
+
+impl FakeBackend {
+    fn show(&self, runs: &[Run], show: &mut ShowRun<'_>) -> Result<(), Errno> {
+        for &(index, frame, length) in runs {
+            let frame = match self.contents_in {
+                Contents::File => IN_FILE,
+                Contents::Frames => frame,
+            };
+            show(extent::Run::new(index, frame, length, 0).unwrap())?;
+        }
+        Ok(())
     }
 }
 
@@ -69,6 +97,10 @@ impl MemfdBackend for &'static FakeBackend {
 
     fn page_shift(&self) -> u8 {
         12
+    }
+
+    fn frame_end(&self) -> u64 {
+        FRAME_END
     }
 
     fn buffer(&self) -> Result<Vec<u8>, Errno> {
@@ -90,11 +122,17 @@ impl MemfdBackend for &'static FakeBackend {
 
     fn release(&self, _: FileRef<'_>, contents: u64, (): &mut (), host: Host<'_>) {
         host.release_file(contents);
-        self.file.lock().unwrap().kept -= 1;
+        let mut file = self.file.lock().unwrap();
+        file.kept -= 1;
+        file.frozen = false;
     }
 
     fn attributes(&self, _: FileRef<'_>) -> Result<Attributes, Errno> {
         Ok(self.file.lock().unwrap().attributes)
+    }
+
+    fn name(&self, _: FileRef<'_>) -> Name {
+        name("fake")
     }
 
     fn populated(
@@ -102,30 +140,43 @@ impl MemfdBackend for &'static FakeBackend {
         _: FileRef<'_>,
         (): &mut (),
         _: u64,
+        _: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
         let file = self.file.lock().unwrap();
-        for &(index, frame, length) in &file.runs {
-            let frame = match self.contents_in {
-                Contents::File => IN_FILE,
-                Contents::Frames => frame,
-            };
-            show(index, frame, length, 0)?;
-        }
+        self.show(&file.runs, show)?;
         file.walk_fails.map_or(Ok(()), Err)
     }
 
-    fn restore(
+    fn freeze(
         &self,
-        record: &Record,
-        extents: &Extents<'_>,
-        host: Host<'_>,
-    ) -> Result<OwnedFile, Errno> {
+        _: FileRef<'_>,
+        (): &mut (),
+        _: u64,
+        _: Host<'_>,
+        show: &mut ShowRun<'_>,
+    ) -> Result<(), Errno> {
+        let mut file = self.file.lock().unwrap();
+        file.frozen = true;
+        if self.contents_in == Contents::File {
+            self.show(&file.runs, show)?;
+        }
+        self.show(&file.late, show)?;
+        file.walk_fails.map_or(Ok(()), Err)
+    }
+
+    fn thaw(&self, _: FileRef<'_>) {
+        self.file.lock().unwrap().frozen = false;
+    }
+
+    fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let mut runs = Vec::new();
-        extents.for_each(&mut |extent| {
-            runs.push((extent.index(), extent.frame(), extent.length()));
-            Ok(())
-        })?;
+        for extents in record.chains(FRAME_END, host) {
+            extents.for_each(&mut |extent| {
+                runs.push((extent.index(), extent.frame(), extent.length()));
+                Ok(())
+            })?;
+        }
         runs.sort_unstable();
         let file = match self.contents_in {
             Contents::File => host.take_file(record.contents)?,
@@ -135,7 +186,8 @@ impl MemfdBackend for &'static FakeBackend {
         Ok(file)
     }
 
-    fn discard(&self, record: &Record, _: &Extents<'_>, host: Host<'_>) {
+    fn discard(&self, record: &Record, host: Host<'_>) {
+        self.file.lock().unwrap().discarded += 1;
         host.release_file(record.contents);
     }
 }

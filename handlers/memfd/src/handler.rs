@@ -6,83 +6,133 @@ use luo_handler_api::{
 };
 
 use crate::{
-    backend::MemfdBackend,
+    backend::{MemfdBackend, ShowRun},
     chain::{Chain, ChainWriter},
-    extent::ExtentBuilder,
+    extent::{Contents, ExtentBuilder},
     record::{Attributes, Record},
 };
 
-/// Keeps memfds alive across a live update, with the hands of `B`.
+/// Keeps memfds alive across a live update, on the backend `B`.
 #[derive(Debug)]
 pub struct MemfdHandler<B>(pub B);
 
 /// What has to be undone if a prepared memfd does not cross after all.
 #[derive(Debug)]
 pub struct Private<K> {
-    /// Handle of the record: what prepare or the last freeze yielded.
-    record: u64,
-    /// The extents of that record.
-    chain: Chain,
-    /// Handle of the contents.
-    contents: u64,
+    /// Handle of the record: what prepare or the last freeze returned.
+    handle: u64,
+    /// That record.
+    record: Record,
     /// What the backend remembers.
     kept: K,
 }
 
 impl<B: MemfdBackend> MemfdHandler<B> {
-    /// Looks at `file` as it is now and has the host keep a record of it; yields the handle and
-    /// what the record names.
-    fn keep_record(
+    /// The attributes of `file` as it is now, if they can cross.
+    fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno> {
+        let attributes = self.0.attributes(file)?;
+        attributes.check(self.0.page_shift())?;
+        Ok(attributes)
+    }
+
+    /// Has the host preserve the runs that `walk` shows; on failure nothing is preserved.
+    fn write_chain(
+        &self,
+        host: Host<'_>,
+        walk: impl FnOnce(&mut ShowRun<'_>) -> Result<(), Errno>,
+    ) -> Result<Chain, Errno> {
+        let make_buffer = || self.0.buffer();
+        let mut writer = ChainWriter::new(host, &make_buffer);
+        let mut extents = ExtentBuilder::new(|extent| writer.push(extent));
+        let walked = walk(&mut |run| extents.push(run)).and_then(|()| extents.finish());
+        let chain = walked.and_then(|()| writer.finish());
+        if chain.is_err() {
+            writer.abandon();
+        }
+        chain
+    }
+
+    /// Looks at `file` for the first time, and has the host preserve a record of it.
+    fn first_record(
         &self,
         file: FileRef<'_>,
         contents: u64,
         kept: &mut B::Kept,
         host: Host<'_>,
-    ) -> Result<(u64, Chain), Errno> {
-        let attributes = self.0.attributes(file)?;
-        attributes.check(self.0.page_shift())?;
-        let mut block = self.0.buffer()?;
-        let mut writer = ChainWriter::new(host, block.as_mut())?;
-        let kept = self
-            .write_extents(file, &attributes, kept, &mut writer)
-            .and_then(|chain| {
-                let record = Record {
-                    attributes,
-                    page_shift: self.0.page_shift(),
-                    contents_in: self.0.contents_in(),
-                    contents,
-                    chain,
-                };
-                Ok((record.keep(host)?, chain))
-            });
-        if kept.is_err() {
-            writer.abandon();
-        }
-        kept
+    ) -> Result<(u64, Record), Errno> {
+        let attributes = self.attributes(file)?;
+        let chain = self.write_chain(host, |show| {
+            self.0.populated(file, kept, attributes.size, host, show)
+        })?;
+        let record = Record {
+            attributes,
+            page_shift: self.0.page_shift(),
+            contents_in: self.0.contents_in(),
+            contents,
+            chain,
+            late: Chain::default(),
+            name: self.0.name(file),
+        };
+        let handle = record.keep(host).inspect_err(|_| chain.release(host))?;
+        Ok((handle, record))
     }
 
-    fn write_extents(
+    /// Looks at `file` for the last time. What prepare wrote is not written again, unless the
+    /// contents cross as a file, in which anything may have changed.
+    fn last_record(
         &self,
         file: FileRef<'_>,
-        attributes: &Attributes,
-        kept: &mut B::Kept,
-        writer: &mut ChainWriter<'_>,
-    ) -> Result<Chain, Errno> {
-        let mut extents = ExtentBuilder::new(|extent| writer.push(extent));
-        self.0.populated(
-            file,
-            kept,
-            attributes.size,
-            &mut |index, frame, length, order| extents.push_folios(index, frame, length, order),
-        )?;
-        extents.finish()?;
-        writer.finish()
+        private: &mut Private<B::Kept>,
+        host: Host<'_>,
+    ) -> Result<u64, Errno> {
+        let attributes = self.attributes(file)?;
+        let written = self.write_chain(host, |show| {
+            let kept = &mut private.kept;
+            self.0.freeze(file, kept, attributes.size, host, show)
+        })?;
+        let before = private.record;
+        let (chain, late) = match before.contents_in {
+            Contents::File => (written, Chain::default()),
+            Contents::Frames => (before.chain, written),
+        };
+        let record = Record {
+            attributes,
+            chain,
+            late,
+            ..before
+        };
+        if record == before {
+            return Ok(private.handle);
+        }
+        let handle = record.keep(host).inspect_err(|_| written.release(host))?;
+        match before.contents_in {
+            Contents::File => before.chain.release(host),
+            Contents::Frames => before.late.release(host),
+        }
+        host.release_bytes(private.handle);
+        (private.handle, private.record) = (handle, record);
+        Ok(handle)
+    }
+
+    /// Whether record and chains are sound, and as large as this machine at most.
+    fn verify(&self, record: &Record, host: Host<'_>) -> Result<(), Errno> {
+        if record.page_shift != self.0.page_shift() || record.contents_in != self.0.contents_in() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let frame_end = self.0.frame_end();
+        // A frame crosses once; so many are looked at in the worst case.
+        if record.contents_in == Contents::Frames && record.pages() > frame_end {
+            return Err(Errno::EINVAL);
+        }
+        let mut chains = record.chains(frame_end, host).into_iter();
+        chains.try_for_each(|extents| extents.verify())
     }
 }
 
 /// Gives the bytes of a record back.
-fn release_record(handle: u64, chain: Chain, host: Host<'_>) {
-    chain.release(host);
+fn release_record(handle: u64, record: &Record, host: Host<'_>) {
+    record.chain.release(host);
+    record.late.release(host);
     host.release_bytes(handle);
 }
 
@@ -101,17 +151,16 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
 
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for a seal that is not known, or a file that is no memfd; `ENOMEM`, `ENOSPC`
-    /// and others of host and backend.
+    /// `EOPNOTSUPP` for a seal that is not known, or a file that is not a memfd; `ENOMEM`,
+    /// `ENOSPC` and others of host and backend.
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno> {
         let (contents, mut kept) = self.0.keep(file, host)?;
-        match self.keep_record(file, contents, &mut kept, host) {
-            Ok((record, chain)) => Ok(Prepared {
-                data: record,
+        match self.first_record(file, contents, &mut kept, host) {
+            Ok((handle, record)) => Ok(Prepared {
+                data: handle,
                 private: Private {
+                    handle,
                     record,
-                    chain,
-                    contents,
                     kept,
                 },
             }),
@@ -122,8 +171,9 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
         }
     }
 
-    /// Contents, size, position, flags and seals may all have changed since prepare, so the file is
-    /// looked at again as a whole. The record of prepare goes only once the new one is there.
+    /// Size, position, flags and seals may all have changed since prepare, and contents may have
+    /// come. The record of prepare goes only once the new one is there; if nothing changed, it
+    /// stays.
     fn freeze(&self, file: Preserved<'_, Self::Private>) -> Result<u64, Errno> {
         let Preserved {
             file,
@@ -131,10 +181,13 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             host,
             ..
         } = file;
-        let (record, chain) = self.keep_record(file, private.contents, &mut private.kept, host)?;
-        release_record(private.record, private.chain, host);
-        (private.record, private.chain) = (record, chain);
-        Ok(record)
+        // Mainline does not call unfreeze for a file that failed to freeze.
+        self.last_record(file, private, host)
+            .inspect_err(|_| self.0.thaw(file))
+    }
+
+    fn unfreeze(&self, file: Preserved<'_, Self::Private>) {
+        self.0.thaw(file.file);
     }
 
     fn cancel(&self, file: Preserved<'_, Self::Private>) {
@@ -144,9 +197,9 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             host,
             ..
         } = file;
-        release_record(private.record, private.chain, host);
+        release_record(private.handle, &private.record, host);
         self.0
-            .release(file, private.contents, &mut private.kept, host);
+            .release(file, private.record.contents, &mut private.kept, host);
     }
 
     /// # Errors
@@ -155,16 +208,12 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
     /// a host of another kind or with other pages; those of the backend.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let record = Record::read(host, data)?;
-        if record.page_shift != self.0.page_shift() || record.contents_in != self.0.contents_in() {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        let extents = record.extents(host);
-        extents.verify()?;
-        self.0.restore(&record, &extents, host)
+        self.verify(&record, host)?;
+        self.0.restore(&record, host)
     }
 
-    /// Releases the record, and the contents unless they were reclaimed. Of a record that cannot be
-    /// read only the record itself is released: what it names might be anybody's.
+    /// Releases the record, and the contents unless they were reclaimed. What a record that is not
+    /// sound names might be anybody's, and is left alone.
     fn finish(&self, file: Crossed<'_>) {
         let Crossed {
             data,
@@ -172,13 +221,18 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             host,
         } = file;
         if let Ok(record) = Record::read_any(host, data) {
-            if retrieved.file().is_none() && record.contents_in == self.0.contents_in() {
-                let extents = record.extents(host);
-                self.0.discard(&record, &extents, host);
+            // A file is released whole; frames one by one, as the extents name them.
+            let is_known = match record.contents_in {
+                Contents::File => self.0.contents_in() == Contents::File,
+                Contents::Frames => self.verify(&record, host).is_ok(),
+            };
+            if retrieved.file().is_none() && is_known {
+                self.0.discard(&record, host);
             }
-            record.chain.release(host);
+            release_record(data, &record, host);
+        } else {
+            host.release_bytes(data);
         }
-        host.release_bytes(data);
     }
 }
 
@@ -188,7 +242,7 @@ mod tests {
     use crate::{
         chain::BLOCK_EXTENTS,
         fake::{FakeBackend, FakeFile, Run},
-        record::{Contents, RecordHeader, SEAL_GROW, SEAL_SEAL},
+        record::{RecordHeader, SEAL_GROW, SEAL_SEAL},
         summary::Summary,
     };
     use luo_handler_api::{crc32c, testing::Rehearsal, Retrieved};
@@ -230,6 +284,7 @@ mod tests {
         fn assert_nothing_is_kept(&self) {
             assert!(self.host.is_empty());
             assert_eq!(self.memfd().kept, 0);
+            assert!(!self.memfd().frozen);
         }
     }
 
@@ -321,43 +376,127 @@ mod tests {
         bench.assert_nothing_is_kept();
     }
 
+    fn change_attributes(bench: &Bench) -> Attributes {
+        let attributes = &mut bench.memfd().attributes;
+        attributes.size = 100_000 << 12;
+        attributes.position = 3;
+        attributes.seals = SEAL_GROW | SEAL_SEAL;
+        *attributes
+    }
+
     #[test]
-    fn freeze_sees_what_changed_since_prepare() {
-        for contents_in in BOTH {
-            let bench = Bench::new(contents_in, three_blocks());
-            let mut prepared = bench.prepare().unwrap();
-            let runs = vec![(0, 70, 4), (9, 90, 1)];
-            {
-                let mut memfd = bench.memfd();
-                memfd.runs.clone_from(&runs);
-                memfd.attributes.size = 10 << 12;
-                memfd.attributes.position = 3;
-                memfd.attributes.seals = SEAL_GROW | SEAL_SEAL;
-            }
-            let attributes = bench.memfd().attributes;
+    fn freeze_sees_what_changed_in_a_file() {
+        let bench = Bench::new(Contents::File, three_blocks());
+        let mut prepared = bench.prepare().unwrap();
+        bench.memfd().runs = vec![(0, 70, 4), (9, 90, 1)];
+        let attributes = change_attributes(&bench);
+        bench.freeze(&mut prepared).unwrap();
+        assert_eq!(bench.host.all_bytes().len(), 2, "the first record is gone");
+        let summary = Summary::read(bench.host.lend(), prepared.data).unwrap();
+        assert_eq!((summary.extents, summary.data_bytes), (2, 5 << 12));
+        assert_eq!(bench.cross(prepared.data).0, attributes);
+    }
+
+    #[test]
+    fn freeze_adds_the_frames_that_came_since_prepare() {
+        let early = three_blocks();
+        let bench = Bench::new(Contents::Frames, early.clone());
+        let mut prepared = bench.prepare().unwrap();
+        let before = bench.host.all_bytes();
+        // Between, before and after what was there.
+        let late = vec![(1, 700_000, 2), (4, 800_000, 1), (50_000, 900_000, 3)];
+        bench.memfd().late.clone_from(&late);
+        let attributes = change_attributes(&bench);
+        for _ in 0..2 {
             bench.freeze(&mut prepared).unwrap();
-            assert_eq!(bench.host.all_bytes().len(), 2, "the first record is gone");
-            let (restored, restored_runs) = bench.cross(prepared.data);
-            assert_eq!(restored, attributes);
-            if contents_in == Contents::Frames {
-                assert_eq!(restored_runs, runs);
+            assert!(bench.memfd().frozen);
+            // The blocks of prepare, one late block, one record.
+            assert_eq!(bench.host.all_bytes().len(), before.len() + 1);
+            bench.unfreeze(&mut prepared);
+            assert!(!bench.memfd().frozen);
+        }
+        let mut all = [early, late].concat();
+        all.sort_unstable();
+        assert_eq!(bench.cross(prepared.data), (attributes, all));
+    }
+
+    #[test]
+    fn a_freeze_after_which_nothing_changed_writes_nothing() {
+        let bench = Bench::new(Contents::Frames, three_blocks());
+        let mut prepared = bench.prepare().unwrap();
+        let before = bench.host.all_bytes();
+        bench.host.fail_at(0);
+        bench.freeze(&mut prepared).unwrap();
+        assert!(!bench.host.has_failed());
+        assert!(bench.host.all_bytes() == before);
+    }
+
+    #[test]
+    fn a_freeze_that_moved_the_position_writes_one_record() {
+        let bench = Bench::new(Contents::Frames, three_blocks());
+        let mut prepared = bench.prepare().unwrap();
+        bench.memfd().attributes.position = 77;
+        bench.host.fail_at(1);
+        bench.freeze(&mut prepared).unwrap();
+        assert!(!bench.host.has_failed());
+        bench.host.fail_at(u64::MAX >> 1);
+        assert_eq!(bench.cross(prepared.data).0.position, 77);
+    }
+
+    #[test]
+    fn a_freeze_that_fails_leaves_what_prepare_made_and_holds_nobody_off() {
+        // The chain, or what is late of it, and the record; what follows releases the old ones.
+        for (contents_in, calls) in [(Contents::File, 4), (Contents::Frames, 2)] {
+            for call in 0..calls {
+                let bench = Bench::new(contents_in, three_blocks());
+                let mut prepared = bench.prepare().unwrap();
+                bench.memfd().late = vec![(100_000, 900_000, 1)];
+                bench.memfd().attributes.size = 200_000 << 12;
+                let before = bench.host.all_bytes();
+                bench.host.fail_at(call);
+                assert_eq!(bench.freeze(&mut prepared), Err(Errno::ENOSPC));
+                assert!(!bench.memfd().frozen);
+                assert!(bench.host.all_bytes() == before);
+                bench.cancel(prepared);
+                bench.assert_nothing_is_kept();
             }
         }
     }
 
     #[test]
-    fn a_freeze_that_fails_leaves_what_prepare_made() {
-        // Three blocks and the record are kept; what follows releases the old ones.
-        for call in 0..4 {
-            let bench = Bench::new(Contents::File, three_blocks());
-            let mut prepared = bench.prepare().unwrap();
-            let before = bench.host.all_bytes();
-            bench.host.fail_at(call);
-            assert_eq!(bench.freeze(&mut prepared), Err(Errno::ENOSPC));
-            assert!(bench.host.all_bytes() == before);
-            bench.cancel(prepared);
-            bench.assert_nothing_is_kept();
-        }
+    fn a_freeze_that_the_backend_fails_holds_nobody_off() {
+        let bench = Bench::new(Contents::Frames, three_blocks());
+        let mut prepared = bench.prepare().unwrap();
+        let before = bench.host.all_bytes();
+        bench.memfd().walk_fails = Some(Errno::EIO);
+        assert_eq!(bench.freeze(&mut prepared), Err(Errno::EIO));
+        assert!(!bench.memfd().frozen);
+        assert!(bench.host.all_bytes() == before);
+    }
+
+    #[test]
+    fn more_pages_than_there_are_frames_are_refused() {
+        let bench = Bench::new(Contents::Frames, scattered(3));
+        bench.memfd().attributes.size = 1 << 62;
+        let data = bench.prepare().unwrap().data;
+        let mut record = Record::read(bench.host.lend(), data).unwrap();
+        record.chain.pages = crate::fake::FRAME_END + 1;
+        let forged = record.keep(bench.host.lend()).unwrap();
+        let retrieved = bench.handler.retrieve(forged, bench.host.lend());
+        assert_eq!(retrieved.unwrap_err(), Errno::EINVAL);
+    }
+
+    #[test]
+    fn finish_checks_the_page_size_as_retrieve_does() {
+        let bench = Bench::new(Contents::Frames, scattered(3));
+        let data = bench.prepare().unwrap().data;
+        let mut record = Record::read(bench.host.lend(), data).unwrap();
+        (record.page_shift, record.attributes.file_page_shift) = (14, 14);
+        let other = record.keep(bench.host.lend()).unwrap();
+        let retrieved = bench.handler.retrieve(other, bench.host.lend());
+        assert_eq!(retrieved.unwrap_err(), Errno::EOPNOTSUPP);
+        bench.finish(other, Retrieved::NotAsked);
+        assert_eq!(bench.memfd().discarded, 0);
     }
 
     #[test]
@@ -420,7 +559,7 @@ mod tests {
         let summary = Summary::read(bench.host.lend(), data).unwrap();
         assert_eq!((summary.size, summary.extents), (9 << 12, 2));
         assert_eq!(summary.data_bytes, 5 << 12);
-        assert_eq!(summary.metadata_bytes, 96 + 32 + 2 * 16);
+        assert_eq!(summary.metadata_bytes, 368 + 32 + 2 * 16);
         let kept: usize = bench.host.all_bytes().values().map(Vec::len).sum();
         assert_eq!(summary.metadata_bytes, kept as u64);
         assert!(summary.seal_names().eq(["seal", "grow"]));

@@ -1,22 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The hands of the handler in the kernel: files are `struct file`s of shmem, and their frames cross.
+//! The backend of the kernel: files are `struct file`s of shmem, and their frames cross.
 //!
-//! # How a memfd is kept
+//! # How a memfd is preserved
 //!
 //! `keep` forbids changes of the file's size and its holes, as mainline's `shmem_freeze` does for
-//! its own handler. Page faults still fill holes, so the page cache only grows from then on.
-//! `populated` walks it where nothing is held yet: the page cache over a hole is asked, never filled.
-//! Each folio that is found is held by a reference, which keeps reclaim, migration and splitting away
-//! from it, and each run of frames is one preservation of KHO. A second walk, at freeze, first
-//! compares the number of pages: if nothing was added there is nothing to look for.
+//! its own handler. Page faults and writes still fill holes, so the page cache only grows from then
+//! on. `populated` walks it: the page cache over a hole is asked, never filled. Each folio that is
+//! found is pinned, which keeps reclaim, migration, collapse and splitting away from it, and each
+//! run of frames is one preservation of KHO.
+//!
+//! From `freeze` on nothing new comes in: whoever fills a hole waits until `thaw`, or for the next
+//! kernel (`shmem.patch`, in kmod/). At that moment the number of pages is compared, and only if
+//! some were added the gaps between what is held are walked again. Memory that has failed since
+//! prepare is looked for only if some of the machine's did.
 //!
 //! # How it comes back
 //!
-//! A frame is only touched if KHO marked it as preserved and not restored, so no number in a record
-//! leads to memory that is anybody else's. Pages that follow each other in the file go into the page
-//! cache, its accounts and the LRU together. They come back dirty and up to date: a clean page could
-//! be reclaimed, and would be lost. A large folio comes back as one; on a kernel without large folios
-//! as single pages.
+//! A frame is only touched if KHO marked it as preserved and not restored. So a number in a record
+//! leads at most to memory that the previous kernel preserved, for whatever file; what is not
+//! claimed by then can be claimed in the name of another. Pages that follow each other in the file
+//! go into the page cache, its accounts and the LRU together. They come back dirty and up to date:
+//! a clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
+//! without large folios as single pages.
+
+#![allow(unsafe_code)]
 
 use ::kernel::{alloc::KVVec, prelude::GFP_KERNEL};
 use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile};
@@ -24,9 +31,10 @@ use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile}
 use crate::{
     backend::{MemfdBackend, ShowRun},
     chain::{Extents, BLOCK_LENGTH},
-    extent::Extent,
+    extent::{Contents, Extent, Run},
     handler::MemfdHandler,
-    record::{Attributes, Contents, Kind, Record},
+    name::Name,
+    record::{Attributes, Kind, Record},
 };
 
 register_handler!(
@@ -38,19 +46,22 @@ register_handler!(
 #[derive(Clone, Copy, Debug)]
 pub struct KernelBackend;
 
-/// What is remembered of a memfd that is kept.
+/// What is remembered of a memfd that is preserved.
 ///
 /// # Invariants
 ///
-/// Each folio of each extent is referenced once and preserved. `runs` ascends, and no two extents in
-/// `runs` and `late` overlap.
+/// Each folio of each extent is pinned once and preserved. `runs` ascends, `late` does between two
+/// walks, and no two extents in them overlap.
 #[derive(Debug)]
 pub struct Kept {
+    /// What prepare found.
     runs: KVVec<Extent>,
-    /// Runs that the present walk found; merged into `runs` at its end.
+    /// What came later.
     late: KVVec<Extent>,
     /// Pages in all of them.
     pages: u64,
+    /// Pages of the machine that had failed when it was last looked for some in the file.
+    poisoned: u64,
 }
 
 /// Memory for one block of extents.
@@ -75,52 +86,76 @@ impl MemfdBackend for KernelBackend {
         PAGE_SHIFT
     }
 
+    fn frame_end(&self) -> u64 {
+        // SAFETY: it reads a number that does not change after boot.
+        unsafe { shim::luo_frame_end() }
+    }
+
     fn buffer(&self) -> Result<Buffer, Errno> {
         let buffer = KVVec::from_elem(0, BLOCK_LENGTH, GFP_KERNEL);
         buffer.map(Buffer).map_err(|_| Errno::ENOMEM)
     }
 
+    /// Files of shmem that only descriptors and mappings lead to. Those that are not memfds are
+    /// taken to be refused with a reason: mainline's handler would lose what makes them other
+    /// files.
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
-        // SAFETY: the file is open.
+        // SAFETY: a `FileRef` is an open file.
         unsafe { shim::luo_memfd_is_known(file.as_ptr()) }
     }
 
     /// The inode: frames cross, so a memfd must not cross twice through two open files.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
-        // SAFETY: the file is open.
+        // SAFETY: a `FileRef` is an open file.
         Some(unsafe { shim::luo_memfd_id(file.as_ptr()) } as u64)
     }
 
-    fn keep(&self, file: FileRef<'_>, _: Host<'_>) -> Result<(u64, Kept), Errno> {
-        // SAFETY: the file is open, and `can_preserve` said that it is one of shmem.
-        unsafe { shim::luo_memfd_freeze(file.as_ptr(), true) };
+    fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, Kept), Errno> {
+        let shmem = Shmem::new(file).ok_or_else(|| {
+            host.refuse(
+                Errno::EOPNOTSUPP,
+                format_args!(
+                    "only memfds are preserved, not files of other tmpfs mounts, of SysV shared \
+                     memory or of drivers"
+                ),
+            )
+        })?;
+        shmem.fix_size(true);
         let kept = Kept {
             runs: KVVec::new(),
             late: KVVec::new(),
             pages: 0,
+            poisoned: poisoned_pages(),
         };
         Ok((0, kept))
     }
 
     fn release(&self, file: FileRef<'_>, _: u64, kept: &mut Kept, _: Host<'_>) {
         kept.give_up();
-        // SAFETY: as in `keep`.
-        unsafe { shim::luo_memfd_freeze(file.as_ptr(), false) };
+        if let Some(shmem) = Shmem::new(file) {
+            // Who waits to fill a hole may hold the lock that the size is changed under.
+            shmem.release_holes();
+            shmem.fix_size(false);
+        }
     }
 
     fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno> {
-        let mut found = shim::MemfdAttributes::default();
-        // SAFETY: the file is open, and `found` is ours.
-        Errno::check(unsafe { shim::luo_memfd_attributes(file.as_ptr(), &mut found) })?;
+        let found = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?.attributes()?;
         Ok(Attributes {
             size: found.size,
             position: found.position,
             seals: found.seals,
             status: status::from_flags(found.flags),
             mode: found.mode,
+            uid: found.uid,
+            gid: found.gid,
             kind: Kind::Shmem,
             file_page_shift: PAGE_SHIFT,
         })
+    }
+
+    fn name(&self, file: FileRef<'_>) -> Name {
+        Shmem::new(file).map_or(Name::EMPTY, |shmem| shmem.name())
     }
 
     fn populated(
@@ -128,69 +163,190 @@ impl MemfdBackend for KernelBackend {
         file: FileRef<'_>,
         kept: &mut Kept,
         size: u64,
+        host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
-        kept.merge()?;
-        // SAFETY: the file is open and one of shmem.
-        if unsafe { shim::luo_memfd_pages(file.as_ptr()) } != kept.pages {
-            kept.fill_gaps(file, size.div_ceil(1 << PAGE_SHIFT))?;
-            kept.merge()?;
-        }
-        for run in &kept.runs {
-            show(run.index(), run.frame(), run.length(), run.order())?;
-        }
-        Ok(())
+        kept.fill_gaps(Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?, size, host)?;
+        core::mem::swap(&mut kept.runs, &mut kept.late);
+        show_all(&kept.runs, show)
     }
 
-    fn restore(
+    fn freeze(
         &self,
-        record: &Record,
-        extents: &Extents<'_>,
-        _: Host<'_>,
-    ) -> Result<OwnedFile, Errno> {
+        file: FileRef<'_>,
+        kept: &mut Kept,
+        size: u64,
+        host: Host<'_>,
+        show: &mut ShowRun<'_>,
+    ) -> Result<(), Errno> {
+        let shmem = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?;
+        if shmem.hold_holes() != kept.pages {
+            kept.fill_gaps(shmem, size, host)?;
+        }
+        kept.look_for_poison(shmem, host)?;
+        show_all(&kept.late, show)
+    }
+
+    fn thaw(&self, file: FileRef<'_>) {
+        if let Some(shmem) = Shmem::new(file) {
+            shmem.release_holes();
+        }
+    }
+
+    fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno> {
         if record.attributes.kind != Kind::Shmem {
             return Err(Errno::EOPNOTSUPP);
         }
-        let file = create(&record.attributes)?;
-        fill(&file, extents)?;
+        expect_room(record, host)?;
+        let file = create(record)?;
+        for extents in record.chains(self.frame_end(), host) {
+            fill(&file, &extents)?;
+        }
         Ok(file)
     }
 
-    fn discard(&self, _: &Record, extents: &Extents<'_>, _: Host<'_>) {
-        // Frames are not released on the word of a record that is not sound.
-        if extents.verify().is_err() {
-            return;
+    /// Goes on even in a task that was killed: nobody else gives these frames back. The policy has
+    /// seen to it that they are no more than the machine has.
+    fn discard(&self, record: &Record, host: Host<'_>) {
+        for extents in record.chains(self.frame_end(), host) {
+            let _ = extents.for_each(&mut |extent| {
+                // SAFETY: what is not preserved there is left alone.
+                unsafe {
+                    shim::luo_frames_discard(extent.frame(), extent.length(), extent.order());
+                };
+                Ok(())
+            });
         }
-        let _ = extents.for_each(&mut |extent| {
-            // SAFETY: what is not preserved there is left alone.
-            unsafe { shim::luo_frames_discard(extent.frame(), extent.length(), extent.order()) };
-            Ok(())
-        });
+    }
+}
+
+fn show_all(extents: &[Extent], show: &mut ShowRun<'_>) -> Result<(), Errno> {
+    let mut runs = extents.iter().filter_map(|extent| extent.run());
+    runs.try_for_each(show)
+}
+
+/// Pages of the machine that have failed.
+fn poisoned_pages() -> u64 {
+    // SAFETY: it reads a counter.
+    unsafe { shim::luo_poisoned_pages() }
+}
+
+/// Lets others run; `EINTR` if the task is killed.
+fn pause() -> Result<(), Errno> {
+    // SAFETY: a handler is called where it may sleep.
+    Errno::check(unsafe { shim::luo_pause() })
+}
+
+/// An open memfd of shmem.
+///
+/// # Invariants
+///
+/// [`new`](Self::new) has looked: the file is one of shmem's own mount, whose inode and name stay
+/// what they are while it is open.
+#[derive(Clone, Copy)]
+struct Shmem<'a>(FileRef<'a>);
+
+impl<'a> Shmem<'a> {
+    fn new(file: FileRef<'a>) -> Option<Self> {
+        // SAFETY: a `FileRef` is an open file.
+        unsafe { shim::luo_memfd_is_memfd(file.as_ptr()) }.then_some(Self(file))
+    }
+
+    fn fix_size(self, fix: bool) {
+        // SAFETY: by the type's invariant it is an open memfd.
+        unsafe { shim::luo_memfd_fix_size(self.0.as_ptr(), fix) };
+    }
+
+    /// Holds off whoever fills a hole; returns the number of pages, in memory and in swap.
+    fn hold_holes(self) -> u64 {
+        // SAFETY: by the type's invariant it is an open memfd.
+        unsafe { shim::luo_memfd_hold_holes(self.0.as_ptr()) }
+    }
+
+    fn release_holes(self) {
+        // SAFETY: by the type's invariant it is an open memfd.
+        unsafe { shim::luo_memfd_release_holes(self.0.as_ptr()) };
+    }
+
+    fn attributes(self) -> Result<shim::MemfdAttributes, Errno> {
+        let mut found = shim::MemfdAttributes::default();
+        // SAFETY: by the type's invariant it is an open memfd, and `found` is ours to write.
+        Errno::check(unsafe { shim::luo_memfd_attributes(self.0.as_ptr(), &mut found) })?;
+        Ok(found)
+    }
+
+    fn name(self) -> Name {
+        let mut name = [0; Name::ROOM];
+        // SAFETY: by the type's invariant it is an open memfd, and `name` has the room it needs.
+        unsafe { shim::luo_memfd_name(self.0.as_ptr(), name.as_mut_ptr()) };
+        Name::new(name).unwrap_or(Name::EMPTY)
+    }
+
+    /// Looks at pages from `next` on up to `last`, and moves `next` after what was found.
+    fn find(self, next: &mut u64, last: u64) -> Batch {
+        let mut found = [shim::Found::default(); shim::FOUND_MAX];
+        // SAFETY: by the type's invariant it is an open memfd; there is room for as much as is
+        // found at once.
+        let count = unsafe {
+            shim::luo_memfd_find(self.0.as_ptr(), next, last, found.as_mut_ptr()) as usize
+        };
+        Batch {
+            found,
+            next: 0,
+            count,
+        }
+    }
+
+    fn swap_in(self, index: u64) -> Result<(), Errno> {
+        // SAFETY: by the type's invariant it is an open memfd.
+        Errno::check(unsafe { shim::luo_memfd_swap_in(self.0.as_ptr(), index) })
+    }
+
+    /// Moves the pages from `index` to `last`, among which is no hole.
+    fn move_pages(self, index: u64, last: u64) -> Result<(), Errno> {
+        // SAFETY: by the type's invariant it is an open memfd.
+        Errno::check(unsafe { shim::luo_memfd_move(self.0.as_ptr(), index, last) })
+    }
+
+    /// What to return for a page whose memory has failed.
+    fn has_failed(self, index: u64, host: Host<'_>) -> Errno {
+        let (name, offset) = (self.name(), index << PAGE_SHIFT);
+        host.refuse(
+            Errno::EIO,
+            format_args!("memfd:{name}: the memory at offset {offset:#x} has failed"),
+        )
     }
 }
 
 impl Kept {
-    /// Holds every folio in the first `size_in_pages` pages that is not held yet.
-    fn fill_gaps(&mut self, file: FileRef<'_>, size_in_pages: u64) -> Result<(), Errno> {
-        let mut next = 0;
-        for place in 0..=self.runs.len() {
-            let (gap_end, run_end) = match self.runs.get(place) {
-                Some(run) => (run.index(), run.end()),
-                None => (size_in_pages, size_in_pages),
-            };
-            if next < gap_end {
-                self.fill_gap(file, next, gap_end)?;
+    /// Pins and preserves every folio in the first `size` bytes that is not held yet.
+    fn fill_gaps(&mut self, file: Shmem<'_>, size: u64, host: Host<'_>) -> Result<(), Errno> {
+        let end = size.div_ceil(1 << PAGE_SHIFT);
+        let mut gaps = Gaps::new(self);
+        let mut filled = Ok(());
+        while let Some((first, gap_end)) = gaps.next(self, end) {
+            filled = self.fill_gap(file, first, gap_end, host);
+            if filled.is_err() {
+                break;
             }
-            next = run_end;
         }
-        Ok(())
+        // What an earlier walk found may come after what this one did.
+        self.late.sort_unstable_by_key(|run| run.index());
+        filled
     }
 
     /// Holds the folios from page `next` up to `end`, where none is held.
-    fn fill_gap(&mut self, file: FileRef<'_>, mut next: u64, end: u64) -> Result<(), Errno> {
+    fn fill_gap(
+        &mut self,
+        file: Shmem<'_>,
+        mut next: u64,
+        end: u64,
+        host: Host<'_>,
+    ) -> Result<(), Errno> {
         let mut open: Option<Held> = None;
         while next < end {
-            let mut batch = Batch::find(file, &mut next, end - 1);
+            pause()?;
+            let mut batch = file.find(&mut next, end - 1);
             if batch.is_empty() {
                 break;
             }
@@ -198,10 +354,10 @@ impl Kept {
                 if !found.is_held() {
                     // The rest of the batch is found again, after this one.
                     next = found.index;
-                    batch.make_way(&found, file, end)?;
+                    batch.make_way(&found, file, end, host)?;
                     break;
                 }
-                let held = Held::new(&found);
+                let held = Held::new(&found)?;
                 let rest = match &mut open {
                     Some(run) => run.join(held),
                     None => Some(held),
@@ -215,60 +371,53 @@ impl Kept {
     }
 
     /// Preserves a run that does not grow any more, and remembers it.
-    fn close(&mut self, run: Option<Held>) -> Result<(), Errno> {
-        let Some(run) = run else { return Ok(()) };
-        let extent = run.extent()?;
+    fn close(&mut self, held: Option<Held>) -> Result<(), Errno> {
+        let Some(held) = held else { return Ok(()) };
+        let run = held.0;
+        let extent = Extent::of_folios(run.index(), run.frame(), run.length(), run.order());
+        let extent = extent.ok_or(Errno::EFBIG)?;
         self.late
             .reserve(1, GFP_KERNEL)
             .map_err(|_| Errno::ENOMEM)?;
         // SAFETY: the run is held, so its frames are those of folios of this order.
-        Errno::check(unsafe { shim::luo_frames_preserve(run.frame, run.length, run.order) })?;
+        Errno::check(unsafe { shim::luo_frames_preserve(run.frame(), run.length(), run.order()) })?;
         if self.late.push_within_capacity(extent).is_err() {
             // SAFETY: it was preserved a moment ago.
-            unsafe { shim::luo_frames_unpreserve(run.frame, run.length, run.order) };
+            unsafe { shim::luo_frames_unpreserve(run.frame(), run.length(), run.order()) };
             return Err(Errno::ENOMEM);
         }
-        self.pages += run.length;
-        core::mem::forget(run);
+        self.pages += run.length();
+        core::mem::forget(held);
         Ok(())
     }
 
-    /// Sorts what the last walk found in between what was known. Both ascend.
-    fn merge(&mut self) -> Result<(), Errno> {
-        if self.runs.is_empty() {
-            core::mem::swap(&mut self.runs, &mut self.late);
+    /// Refuses memory that has failed, without a look at all of it if no page of the machine did.
+    fn look_for_poison(&mut self, file: Shmem<'_>, host: Host<'_>) -> Result<(), Errno> {
+        // A page is marked before it is counted. One that fails from here on fails too late.
+        let poisoned = poisoned_pages();
+        if poisoned == self.poisoned {
             return Ok(());
         }
-        if self.late.is_empty() {
-            return Ok(());
+        for run in self.runs.iter().chain(&self.late) {
+            pause()?;
+            // SAFETY: by the type's invariant the folios are pinned.
+            let sound = unsafe { shim::luo_frames_sound(run.frame(), run.length(), run.order()) };
+            if sound < run.length() {
+                return Err(file.has_failed(run.index() + sound, host));
+            }
         }
-        // A walk that failed may have left late runs that a later one continued.
-        self.late.sort_unstable_by_key(|run| run.index());
-        let capacity = self.runs.len() + self.late.len();
-        let mut merged = KVVec::with_capacity(capacity, GFP_KERNEL).map_err(|_| Errno::ENOMEM)?;
-        let (mut runs, mut late) = (self.runs.iter().peekable(), self.late.iter().peekable());
-        while let Some(&run) = match (runs.peek(), late.peek()) {
-            (Some(run), Some(new)) if new.index() < run.index() => late.next(),
-            (Some(_), _) => runs.next(),
-            (None, _) => late.next(),
-        } {
-            merged
-                .push_within_capacity(run)
-                .map_err(|_| Errno::ENOMEM)?;
-        }
-        self.runs = merged;
-        self.late.clear();
+        self.poisoned = poisoned;
         Ok(())
     }
 
     /// Gives every frame back.
     fn give_up(&mut self) {
         for run in self.runs.iter().chain(&self.late) {
-            // SAFETY: by the type's invariant each of them is preserved and referenced once; they
-            // are forgotten below.
+            // SAFETY: by the type's invariant each of them is preserved and pinned once; they are
+            // forgotten below.
             unsafe {
                 shim::luo_frames_unpreserve(run.frame(), run.length(), run.order());
-                shim::luo_frames_put(run.frame(), run.length(), run.order());
+                shim::luo_frames_unpin(run.frame(), run.length(), run.order());
             }
         }
         self.runs = KVVec::new();
@@ -277,52 +426,81 @@ impl Kept {
     }
 }
 
-/// A run of folios that is held but not yet preserved.
+/// Where a walk is among what was held when it began.
+struct Gaps {
+    next: u64,
+    /// Of `runs` and of `late`: the first run that does not end before `next`.
+    places: [usize; 2],
+    /// Those of `late` that ascend; what comes after them is found by this walk.
+    late: usize,
+}
+
+impl Gaps {
+    fn new(kept: &Kept) -> Self {
+        Self {
+            next: 0,
+            places: [0; 2],
+            late: kept.late.len(),
+        }
+    }
+
+    /// The next pages before `end` that are not held: the first, and the one after the last.
+    fn next(&mut self, kept: &Kept, end: u64) -> Option<(u64, u64)> {
+        let late = kept.late.get(..self.late)?;
+        loop {
+            let (first, mut gap_end) = (self.next, end);
+            for (place, list) in self.places.iter_mut().zip([&kept.runs[..], late]) {
+                while let Some(run) = list.get(*place) {
+                    if run.index() > self.next {
+                        gap_end = gap_end.min(run.index());
+                        break;
+                    }
+                    self.next = self.next.max(run.end());
+                    *place += 1;
+                }
+            }
+            if first >= end {
+                return None;
+            }
+            if first == self.next {
+                self.next = gap_end;
+                return Some((first, gap_end));
+            }
+        }
+    }
+}
+
+/// A run of folios that is pinned but not yet preserved.
 ///
 /// # Invariants
 ///
-/// Folios of 2^`order` pages in consecutive frames, at consecutive places of their file; the value
-/// owns a reference to each of them.
-struct Held {
-    index: u64,
-    frame: u64,
-    length: u64,
-    order: u8,
-}
+/// The frames are those of folios of the run's order; the value owns a pin of each of them.
+struct Held(Run);
 
 impl Held {
-    /// Takes over the reference of what was found.
-    fn new(found: &shim::Found) -> Self {
-        Self {
-            index: found.index,
-            frame: found.pfn,
-            length: found.pages.into(),
-            order: found.order,
-        }
+    /// Takes over the pin of what was found.
+    fn new(found: &shim::Found) -> Result<Self, Errno> {
+        let run = Run::new(found.index, found.pfn, found.pages.into(), found.order);
+        run.map(Self).ok_or_else(|| {
+            found.unpin();
+            Errno::EFBIG
+        })
     }
 
     /// Takes `next` in if it continues the run, or gives it back.
     fn join(&mut self, next: Self) -> Option<Self> {
-        let continues = next.index == self.index + self.length
-            && next.frame == self.frame + self.length
-            && next.order == self.order;
-        if !continues {
+        if !self.0.join(next.0) {
             return Some(next);
         }
-        self.length += next.length;
         core::mem::forget(next);
         None
-    }
-
-    fn extent(&self) -> Result<Extent, Errno> {
-        Extent::of_folios(self.index, self.frame, self.length, self.order).ok_or(Errno::EFBIG)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // SAFETY: by the type's invariant the references are ours.
-        unsafe { shim::luo_frames_put(self.frame, self.length, self.order) };
+        // SAFETY: by the type's invariant the pins are ours.
+        unsafe { shim::luo_frames_unpin(self.0.frame(), self.0.length(), self.0.order()) };
     }
 }
 
@@ -330,7 +508,7 @@ impl Drop for Held {
 ///
 /// # Invariants
 ///
-/// The value owns the references of what is held from `next` up to `count`.
+/// The value owns the pins of what is held from `next` up to `count`.
 struct Batch {
     found: [shim::Found; shim::FOUND_MAX],
     next: usize,
@@ -338,18 +516,6 @@ struct Batch {
 }
 
 impl Batch {
-    /// Looks from page `next` on up to `last`, and moves `next` behind what was found.
-    fn find(file: FileRef<'_>, next: &mut u64, last: u64) -> Self {
-        let mut found = [shim::Found::default(); shim::FOUND_MAX];
-        // SAFETY: the file is open and one of shmem; there is room for as much as is found at once.
-        let count = unsafe { shim::luo_memfd_find(file.as_ptr(), next, last, found.as_mut_ptr()) };
-        Self {
-            found,
-            next: 0,
-            count: count as usize,
-        }
-    }
-
     fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -359,25 +525,25 @@ impl Batch {
         self.next += 1;
         found.copied()
     }
-}
 
-impl Batch {
-    /// Does what has to be done before `found`, which was taken last, can be kept. What follows it
-    /// and has to be moved as well is moved along, as far as it lies before page `end`: the last folio
-    /// may reach beyond the file.
-    fn make_way(&mut self, found: &shim::Found, file: FileRef<'_>, end: u64) -> Result<(), Errno> {
+    /// Does what has to be done before `found`, which was taken last, can be preserved. What
+    /// follows it and has to be moved as well is moved along, as far as it lies before page `end`:
+    /// the last folio may reach beyond the file.
+    fn make_way(
+        &mut self,
+        found: &shim::Found,
+        file: Shmem<'_>,
+        end: u64,
+        host: Host<'_>,
+    ) -> Result<(), Errno> {
         match found.state {
-            // SAFETY: the file is open and one of shmem.
-            shim::FOUND_SWAPPED => {
-                Errno::check(unsafe { shim::luo_memfd_swap_in(file.as_ptr(), found.index) })
-            }
+            shim::FOUND_SWAPPED => file.swap_in(found.index),
             shim::FOUND_MOVABLE => {
                 let last = self.end_of_movable(found).min(end) - 1;
-                // SAFETY: as above; there is no hole among folios that follow each other.
-                Errno::check(unsafe { shim::luo_memfd_move(file.as_ptr(), found.index, last) })
+                file.move_pages(found.index, last)
             }
             shim::FOUND_GONE => Ok(()),
-            _ => Err(Errno::EIO),
+            _ => Err(file.has_failed(found.index, host)),
         }
     }
 
@@ -397,27 +563,36 @@ impl Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         while let Some(found) = self.take() {
-            if found.has_reference() {
-                drop(Held::new(&found));
+            if found.is_pinned() {
+                found.unpin();
             }
         }
     }
 }
 
 impl shim::Found {
-    /// Whether the finder holds a reference.
-    fn has_reference(&self) -> bool {
+    /// Whether the finder has pinned it.
+    fn is_pinned(&self) -> bool {
         matches!(self.state, shim::FOUND_HELD | shim::FOUND_UNWRITTEN)
     }
 
-    /// Whether it can be kept as it is. What was allocated and never written is written with zeros,
-    /// as the first fault would do.
+    /// Gives the pin back; for what is pinned, and no more than once.
+    fn unpin(&self) {
+        if self.is_pinned() {
+            // SAFETY: `luo_memfd_find` pins what it reports in these states, and whoever owns the
+            // batch or the folio gives the pin back once.
+            unsafe { shim::luo_frames_unpin(self.pfn, self.pages.into(), self.order) };
+        }
+    }
+
+    /// Whether it can be preserved as it is. What was allocated and never written is written with
+    /// zeros, as the first fault would do.
     fn is_held(&self) -> bool {
         if self.state == shim::FOUND_UNWRITTEN {
-            // SAFETY: the folio is referenced.
+            // SAFETY: `luo_memfd_find` pins what it reports in this state.
             unsafe { shim::luo_frames_write_zeros(self.pfn) };
         }
-        self.has_reference()
+        self.is_pinned()
     }
 
     fn end(&self) -> u64 {
@@ -425,20 +600,39 @@ impl shim::Found {
     }
 }
 
-/// An empty memfd with all of `attributes`.
-fn create(attributes: &Attributes) -> Result<OwnedFile, Errno> {
+/// Refuses what the memory limits have no room for, before anything is taken. The kernel's core
+/// remembers every other failure for good (`retry.patch`, in kmod/).
+fn expect_room(record: &Record, host: Host<'_>) -> Result<(), Errno> {
+    let pages = record.pages();
+    // SAFETY: a handler is called where it may sleep.
+    Errno::check(unsafe { shim::luo_memfd_has_room(pages) }).inspect_err(|_| {
+        let (name, bytes) = (record.name, pages << PAGE_SHIFT);
+        host.explain(format_args!(
+            "memfd:{name}: the cgroup has no room for {bytes} bytes; raise its memory limit, then \
+             retrieve again"
+        ));
+    })
+}
+
+/// An empty memfd with all of a record but its contents.
+fn create(record: &Record) -> Result<OwnedFile, Errno> {
+    let attributes = &record.attributes;
     let wanted = shim::MemfdAttributes {
         size: attributes.size,
         position: attributes.position,
         seals: attributes.seals,
         flags: status::to_flags(attributes.status),
         mode: attributes.mode,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        name: record.name.to_bytes(),
     };
-    // SAFETY: `wanted` is valid for reads, and nobody else has what is returned.
+    // SAFETY: `wanted` is valid for reads and its name ends with a zero, by the invariant of
+    // `Name`; nobody else has what is returned.
     unsafe { OwnedFile::from_err_ptr(shim::luo_memfd_create(&wanted)) }
 }
 
-/// Fills an empty memfd with what crossed.
+/// Fills a memfd with a chain of what crossed.
 fn fill(file: &OwnedFile, extents: &Extents<'_>) -> Result<(), Errno> {
     let mut collected = Insertion::new(file);
     extents.for_each(&mut |extent| collected.push(extent))?;
@@ -481,8 +675,9 @@ impl<'a> Insertion<'a> {
 
     fn flush(&mut self) -> Result<(), Errno> {
         let count = core::mem::take(&mut self.count);
-        // SAFETY: the file is one of shmem, and empty there: extents do not overlap. What is not
-        // preserved in these frames is left alone. `count` is at most the length of the array.
+        // SAFETY: the file is one of shmem, made by `create`; a place that is taken already is an
+        // error, and what is not preserved in these frames is left alone. `count` is at most the
+        // length of the array.
         Errno::check(unsafe {
             shim::luo_memfd_insert(self.file.as_ptr(), self.runs.as_ptr(), count as u32)
         })
@@ -495,8 +690,10 @@ const PAGE_SHIFT: u8 = ::kernel::page::PAGE_SHIFT as u8;
 mod shim {
     use core::ffi::c_void;
 
+    /// `LUO_MEMFD_NAME_ROOM`.
+    const NAME_ROOM: usize = crate::name::Name::ROOM;
+
     /// `struct luo_memfd_attributes`.
-    #[derive(Default)]
     #[repr(C)]
     pub(super) struct MemfdAttributes {
         pub(super) size: u64,
@@ -504,6 +701,26 @@ mod shim {
         pub(super) seals: u32,
         pub(super) flags: u32,
         pub(super) mode: u32,
+        pub(super) uid: u32,
+        pub(super) gid: u32,
+        pub(super) name: [u8; NAME_ROOM],
+    }
+
+    const _: () = assert!(size_of::<MemfdAttributes>() == 296);
+
+    impl Default for MemfdAttributes {
+        fn default() -> Self {
+            Self {
+                size: 0,
+                position: 0,
+                seals: 0,
+                flags: 0,
+                mode: 0,
+                uid: 0,
+                gid: 0,
+                name: [0; NAME_ROOM],
+            }
+        }
     }
 
     /// `struct luo_run`.
@@ -516,6 +733,8 @@ mod shim {
         pub(super) order: u8,
     }
 
+    const _: () = assert!(size_of::<Run>() == 32);
+
     /// `struct luo_found`.
     #[derive(Clone, Copy, Default)]
     #[repr(C)]
@@ -526,6 +745,8 @@ mod shim {
         pub(super) order: u8,
         pub(super) state: u8,
     }
+
+    const _: () = assert!(size_of::<Found>() == 24);
 
     pub(super) const FOUND_HELD: u8 = 0;
     pub(super) const FOUND_UNWRITTEN: u8 = 1;
@@ -538,13 +759,18 @@ mod shim {
 
     extern "C" {
         pub(super) fn luo_memfd_is_known(file: *mut c_void) -> bool;
+        pub(super) fn luo_memfd_is_memfd(file: *mut c_void) -> bool;
         pub(super) fn luo_memfd_id(file: *mut c_void) -> usize;
-        pub(super) fn luo_memfd_freeze(file: *mut c_void, freeze: bool);
+        pub(super) fn luo_memfd_name(file: *mut c_void, name: *mut u8);
+        pub(super) fn luo_memfd_fix_size(file: *mut c_void, fix: bool);
+        pub(super) fn luo_memfd_hold_holes(file: *mut c_void) -> u64;
+        pub(super) fn luo_memfd_release_holes(file: *mut c_void);
+        pub(super) fn luo_pause() -> i32;
+        pub(super) fn luo_frame_end() -> u64;
         pub(super) fn luo_memfd_attributes(
             file: *mut c_void,
             attributes: *mut MemfdAttributes,
         ) -> i32;
-        pub(super) fn luo_memfd_pages(file: *mut c_void) -> u64;
         pub(super) fn luo_memfd_find(
             file: *mut c_void,
             start: *mut u64,
@@ -553,11 +779,14 @@ mod shim {
         ) -> u32;
         pub(super) fn luo_memfd_swap_in(file: *mut c_void, index: u64) -> i32;
         pub(super) fn luo_memfd_move(file: *mut c_void, index: u64, last: u64) -> i32;
-        pub(super) fn luo_frames_put(pfn: u64, pages: u64, order: u8);
+        pub(super) fn luo_frames_unpin(pfn: u64, pages: u64, order: u8);
+        pub(super) fn luo_frames_sound(pfn: u64, pages: u64, order: u8) -> u64;
+        pub(super) fn luo_poisoned_pages() -> u64;
         pub(super) fn luo_frames_write_zeros(pfn: u64);
         pub(super) fn luo_frames_preserve(pfn: u64, pages: u64, order: u8) -> i32;
         pub(super) fn luo_frames_unpreserve(pfn: u64, pages: u64, order: u8);
         pub(super) fn luo_frames_discard(pfn: u64, pages: u64, order: u8);
+        pub(super) fn luo_memfd_has_room(pages: u64) -> i32;
         pub(super) fn luo_memfd_create(attributes: *const MemfdAttributes) -> *mut c_void;
         pub(super) fn luo_memfd_insert(file: *mut c_void, runs: *const Run, count: u32) -> i32;
     }

@@ -19,57 +19,66 @@
 //! # Map
 //!
 //! - [`record`]: the bytes that cross, and the checks they pass before they are used
-//! - [`extent`]: runs of pages, 16 bytes each, and the builder that merges pages into them
+//! - [`extent`]: runs of pages, the 16 bytes of each that cross, and the builder that merges runs
 //! - [`chain`]: blocks of extents, written as the file is walked and read back last to first
+//! - [`name`]: what was given to `memfd_create`
 //! - [`handler`]: the policy, [`MemfdHandler`], the same in a process and in the kernel
 //! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process;
 //!   `kernel`: those of the kernel
 //! - [`summary`]: what a record says, for people
+//! - kmod/: patches that the kernel's side needs; `luo integrate` puts them in
 //!
 //! # What is preserved
 //!
 //! The preservation follows the kernel's `mm/memfd_luo.c` and goes further where that fills holes
-//! or refuses a file. A process takes both kinds of memfd, those of shmem and those of hugetlbfs; the
-//! kernel those of shmem. A file of tmpfs or hugetlbfs that has lost its last name is as good as a
-//! memfd.
+//! or refuses a file. A process takes both kinds of memfd, those of shmem and those of hugetlbfs;
+//! the kernel those of shmem. To a process, a file of tmpfs or hugetlbfs that has lost its last
+//! name is as good as a memfd: it lives on as it is. In the kernel it would come back without the
+//! limits and the huge page policy of its mount, so it is refused; SysV shared memory and that of
+//! drivers likewise.
 //!
 //! *Contents and size.* Every byte that was written is there afterwards. A hole costs nothing and
 //! is a hole afterwards: the record holds one extent of 16 bytes for each run of pages that exists,
 //! so that prepare, record and retrieve grow with what is in the file and not with its size.
-//! What is written between prepare and freeze crosses as well. hugetlbfs does not tell a process
+//! What is written between prepare and freeze crosses as well. After freeze the kernel runs on for
+//! a while: a store to a page that is there crosses; one that would fill a hole waits, killably,
+//! for the jump, or until the jump is refused. What comes from kernel mode, write(2) among it,
+//! waits some seconds and fails then: its task may hold a lock that the reboot needs.
+//! Memory that fails before freeze refuses the jump with `EIO`. hugetlbfs does not tell a process
 //! where its holes are (`SEEK_HOLE` finds none), so a hugetlb memfd counts as one hole if it has no
 //! page at all and as one extent over its whole size otherwise.
 //!
-//! *Position and status flags.* The file position, the access mode, and the flags that `F_SETFL` can
-//! change: `O_APPEND`, `O_DIRECT`, `O_NOATIME` and `O_NONBLOCK`. Nobody who shares the open file
-//! sees its position move: the handler looks for holes through a description of its own, for which
-//! it needs `/proc` and permission to read the file.
+//! *Position and status flags.* The file position, the access mode, and the flags that `F_SETFL`
+//! can change: `O_APPEND`, `O_DIRECT`, `O_NOATIME` and `O_NONBLOCK`. Nobody who shares the open
+//! file sees its position move: the handler looks for holes through a description of its own, for
+//! which it needs `/proc` and permission to read the file.
 //!
 //! *Seals.* `F_SEAL_SEAL`, `SHRINK`, `GROW`, `WRITE`, `FUTURE_WRITE` and `EXEC`. A seal that this
 //! version does not know refuses the file with `EOPNOTSUPP`: a promise that cannot be kept is not
-//! made. *Permission bits* cross too, because `F_SEAL_EXEC` means something else with and without
-//! the execute bits.
+//! made. *Permission bits and owner* cross too: `F_SEAL_EXEC` means something else with and without
+//! the execute bits, and who may open the file again through `/proc` depends on both. Set-uid and
+//! set-gid bits never cross. In the kernel the *name* given to `memfd_create` crosses.
 //!
 //! # What is not preserved
 //!
 //! By the handler, that is; where the same open file crosses, as over an exec, all of it lives on.
 //!
 //! - `FD_CLOEXEC`: it belongs to the descriptor. A retrieved file has it set if the host sets it.
-//! - Owner, group, time stamps, extended attributes and the name given to `memfd_create`.
+//! - Time stamps and extended attributes.
+//! - Position, flags, owner and seals, where they change after freeze.
 //! - Mappings, file locks and leases of the old side, and `O_SYNC`, `O_DSYNC` and the like, which
 //!   mean nothing for memory.
 //! - Memory policy, and what `fallocate` reserved beyond the end of the file. Within it, what was
-//!   reserved but never written comes back as pages of zeros from the kernel, as a hole from a process.
+//!   reserved but never written comes back as pages of zeros from the kernel, as a hole from a
+//!   process.
 //! - Which pages were large folios: in the kernel they come back large, in a process nobody knows.
 //!
 //! # Trust
 //!
 //! What comes from the previous side is data, not truth. Before anything is rebuilt the whole
 //! record is read once and every count, range, order and checksum in it is checked; the errors are
-//! listed at [`Record`]. A checksum is no signature: who can write a record can name any
-//! of the host's handles in it.
-
-#![allow(unsafe_code)] // until its unsafe code lies in edge modules alone
+//! listed at [`Record`]. A checksum is not a signature: whoever can write a record can name any
+//! of the host's handles in it, and in the kernel any frame that was preserved and not yet taken.
 
 mod backend;
 pub mod chain;
@@ -79,6 +88,7 @@ mod fake;
 pub mod handler;
 #[cfg(luo_kernel)]
 mod kernel;
+pub mod name;
 pub mod record;
 pub mod summary;
 #[cfg(not(luo_kernel))]
@@ -86,11 +96,12 @@ mod user;
 mod wire;
 
 pub use backend::{MemfdBackend, ShowRun};
-pub use extent::{Extent, ExtentBuilder};
+pub use extent::{Contents, Extent, ExtentBuilder, Run};
 pub use handler::{MemfdHandler, Private};
 #[cfg(luo_kernel)]
 pub use kernel::{KernelBackend, MEMFD};
-pub use record::{Attributes, Contents, Kind, Record};
+pub use name::Name;
+pub use record::{Attributes, Kind, Record};
 pub use summary::Summary;
 #[cfg(not(luo_kernel))]
 pub use user::{inspect, UserBackend, MEMFD};

@@ -5,9 +5,12 @@ use core::fmt;
 
 use luo_handler_api::{Errno, Host};
 
-use crate::record::{
-    Contents, Kind, Record, RecordHeader, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SEAL,
-    SEAL_SHRINK, SEAL_WRITE,
+use crate::{
+    extent::{Contents, FRAME_END},
+    record::{
+        Kind, Record, RecordHeader, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SEAL,
+        SEAL_SHRINK, SEAL_WRITE,
+    },
 };
 
 /// What a record holds.
@@ -46,8 +49,12 @@ impl Summary {
     /// As [`Record`] and [`Extents`](crate::chain::Extents) list them.
     pub fn read(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
         let record = Record::read(host, handle)?;
-        let extents = record.extents(host);
-        extents.verify()?;
+        let chains = record.chains(FRAME_END, host);
+        let mut metadata_bytes = RecordHeader::LENGTH as u64;
+        for extents in &chains {
+            extents.verify()?;
+            metadata_bytes += extents.metadata_bytes()?;
+        }
         let attributes = &record.attributes;
         Ok(Self {
             kind: attributes.kind,
@@ -57,9 +64,9 @@ impl Summary {
             seals: attributes.seals,
             status: attributes.status,
             mode: attributes.mode,
-            extents: record.chain.extents,
-            data_bytes: record.chain.pages << record.page_shift,
-            metadata_bytes: RecordHeader::LENGTH as u64 + extents.metadata_bytes()?,
+            extents: record.chain.extents + record.late.extents,
+            data_bytes: record.pages() << record.page_shift,
+            metadata_bytes,
             contents: (record.contents_in == Contents::File).then_some(record.contents),
         })
     }

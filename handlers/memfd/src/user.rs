@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The hands of the handler in a process: files are file descriptors, and the host keeps them open.
+//! The backend of a process: files are file descriptors, and the host keeps them open.
 
 use std::{
     fs::{File, OpenOptions, Permissions},
     io::{Seek, SeekFrom},
-    mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::{OpenOptionsExt, PermissionsExt},
+        unix::fs::{fchown, OpenOptionsExt, PermissionsExt},
     },
 };
 
-use libc::{c_int, off_t};
 use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile};
 use memfd::Memfd;
+use rustix::fs::{OFlags, SealFlags, Stat};
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
-    chain::{Extents, BLOCK_LENGTH},
-    extent::{Extent, IN_FILE},
+    chain::BLOCK_LENGTH,
+    extent::{Contents, Extent, Run, FRAME_END, IN_FILE},
     handler::MemfdHandler,
-    record::{Attributes, Contents, Kind, Record, ALL_MODE},
+    name::Name,
+    record::{Attributes, Kind, Record, ALL_MODE},
     summary::Summary,
 };
 
@@ -51,9 +51,11 @@ impl MemfdBackend for UserBackend {
     }
 
     fn page_shift(&self) -> u8 {
-        // SAFETY: sysconf reads a constant of the system.
-        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        bytes.trailing_zeros() as u8
+        rustix::param::page_size().trailing_zeros() as u8
+    }
+
+    fn frame_end(&self) -> u64 {
+        FRAME_END
     }
 
     fn buffer(&self) -> Result<Box<[u8]>, Errno> {
@@ -84,11 +86,17 @@ impl MemfdBackend for UserBackend {
         attributes(file.as_fd())
     }
 
+    /// A memfd cannot be renamed, and the file that crosses has its name.
+    fn name(&self, _: FileRef<'_>) -> Name {
+        Name::EMPTY
+    }
+
     fn populated(
         &self,
         file: FileRef<'_>,
         (): &mut (),
         size: u64,
+        _: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
         let fd = file.as_fd();
@@ -98,23 +106,32 @@ impl MemfdBackend for UserBackend {
         }
     }
 
-    fn restore(
+    /// Holds nobody off: the file itself crosses, with all that comes into it.
+    fn freeze(
         &self,
-        record: &Record,
-        extents: &Extents<'_>,
+        file: FileRef<'_>,
+        (): &mut (),
+        size: u64,
         host: Host<'_>,
-    ) -> Result<OwnedFile, Errno> {
+        show: &mut ShowRun<'_>,
+    ) -> Result<(), Errno> {
+        self.populated(file, &mut (), size, host, show)
+    }
+
+    fn thaw(&self, _: FileRef<'_>) {}
+
+    fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let file = File::from(OwnedFd::from(host.take_file(record.contents)?));
         let memfd = Memfd::try_from_file(file).map_err(|_| Errno::EINVAL)?;
         let file = memfd.into_file();
         let found = attributes(file.as_fd())?;
         check_same(file.as_fd(), &found, record)?;
-        check_extents(file.as_fd(), record, extents)?;
+        check_extents(file.as_fd(), record, host)?;
         let file = apply(file, &found, &record.attributes)?;
         Ok(OwnedFd::from(file).into())
     }
 
-    fn discard(&self, record: &Record, _: &Extents<'_>, host: Host<'_>) {
+    fn discard(&self, record: &Record, host: Host<'_>) {
         host.release_file(record.contents);
     }
 }
@@ -124,10 +141,12 @@ fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
     let (kind, file_page_shift) = kind(fd)?;
     Ok(Attributes {
         size: stat.st_size as u64,
-        position: seek(fd, 0, libc::SEEK_CUR)?,
+        position: rustix::fs::tell(fd).map_err(errno)?,
         seals: seals(fd)?,
-        status: status_of_file(fd)?,
+        status: status_of(fd)?,
         mode: stat.st_mode & ALL_MODE,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
         kind,
         file_page_shift,
     })
@@ -135,12 +154,7 @@ fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
 
 /// What a file is made of, and the binary logarithm of its pages in bytes.
 fn kind(fd: BorrowedFd<'_>) -> Result<(Kind, u8), Errno> {
-    let mut statfs = MaybeUninit::uninit();
-    // SAFETY: fstatfs fills the struct or fails; the descriptor is borrowed and so open.
-    let statfs = unsafe {
-        status_of(libc::fstatfs(fd.as_raw_fd(), statfs.as_mut_ptr()))?;
-        statfs.assume_init()
-    };
+    let statfs = rustix::fs::fstatfs(fd).map_err(errno)?;
     let kind = match statfs.f_type {
         libc::TMPFS_MAGIC => Kind::Shmem,
         libc::HUGETLBFS_MAGIC => Kind::Hugetlb,
@@ -170,7 +184,7 @@ fn runs_of_shmem(
         let hole = seek_hole(&scout, data)?.map_or(data, |hole| hole.min(size));
         let end = hole.div_ceil(1 << page_shift);
         if end > first {
-            show(first, IN_FILE, end - first, 0)?;
+            show(run(first, end - first)?)?;
         }
         // It may also have punched the data out; a page further on there is progress all the same.
         position = end.max(first + 1) << page_shift;
@@ -189,7 +203,12 @@ fn runs_of_hugetlb(
     if size == 0 || stat(fd)?.st_blocks == 0 {
         return Ok(());
     }
-    show(0, IN_FILE, size >> page_shift, 0)
+    show(run(0, size >> page_shift)?)
+}
+
+/// A run of pages that stay in their file.
+fn run(index: u64, length: u64) -> Result<Run, Errno> {
+    Run::new(index, IN_FILE, length, 0).ok_or(Errno::EFBIG)
 }
 
 /// Whether a file is the recorded one as far as its attributes tell. It may be as bare as one that
@@ -209,12 +228,12 @@ fn check_same(fd: BorrowedFd<'_>, found: &Attributes, record: &Record) -> Result
 }
 
 /// Whether every recorded extent is data.
-fn check_extents(fd: BorrowedFd<'_>, record: &Record, extents: &Extents<'_>) -> Result<(), Errno> {
+fn check_extents(fd: BorrowedFd<'_>, record: &Record, host: Host<'_>) -> Result<(), Errno> {
     if record.chain.extents == 0 {
         return Ok(());
     }
     let scout = scout(fd)?;
-    extents.for_each(&mut |extent: Extent| {
+    record.extents(host).for_each(&mut |extent: Extent| {
         let start = extent.index() << record.page_shift;
         let end = (extent.end() << record.page_shift).min(record.attributes.size);
         let is_data = seek_data(&scout, start)? == Some(start)
@@ -236,6 +255,9 @@ fn apply(file: File, found: &Attributes, wanted: &Attributes) -> Result<File, Er
         None
     };
     let mut result = reopened.as_ref().unwrap_or(&file);
+    if (found.uid, found.gid) != (wanted.uid, wanted.gid) {
+        fchown(result, Some(wanted.uid), Some(wanted.gid))?;
+    }
     if found.mode != wanted.mode {
         result.set_permissions(Permissions::from_mode(wanted.mode))?;
     }
@@ -244,7 +266,7 @@ fn apply(file: File, found: &Attributes, wanted: &Attributes) -> Result<File, Er
         result.seek(SeekFrom::Start(wanted.position))?;
     }
     // Seals are added through a description that may write.
-    let can_write = found.status & status::ACCESS != libc::O_RDONLY as u32;
+    let can_write = found.status & status::ACCESS != OFlags::RDONLY.bits();
     let sealing = if can_write { &file } else { result };
     add_seals(sealing.as_fd(), wanted.seals & !found.seals)?;
     // Adding one may imply others.
@@ -257,18 +279,18 @@ fn apply(file: File, found: &Attributes, wanted: &Attributes) -> Result<File, Er
 /// A second open file for the same memfd, to look for holes with: the position of the first belongs
 /// to the workload.
 fn scout(fd: BorrowedFd<'_>) -> Result<File, Errno> {
-    reopen(fd, libc::O_RDONLY as u32)
+    reopen(fd, OFlags::RDONLY.bits())
 }
 
-/// Opens a memfd again with an access mode, through `/proc`. Where that is not mounted the answer is
-/// `EOPNOTSUPP`; `EACCES` if the permission bits of the memfd forbid it.
+/// Opens a memfd again with an access mode, through `/proc`. `EOPNOTSUPP` where that is not
+/// mounted;
+/// `EACCES` if the permission bits of the memfd forbid it.
 fn reopen(fd: BorrowedFd<'_>, access: u32) -> Result<File, Errno> {
-    let access = access as c_int;
     let path = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
     OpenOptions::new()
-        .read(access != libc::O_WRONLY)
-        .write(access != libc::O_RDONLY)
-        .custom_flags(libc::O_CLOEXEC)
+        .read(access != OFlags::WRONLY.bits())
+        .write(access != OFlags::RDONLY.bits())
+        .custom_flags(OFlags::CLOEXEC.bits() as i32)
         .open(path)
         .map_err(|error| match Errno::from(error) {
             Errno::ENOENT => Errno::EOPNOTSUPP,
@@ -278,90 +300,64 @@ fn reopen(fd: BorrowedFd<'_>, access: u32) -> Result<File, Errno> {
 
 /// The first byte of data at or after `position`, if there is any.
 fn seek_data(file: &File, position: u64) -> Result<Option<u64>, Errno> {
-    seek_or_end(file, position, libc::SEEK_DATA)
+    seek_or_end(file, rustix::fs::SeekFrom::Data(position))
 }
 
 /// The first byte of a hole at or after `position`, which is the end at the latest; `None` if the
 /// file ends before `position`.
 fn seek_hole(file: &File, position: u64) -> Result<Option<u64>, Errno> {
-    seek_or_end(file, position, libc::SEEK_HOLE)
+    seek_or_end(file, rustix::fs::SeekFrom::Hole(position))
 }
 
-fn seek_or_end(file: &File, position: u64, whence: c_int) -> Result<Option<u64>, Errno> {
-    match seek(file.as_fd(), position, whence) {
+fn seek_or_end(file: &File, to: rustix::fs::SeekFrom) -> Result<Option<u64>, Errno> {
+    match rustix::fs::seek(file, to) {
         Ok(found) => Ok(Some(found)),
-        Err(errno) if errno.code() == libc::ENXIO => Ok(None),
-        Err(errno) => Err(errno),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(errno(error)),
     }
 }
 
-fn seek(fd: BorrowedFd<'_>, position: u64, whence: c_int) -> Result<u64, Errno> {
-    let position = off_t::try_from(position).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: lseek takes no pointer; the descriptor is borrowed and so open.
-    let found = unsafe { libc::lseek(fd.as_raw_fd(), position, whence) };
-    u64::try_from(found).map_err(|_| last_error())
-}
-
-fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat, Errno> {
-    let mut stat = MaybeUninit::uninit();
-    // SAFETY: fstat fills the struct or fails; the descriptor is borrowed and so open.
-    unsafe {
-        status_of(libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()))?;
-        Ok(stat.assume_init())
-    }
+fn stat(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
+    rustix::fs::fstat(fd).map_err(errno)
 }
 
 fn seals(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
-    fcntl(fd, libc::F_GET_SEALS, 0).map(|seals| seals as u32)
+    let seals = rustix::fs::fcntl_get_seals(fd).map_err(errno)?;
+    Ok(seals.bits())
 }
 
 fn add_seals(fd: BorrowedFd<'_>, seals: u32) -> Result<(), Errno> {
-    if seals != 0 {
-        fcntl(fd, libc::F_ADD_SEALS, seals as c_int)?;
+    let seals = SealFlags::from_bits_retain(seals);
+    if seals.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    rustix::fs::fcntl_add_seals(fd, seals).map_err(errno)
 }
 
 /// Access mode and status flags as a record has them.
-fn status_of_file(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
-    Ok(status::from_flags(fcntl(fd, libc::F_GETFL, 0)? as u32))
+fn status_of(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(errno)?;
+    Ok(status::from_flags(flags.bits()))
 }
 
 /// Sets the status flags that a record has, and leaves others as they are.
 fn set_status(fd: BorrowedFd<'_>, wanted: u32) -> Result<(), Errno> {
-    let flags = fcntl(fd, libc::F_GETFL, 0)?;
-    let kept = status::to_flags(status::ALL) as c_int;
-    let changed = flags & !kept | status::to_flags(wanted) as c_int;
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(errno)?.bits();
+    let changed = flags & !status::to_flags(status::ALL) | status::to_flags(wanted);
     if changed != flags {
-        fcntl(fd, libc::F_SETFL, changed)?;
+        rustix::fs::fcntl_setfl(fd, OFlags::from_bits_retain(changed)).map_err(errno)?;
     }
     Ok(())
 }
 
-/// The commands of fcntl that take a number or nothing.
-fn fcntl(fd: BorrowedFd<'_>, command: c_int, argument: c_int) -> Result<c_int, Errno> {
-    // SAFETY: none of the commands used here takes a pointer; the descriptor is borrowed and so open.
-    status_of(unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) })
-}
-
-/// What a function of libc returned.
-fn status_of(returned: c_int) -> Result<c_int, Errno> {
-    if returned < 0 {
-        Err(last_error())
-    } else {
-        Ok(returned)
-    }
-}
-
-fn last_error() -> Errno {
-    std::io::Error::last_os_error().into()
+fn errno(error: rustix::io::Errno) -> Errno {
+    std::io::Error::from(error).into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{handler::Private, record::*};
-    use libc::{O_APPEND, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY};
     use luo_handler_api::testing::FakeHost;
     use luo_handler_api::{Crossed, FileHandler, Prepared, Preserved};
     use memfd::{HugetlbSize, MemfdOptions};
@@ -430,8 +426,9 @@ mod tests {
                 file.as_fd().into(),
                 &mut (),
                 size,
-                &mut |index, _, length, _| {
-                    runs.push((index, length));
+                FakeHost::default().lend(),
+                &mut |run| {
+                    runs.push((run.index(), run.length()));
                     Ok(())
                 },
             )
@@ -520,21 +517,22 @@ mod tests {
         let summary = inspect(data, host.lend()).unwrap();
         assert_eq!((summary.size, summary.data_bytes), (64 << 30, MIB));
         assert_eq!(summary.extents, 256);
-        assert_eq!(summary.metadata_bytes, 96 + 32 + 256 * 16);
+        assert_eq!(summary.metadata_bytes, 368 + 32 + 256 * 16);
         cross_both_ways(&file, |retrieved, _| assert_same_contents(&file, retrieved));
     }
 
     #[test]
     fn position_and_status_flags_cross() {
-        for flags in [0, O_APPEND, O_NONBLOCK, O_APPEND | O_NONBLOCK] {
+        let both = OFlags::APPEND | OFlags::NONBLOCK;
+        for flags in [OFlags::empty(), OFlags::APPEND, OFlags::NONBLOCK, both] {
             let mut file = sparse(MIB, &[0]);
             file.seek(SeekFrom::Start(4321)).unwrap();
-            fcntl(file.as_fd(), libc::F_SETFL, flags).unwrap();
+            rustix::fs::fcntl_setfl(&file, flags).unwrap();
             cross_both_ways(&file, |mut retrieved, before| {
                 assert_eq!(before.position, 4321);
                 assert_eq!(retrieved.stream_position().unwrap(), 4321);
-                let now = fcntl(retrieved.as_fd(), libc::F_GETFL, 0).unwrap();
-                assert_eq!(now & (O_APPEND | O_NONBLOCK), flags);
+                let now = rustix::fs::fcntl_getfl(retrieved.as_fd()).unwrap();
+                assert_eq!(now & both, flags);
             });
         }
     }
@@ -548,14 +546,14 @@ mod tests {
 
     #[test]
     fn the_access_mode_crosses() {
-        for access in [O_RDONLY, O_WRONLY, O_RDWR] {
+        for access in [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR] {
             let original = sparse(MIB, &[0, 8192]);
             add_seals(original.as_fd(), SEAL_GROW).unwrap();
-            let file = reopen(original.as_fd(), access as u32).unwrap();
+            let file = reopen(original.as_fd(), access.bits()).unwrap();
             cross_both_ways(&file, |mut retrieved, _| {
                 let mut byte = [7];
-                assert_eq!(retrieved.read(&mut byte).is_ok(), access != O_WRONLY);
-                assert_eq!(retrieved.write(&byte).is_ok(), access != O_RDONLY);
+                assert_eq!(retrieved.read(&mut byte).is_ok(), access != OFlags::WRONLY);
+                assert_eq!(retrieved.write(&byte).is_ok(), access != OFlags::RDONLY);
                 retrieved.rewind().unwrap();
                 assert_same_contents(retrieved, &original);
             });
@@ -622,7 +620,7 @@ mod tests {
                     if round % 16 == 0 {
                         file.set_len(round % MIB).unwrap();
                     }
-                    assert_eq!(seek(file.as_fd(), 0, libc::SEEK_CUR), Ok(77));
+                    assert_eq!(rustix::fs::tell(&file), Ok(77));
                 }
             });
             let host = FakeHost::default();
@@ -728,10 +726,7 @@ mod tests {
 
     /// Fills the first huge page of `file`.
     fn fill(file: &File) -> Result<(), String> {
-        // SAFETY: fallocate takes no pointer; the file is open.
-        let returned = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, 2 << 20) };
-        status_of(returned)
-            .map(|_| ())
+        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, 2 << 20)
             .map_err(|errno| format!("no huge page of 2 MiB is free: {errno}"))
     }
 
@@ -776,17 +771,20 @@ mod tests {
     }
 
     #[test]
-    fn the_record_uses_the_names_of_libc() {
+    fn the_record_uses_the_numbers_of_the_system() {
         let seals = [
-            (libc::F_SEAL_SEAL, SEAL_SEAL),
-            (libc::F_SEAL_SHRINK, SEAL_SHRINK),
-            (libc::F_SEAL_GROW, SEAL_GROW),
-            (libc::F_SEAL_WRITE, SEAL_WRITE),
-            (libc::F_SEAL_FUTURE_WRITE, SEAL_FUTURE_WRITE),
-            (libc::F_SEAL_EXEC, SEAL_EXEC),
+            (SealFlags::SEAL, SEAL_SEAL),
+            (SealFlags::SHRINK, SEAL_SHRINK),
+            (SealFlags::GROW, SEAL_GROW),
+            (SealFlags::WRITE, SEAL_WRITE),
+            (SealFlags::FUTURE_WRITE, SEAL_FUTURE_WRITE),
+            (
+                SealFlags::from_bits_retain(libc::F_SEAL_EXEC as u32),
+                SEAL_EXEC,
+            ),
         ];
-        assert!(seals.iter().all(|&(libc, ours)| libc as u32 == ours));
-        assert_eq!(libc::O_ACCMODE as u32, status::ACCESS);
+        assert!(seals.iter().all(|&(theirs, ours)| theirs.bits() == ours));
+        assert_eq!(OFlags::RWMODE.bits(), status::ACCESS);
     }
 
     proptest! {

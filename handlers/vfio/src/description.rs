@@ -4,6 +4,8 @@
 
 use core::{fmt, ops::Deref, str::FromStr};
 
+use luo_handler_api::Pairs;
+
 /// Bytes of the standard configuration header: *PCI Local Bus Specification* 3.0, section 6.1.
 pub const HEADER_LENGTH: usize = 64;
 
@@ -304,6 +306,31 @@ impl Description {
     /// Its revision.
     pub fn revision(&self) -> u8 {
         self.header_field(REVISION) as u8
+    }
+
+    /// Reports it, for people and for programs.
+    pub(crate) fn report(&self, pairs: &mut Pairs<'_>) {
+        let (vendor, device) = (self.vendor(), self.device());
+        pairs.put("address", self.address);
+        pairs.put("id", format_args!("{vendor:04x}:{device:04x}"));
+        let (vendor, device) = (self.subsystem_vendor(), self.subsystem());
+        pairs.put("subsystem_id", format_args!("{vendor:04x}:{device:04x}"));
+        pairs.put("class", format_args!("{:06x}", self.class()));
+        pairs.put("revision", self.revision());
+        pairs.put(
+            "opened",
+            match self.opened {
+                Opened::Cdev => "cdev",
+                Opened::Group => "group",
+            },
+        );
+        pairs.put("can_reset", self.flags & FLAGS_RESET != 0);
+        for region in self.regions.iter() {
+            pairs.put("region_bytes[]", region.size);
+        }
+        for irq in self.irqs.iter() {
+            pairs.put("interrupts[]", irq.count);
+        }
     }
 
     /// The field in which `now` differs, if it is another device or has changed.

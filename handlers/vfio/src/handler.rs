@@ -4,7 +4,8 @@
 use core::mem::replace;
 
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,
+    Preserved,
 };
 
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 
 const LOW_POWER: &str = "is in low power, and waking it is up to its owner: leave low power first";
 
-/// Keeps VFIO PCI device files alive across a live update, by means of `B`.
+/// Preserves VFIO PCI device files across a live update, by means of `B`.
 #[derive(Debug)]
 pub struct VfioHandler<B>(pub B);
 
@@ -187,6 +188,14 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         let record = record.filter(|record| record.crossing == self.0.crossing());
         self.0.finish(record.as_ref(), file.retrieved, file.host);
         file.host.release_bytes(file.data);
+    }
+
+    /// # Errors
+    ///
+    /// As [`DeviceRecord`] lists them.
+    fn describe(&self, data: u64, host: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {
+        DeviceRecord::read(host, data)?.description.report(pairs);
+        Ok(())
     }
 }
 
@@ -420,6 +429,35 @@ mod tests {
         assert_eq!(here.retrieve(foreign).unwrap_err(), Errno::EOPNOTSUPP);
         here.finish(foreign, Retrieved::NotAsked);
         assert!(here.host.is_empty());
+    }
+
+    #[test]
+    fn what_crosses_is_described() {
+        let bench = Bench::new(Crossing::Reopened, Compared::Identity);
+        let data = bench.frozen();
+        let described = |data| {
+            let mut found = Vec::new();
+            let mut sink = |key: &str, value: &str| found.push(format!("{key} {value}"));
+            let mut pairs = Pairs::new(&mut sink);
+            let host = bench.host.lend();
+            bench
+                .handler
+                .describe(data, host, &mut pairs)
+                .map(|()| found)
+        };
+        let found = described(data).unwrap();
+        let expected = [
+            "address 0000:00:04.0",
+            "id 1234:11e8",
+            "subsystem_id 1af4:1100",
+            "class 00ff00",
+            "revision 16",
+            "opened cdev",
+            "can_reset true",
+            "region_bytes[] 1048576",
+        ];
+        assert_eq!(found[..expected.len()], expected);
+        assert_eq!(described(!data), Err(Errno::ENOENT));
     }
 
     #[test]

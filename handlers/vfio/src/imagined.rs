@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A device that is not there, behind the seam: for tests on machines without one.
+//! A device that does not exist, on the other side of the seam: for tests on machines without one.
 //!
 //! Any file stands for it.
 

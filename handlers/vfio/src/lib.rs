@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Keeps VFIO PCI device files alive across a live update.
+//! Preserves VFIO PCI device files across a live update.
 //!
 //! Nothing has to be called: linking the crate in registers the handler, and a host finds it.
 //!
@@ -69,7 +69,7 @@
 //! vfio-pci when it is retrieved is lost to its session. The kernel's log names at boot the devices
 //! that are preserved and not bound. What passes is waited for, ten seconds at most, unless the
 //! task is killed: a reset, a driver that is just being bound, somebody else who has the device
-//! open. The log then says who.
+//! open. The log then names them.
 //!
 //! A session may be finished, or closed, whether or not its devices were retrieved: those that
 //! nobody asked for are released, and may be opened by everybody again.
@@ -105,8 +105,6 @@
 //! get one file. The list of reserved devices comes from the previous kernel as well: with a wrong
 //! one devices are reserved that nobody retrieves, until the last session is finished or they are
 //! unbound.
-
-#![allow(unsafe_code)] // until its unsafe code lies in edge modules alone
 
 mod backend;
 pub mod description;

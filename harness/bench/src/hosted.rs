@@ -143,10 +143,8 @@ fn jump(
                 exec::Departure::new(&handover, &mut program)
             })?;
             departure.program().arg(arrive(handover_ns, None)?);
-            match departure.jump() {
-                Ok(never) => match never {},
-                Err(error) => Ok::<_, anyhow::Error>(error),
-            }
+            let Err(error) = departure.jump();
+            Ok::<_, anyhow::Error>(error)
         }
         Transport::Kexec => bail!("a process cannot make a kexec and measure it"),
         Transport::Image => {

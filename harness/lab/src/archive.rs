@@ -14,6 +14,8 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use cpio::newc::{trailer, Builder, ModeFileType};
 
+/// Where the guest finds the user's own test program, if there is one.
+pub(crate) const USERS_PROGRAM: &str = "/bin/users-test";
 /// Where the guest finds the next kernel.
 pub(crate) const KERNEL_IN_GUEST: &str = "/boot/kernel";
 /// Where the guest finds the first of the two archives.

@@ -5,13 +5,13 @@
 //! ```no_run
 //! use luo_lab::build::{options::BuildOptions, pipeline::build};
 //! use luo_lab::cache::directory::Cache;
-//! use luo_lab::run::tests::run_tests;
+//! use luo_lab::run::tests::{run_tests, Selected};
 //! use luo_lab::vm::options::GuestOptions;
 //!
 //! let cache = Cache::open()?; // ~/.cache/luo-lab
 //! let built = build(&cache, &BuildOptions::default())?;
-//! let names = ["memfd_files".to_owned()];
-//! let summary = run_tests(&cache, &built, &GuestOptions::default(), &names, &mut |result| {
+//! let all = Selected::default();
+//! let summary = run_tests(&cache, &built, &GuestOptions::default(), &all, &mut |result| {
 //!     println!("{result}")
 //! })?;
 //! println!("{summary}");

@@ -11,13 +11,14 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use crate::bench::{self, BenchArguments};
+use crate::check::{self, CheckOptions};
 use crate::inspect;
+use crate::integrate::{self, IntegrateOptions};
 use crate::lab::{self, LabCommand};
 use crate::manual;
 use crate::session::{self, SessionCommand};
 use crate::sys;
 use luo_bench::hosted;
-use luo_lab::integrate::{self, IntegrateOptions};
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
 
@@ -62,7 +63,9 @@ enum Cmd {
     /// Sessions of the running kernel's Live Update Orchestrator
     #[command(subcommand)]
     Session(SessionCommand),
-    /// Put the kernel module into a kernel tree, or take it out again
+    /// Check before a jump whether the next kernel can take what is preserved now
+    Check(CheckOptions),
+    /// Put the kernel module and handlers into a kernel tree, or take them out again
     Integrate(IntegrateOptions),
     /// Build, boot and test kernels with the handlers in them
     #[command(subcommand)]
@@ -112,6 +115,7 @@ impl Cli {
                 }
             }
             Cmd::Session(command) => return session::run(command),
+            Cmd::Check(options) => return check::run(&options),
             Cmd::Integrate(options) => return integrate::run(&options),
             Cmd::Lab(command) => return lab::run(command),
             Cmd::Manual { share } => manual::write(Self::command(), &share)?,

@@ -16,7 +16,11 @@ use crate::records;
 ///
 /// If it cannot be read or is not a handover.
 pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection> {
-    Ok(inspection::inspect(file, registry, &records::describe)?)
+    Ok(inspection::inspect_with(
+        file,
+        registry,
+        &records::describe,
+    )?)
 }
 
 /// What was found, for people.
@@ -45,8 +49,15 @@ fn entry_text(entry: &InspectedEntry) -> String {
     let name = entry.token.map(|token| token.to_string());
     let name = name.as_deref().unwrap_or("subsystem");
     let mut line = format!("  {name}: {}, data {:#x}", entry.compatible, entry.data);
+    let mut last = "";
     for (key, value) in &entry.record {
-        line.push_str(&format!(", {key} {value}"));
+        // The values of a list come one after the other.
+        match key.strip_suffix("[]") {
+            Some(_) if key == last => line.push_str(&format!(" {value}")),
+            Some(name) => line.push_str(&format!(", {name} {value}")),
+            None => line.push_str(&format!(", {key} {value}")),
+        }
+        last = key;
     }
     if let Some(reason) = &entry.bad_record {
         line.push_str(&format!(", its record cannot be used: {reason}"));

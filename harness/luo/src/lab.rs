@@ -18,9 +18,10 @@ use luo_lab::build::options::BuildOptions;
 use luo_lab::build::pipeline::build;
 use luo_lab::build::profile::Profile;
 use luo_lab::cache::directory::Cache;
+use luo_lab::run::bench;
 use luo_lab::run::command::{run_command, run_shell};
 use luo_lab::run::soak::run_soak;
-use luo_lab::run::{bench, tests};
+use luo_lab::run::tests::{run_tests, Selected};
 use luo_lab::soak::options::SoakOptions;
 use luo_lab::status::Status;
 use luo_lab::tests::table;
@@ -31,12 +32,22 @@ use luo_lab::vm::options::GuestOptions;
 #[derive(Debug, Subcommand)]
 pub enum LabCommand {
     /// Fetch the toolchain and the kernel source, configure and build; a second build takes seconds
-    Build(BuildArguments),
+    Build {
+        /// What to build
+        #[command(flatten)]
+        build: BuildArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
+    },
     /// Boot a guest and run one command in it, or, without a command, a shell
     Boot {
         /// How to boot it
         #[command(flatten)]
         guest: GuestArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
         /// What the guest has on its board
         #[command(flatten)]
         board: BoardArguments,
@@ -49,6 +60,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
         /// What the guest has on its board
         #[command(flatten)]
         board: BoardArguments,
@@ -58,9 +72,17 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
         /// List the tests and run none
         #[arg(long)]
         list: bool,
+        /// Run your own test program, a script or statically linked: before the kexec with the
+        /// argument `before`, after it with `after`. It passes if it exits with 0 both times; what
+        /// has to stay open until the kexec a child of it holds. Without names it is the only test
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
         /// Run only the tests whose names contain one of these
         names: Vec<String>,
     },
@@ -71,6 +93,9 @@ pub enum LabCommand {
         /// How to boot it
         #[command(flatten)]
         guest: GuestArguments,
+        /// Handlers from elsewhere
+        #[command(flatten)]
+        more: HandlerArguments,
         /// How many kexecs
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
         jumps: u32,
@@ -117,6 +142,10 @@ pub struct BuildArguments {
     /// A statically linked luo to put into the guest, instead of building one from the checkout
     #[arg(long, value_name = "FILE")]
     guest_binary: Option<PathBuf>,
+    #[arg(skip)]
+    program: Option<PathBuf>,
+    #[arg(skip)]
+    handlers: Vec<PathBuf>,
 }
 
 impl BuildArguments {
@@ -130,9 +159,20 @@ impl BuildArguments {
             mirror: self.mirror,
             checkout: self.checkout,
             guest_binary: self.guest_binary,
+            program: self.program,
+            handlers: self.handlers,
         };
         build(cache, &options)
     }
+}
+
+/// Handlers from elsewhere. `bench` does not know what to measure of them.
+#[derive(Args, Clone, Debug)]
+pub struct HandlerArguments {
+    /// The crate of a handler, anywhere, that goes into the kernel beside those of the checkout; may
+    /// be given several times
+    #[arg(long = "handler", value_name = "PATH")]
+    handlers: Vec<PathBuf>,
 }
 
 /// What a command that boots a guest may be told.
@@ -155,9 +195,17 @@ pub struct GuestArguments {
     /// command
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
+    /// Have QEMU listen for gdb on port 1234; the kernel stays where its vmlinux says
+    #[arg(long)]
+    gdb: bool,
 }
 
 impl GuestArguments {
+    fn with(mut self, more: HandlerArguments) -> Self {
+        self.build.handlers = more.handlers;
+        self
+    }
+
     /// Builds what is to be booted.
     fn prepare(self) -> Result<(Cache, Built, GuestOptions)> {
         let cache = Cache::open()?;
@@ -166,6 +214,7 @@ impl GuestArguments {
             memory: self.memory,
             append: self.append,
             timeout: self.timeout.map(Duration::from_secs),
+            gdb: self.gdb,
         };
         Ok((cache, built, options))
     }
@@ -208,31 +257,43 @@ pub struct LabBenchArguments {
 /// Runs one command of the lab.
 pub fn run(command: LabCommand) -> Result<ExitCode> {
     match command {
-        LabCommand::Build(arguments) => {
-            let built = arguments.build(&Cache::open()?)?;
+        LabCommand::Build { mut build, more } => {
+            build.handlers = more.handlers;
+            let built = build.build(&Cache::open()?)?;
             println!("kernel image  {}", built.artefacts.kernel_image.display());
             println!("kernel tree   {}", built.artefacts.kernel_tree.display());
             println!("initramfs     {}", built.artefacts.initramfs.display());
         }
         LabCommand::Boot {
             guest,
+            more,
             board,
             command,
         } if !command.is_empty() => {
-            let (cache, built, options) = guest.prepare()?;
+            let (cache, built, options) = guest.with(more).prepare()?;
             let ended = run_command(&cache, &built, &options, board.machine, &command)?;
             print!("{}", ended.output);
             return Ok(ExitCode::from(ended.code));
         }
-        LabCommand::Boot { guest, board, .. } | LabCommand::Shell { guest, board } => {
-            let (cache, built, options) = guest.prepare()?;
+        LabCommand::Boot {
+            guest, more, board, ..
+        }
+        | LabCommand::Shell { guest, more, board } => {
+            let (cache, built, options) = guest.with(more).prepare()?;
             run_shell(&cache, &built, &options, board.machine)?;
         }
         LabCommand::Test { list: true, .. } => println!("{}", table::list()),
-        LabCommand::Test { guest, names, .. } => return test(guest, &names),
+        LabCommand::Test {
+            guest,
+            more,
+            program,
+            names,
+            ..
+        } => return test(guest.with(more), program, names),
         LabCommand::Bench(arguments) => return measure(arguments),
         LabCommand::Soak {
             guest,
+            more,
             jumps,
             seed,
             writes_during_freeze,
@@ -242,7 +303,7 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
                 seed: seed.unwrap_or_else(SoakOptions::random_seed),
                 writes_during_freeze,
             };
-            let (cache, built, options) = guest.prepare()?;
+            let (cache, built, options) = guest.with(more).prepare()?;
             println!("{}", run_soak(&cache, &built, &options, soak)?);
         }
         LabCommand::Status { json, checkout } => {
@@ -260,10 +321,19 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
 }
 
 /// Refuses a wrong name before anything is built.
-fn test(guest: GuestArguments, names: &[String]) -> Result<ExitCode> {
-    table::check_names(names)?;
+fn test(
+    mut guest: GuestArguments,
+    program: Option<PathBuf>,
+    names: Vec<String>,
+) -> Result<ExitCode> {
+    table::check_names(&names)?;
+    let selected = Selected {
+        names,
+        program: program.is_some(),
+    };
+    guest.build.program = program;
     let (cache, built, options) = guest.prepare()?;
-    let summary = tests::run_tests(&cache, &built, &options, names, &mut |result| {
+    let summary = run_tests(&cache, &built, &options, &selected, &mut |result| {
         println!("{result}");
     })?;
     println!("{summary}");

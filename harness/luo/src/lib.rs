@@ -13,6 +13,8 @@
 //!
 //! - [`cli`]: the command line
 //! - [`mod@bench`]: measures; [`bench_arguments`]: what may be asked of a measurement
+//! - [`check`]: whether the next kernel can take what is preserved
+//! - [`integrate`]: the handlers into a kernel tree
 //! - [`lab`]: the kernel lab
 //! - `manual`: man pages and completions
 //! - [`inspect`]: prints what a handover holds; [`records`]: the records that it can read
@@ -20,8 +22,10 @@
 
 pub mod bench;
 pub mod bench_arguments;
+pub mod check;
 pub mod cli;
 pub mod inspect;
+pub mod integrate;
 pub mod lab;
 mod manual;
 pub mod records;

@@ -317,13 +317,20 @@ fn the_handlers_that_belong_into_the_program_are_there() {
         .get_output()
         .clone();
     let listed = json(&output.stdout);
-    let expected = ["ioport", "memfd", "vfio"].map(|name| {
+    let both = ["hosted", "kernel"].as_slice();
+    let expected = [
+        ("ioport", "ioport-v1", both),
+        ("socket", "luo-handlers,socket-v1", &both[..1]),
+        ("memfd", "memfd-v1", both),
+        ("vfio", "vfio-v1", both),
+    ]
+    .map(|(name, compatible, hosts)| {
         serde_json::json!({
-            "compatible": format!("{name}-v1"),
+            "compatible": compatible,
             "kind": "handler",
             "origin": format!("luo_handler_{name}"),
-            "hosts": ["hosted", "kernel"],
-            "abi_version": 2,
+            "hosts": hosts,
+            "abi_version": luo_handler_api::ABI_VERSION,
         })
     });
     assert_eq!(listed, Value::from(expected.to_vec()));

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use luo_handler_api::{Compatible, Errno, Host, Token};
 use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::devicetree::{self, DecodeError, Decoded};
 use crate::files::NoFiles;
 use crate::incoming::Incoming;
 use crate::memory_file::{self, BadMemory};
-use crate::reason::{explained, Cause};
 use crate::registry::Registry;
 use crate::transport::image::{self, ContentsState, Image, ImageError};
 
@@ -120,11 +120,21 @@ pub enum InspectError {
     },
 }
 
-/// Key and value pairs that describe a record, and how reading it ended.
+/// Key and value pairs that describe a record, as [`luo_handler_api::Pairs`] has them, and how
+/// reading it ended.
 pub type Description = (Vec<(String, String)>, Result<(), Errno>);
 
-/// Describes the record of a handler; `None` for a handler that it does not know.
+/// Describes the record of a handler that does not describe it itself, or is not registered.
 pub type Describe<'a> = &'a dyn Fn(&Compatible, u64, Host<'_>) -> Option<Description>;
+
+/// As [`inspect_with`], with what the registered handlers describe.
+///
+/// # Errors
+///
+/// As [`inspect_with`].
+pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection, InspectError> {
+    inspect_with(file, registry, &|_, _, _| None)
+}
 
 /// Reads the devicetree `file`, or the one in the image directory `file`, and what lies beside it.
 /// Of an image everything is read and compared with its checksums.
@@ -134,7 +144,7 @@ pub type Describe<'a> = &'a dyn Fn(&Compatible, u64, Host<'_>) -> Option<Descrip
 /// [`InspectError`] if it cannot be read, is not a handover, or is in an image of which the
 /// manifest or the devicetree is damaged. Damaged contents are not an error but part of what is
 /// returned.
-pub fn inspect(
+pub fn inspect_with(
     file: &Path,
     registry: &Registry,
     describe: Describe<'_>,
@@ -204,29 +214,44 @@ impl Memory {
             is_missing,
         })
     }
+
+    /// Why a record cannot be read; without a memory file there is nothing to report.
+    fn reason(&self, result: Result<(), Errno>) -> Option<String> {
+        let errno = result.err().filter(|_| !self.is_missing)?;
+        Some(errno.to_string())
+    }
 }
 
 impl Inspection {
     fn of(decoded: &Decoded, memory: &Memory, registry: &Registry, describe: Describe<'_>) -> Self {
-        let entry = |token, compatible: Compatible, data, claimed| {
-            let (record, bad_record) = described(memory, &compatible, data, describe);
+        let host = Host::new(&memory.incoming);
+        let entry = |token, compatible: Compatible, data, described: Option<Description>| {
+            let claimed = described.is_some();
+            let described = described.filter(|(pairs, result)| {
+                // A handler may leave it to others.
+                !pairs.is_empty() || result.is_err()
+            });
+            let described = described.or_else(|| describe(&compatible, data, host));
+            let (record, result) = described.unwrap_or((Vec::new(), Ok(())));
             InspectedEntry {
                 token,
                 compatible,
                 data,
                 claimed,
                 record,
-                bad_record,
+                bad_record: memory.reason(result),
                 damaged: None,
             }
         };
         let files = decoded.tree.files.iter().map(|file| {
-            let claimed = registry.handler(&file.compatible).is_some();
-            entry(Some(file.token), file.compatible, file.data, claimed)
+            let handler = registry.handler(&file.compatible);
+            let described = handler.map(|handler| handler.describe(file.data, host));
+            entry(Some(file.token), file.compatible, file.data, described)
         });
         let subsystems = decoded.tree.subsystems.iter().map(|subsystem| {
-            let claimed = registry.subsystem(&subsystem.compatible).is_some();
-            entry(None, subsystem.compatible, subsystem.data, claimed)
+            let found = registry.subsystem(&subsystem.compatible);
+            let described = found.map(|found| found.describe(subsystem.data, host));
+            entry(None, subsystem.compatible, subsystem.data, described)
         });
         let bad = decoded.bad.iter().map(|entry| InspectedBadEntry {
             path: entry.path.clone(),
@@ -266,31 +291,6 @@ impl Inspection {
     }
 }
 
-/// The record of an entry, and why it cannot be read.
-fn described(
-    memory: &Memory,
-    compatible: &Compatible,
-    data: u64,
-    describe: Describe<'_>,
-) -> (Vec<(String, String)>, Option<String>) {
-    let mut pairs = Vec::new();
-    let result = explained(
-        || match describe(compatible, data, Host::new(&memory.incoming)) {
-            Some((found, result)) => {
-                pairs = found;
-                result
-            }
-            None => Ok(()),
-        },
-    );
-    let bad = result.err().filter(|_| !memory.is_missing);
-    let bad = bad.map(|Cause { errno, reason }| match reason {
-        Some(reason) => format!("{errno}: {reason}"),
-        None => errno.to_string(),
-    });
-    (pairs, bad)
-}
-
 fn serialize_token<S: Serializer>(token: &Option<Token>, to: S) -> Result<S::Ok, S::Error> {
     match token {
         Some(token) => to.collect_str(token),
@@ -302,6 +302,23 @@ fn serialize_compatible<S: Serializer>(name: &Compatible, to: S) -> Result<S::Ok
     to.collect_str(name)
 }
 
+/// As an object: digits are numbers, and the values of a key that ends in `[]` are a list.
 fn serialize_pairs<S: Serializer>(pairs: &[(String, String)], to: S) -> Result<S::Ok, S::Error> {
-    to.collect_map(pairs.iter().map(|(key, value)| (key, value)))
+    let number = |value: &str| value.parse::<u64>().ok();
+    let json = |value: &String| number(value).map_or_else(|| Value::from(&**value), Value::from);
+    let mut object = Map::new();
+    for (key, value) in pairs {
+        match key.strip_suffix("[]") {
+            Some(key) => {
+                let list = object
+                    .entry(key)
+                    .or_insert_with(|| Value::Array(Vec::new()));
+                if let Value::Array(list) = list {
+                    list.push(json(value));
+                }
+            }
+            None => drop(object.insert(key.clone(), json(value))),
+        }
+    }
+    object.serialize(to)
 }

@@ -27,6 +27,8 @@
 //!
 //! Each module knows only those below it.
 //!
+//! - [`guide`]: what a program has to know that updates itself; nothing but text
+//! - `envelope`: the program's own state, for the next version and the one before
 //! - [`transport`]: the ways over the jump; `inspection`: what a handover holds
 //! - [`orchestrator`]: the states; `old_side`, `new_side`: its file tables before and after the
 //!   jump
@@ -42,12 +44,17 @@
 //!
 //! - `image`: the transport that writes contents to a directory, and `inspection`
 //! - `plugin`: handlers out of shared objects
+//! - `fdstore`: the transport that leaves files with systemd
+//! - `state`: the program's own state, by versions
 
 #![deny(unsafe_code)]
 
 pub mod devicetree;
+#[cfg(feature = "state")]
+pub mod envelope;
 pub mod error;
 pub mod files;
+pub mod guide;
 pub mod handover;
 pub mod holes;
 pub mod incoming;

@@ -5,7 +5,6 @@
 //! closed: files, private states and panics of its handlers may refer to its code until the process
 //! ends.
 
-#![allow(unsafe_code)] // an edge: opening a library runs its code
 #![allow(unsafe_code)] // an edge: opens shared objects
 
 use std::io;
@@ -47,7 +46,7 @@ pub enum PluginErrorCause {
     Foreign(ForeignPlugin),
     /// One of its handlers cannot be used, or another one of that name is registered.
     #[error("{0}")]
-    Handler(InvalidHandler),
+    Handler(Box<InvalidHandler>),
 }
 
 /// Opens the plugin at `path` and adds its handlers to `registry`, all or none; returns their
@@ -64,7 +63,7 @@ pub fn load(path: &Path, registry: &Registry) -> Result<Vec<Compatible>, PluginE
         path: path.to_owned(),
         cause,
     };
-    let invalid = |invalid| failed(PluginErrorCause::Handler(invalid));
+    let invalid = |invalid| failed(PluginErrorCause::Handler(Box::new(invalid)));
     let descriptor = descriptor_of(path).map_err(failed)?;
     let handlers = descriptor.handlers().map_err(invalid)?;
     let subsystems = descriptor.subsystems().map_err(invalid)?;

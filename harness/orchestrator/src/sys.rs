@@ -9,6 +9,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr::{null_mut, NonNull};
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
 
@@ -64,6 +66,24 @@ fn close_others_on_exec() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Has a command, in its own process, inherit the standard streams and `files`, and nothing else. The
+/// files have to be open until it is started.
+pub(crate) fn inherit_in_child(command: &mut Command, files: &[BorrowedFd<'_>]) {
+    let numbers: Vec<RawFd> = files.iter().map(|file| file.as_raw_fd()).collect();
+    let inherit = move || {
+        close_others_on_exec()?;
+        for &number in &numbers {
+            // SAFETY: this command of fcntl takes any number, and fails for one that is not open.
+            if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: after the fork it makes two kinds of system calls and neither allocates nor locks.
+    unsafe { command.pre_exec(inherit) };
 }
 
 /// Returns only if that failed. Unlike `execvp(3)` it does not give a file that the kernel refuses
@@ -128,6 +148,25 @@ pub(crate) fn adopt_inherited(fd: RawFd, expected: Identity) -> Option<OwnedFd> 
     // SAFETY: the descriptor is open. It is the one that the old side left to this process under
     // this number, by the comparison above; it has no other owner, because its only taker is this
     // function, which sets FD_CLOEXEC and so refuses it from then on.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl_setfd(&fd, FdFlags::CLOEXEC).ok()?;
+    Some(fd)
+}
+
+/// Takes over a descriptor that the service manager passed to this process, and closes it on the next
+/// exec. The number comes from the environment that the process was started with.
+///
+/// `None` unless it is open and an exec inherits it.
+#[cfg(feature = "fdstore")]
+pub(crate) fn adopt_passed(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: F_GETFD takes any number, and fails for one that is not open.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return None;
+    }
+    // SAFETY: the descriptor is open. By the protocol of sd_listen_fds(3) it is this process's from
+    // its first instruction on, so that nothing that the process opens has its number, and whoever
+    // takes it sets FD_CLOEXEC. It does not have that, so it has no owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl_setfd(&fd, FdFlags::CLOEXEC).ok()?;
     Some(fd)

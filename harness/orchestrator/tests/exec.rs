@@ -12,7 +12,7 @@ mod support;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
@@ -79,6 +79,10 @@ fn old_side() {
     match task.as_str() {
         "cross" | "release" | "without a handler" => jump(&update_of(&workload()), &task),
         "leak" => with_leaks(),
+        "without streams" => close_streams_and_jump(),
+        "sockets of systemd" => jump_with_listen_variables(),
+        "children" => start_children_while_jumping(),
+        "pass on" => jump(&update_of(&workload()), "pass on"),
         "fail" => fail_and_go_on(),
         _ => match task.split_once(": ") {
             Some(("hand over", what)) => hand_over_something_else(what),
@@ -101,6 +105,11 @@ fn new_side() {
         "without a handler" => a_handler_comes_later(),
         "hostile" => tell_why_not(),
         "own descriptors" => own_descriptors_stay(),
+        "stale variable" => a_stale_variable_takes_nothing(),
+        "without streams" => everything_is_in_a_file(),
+        "sockets of systemd" => there_are_no_sockets(),
+        "pass on" => pass_everything_on(),
+        "passed on" => everything_is_here(),
         "nothing in the list" => nothing_is_here(),
         _ => panic!("{task}"),
     }
@@ -398,6 +407,139 @@ fn broken_programs(path: &std::path::Path) -> Vec<(&'static str, Option<Vec<u8>>
             libc::ENOENT,
         ),
     ]
+}
+
+/// Where a side without standard streams writes.
+const OUTPUT: &str = "LUO_TEST_OUTPUT";
+
+#[test]
+fn a_program_without_standard_streams_crosses() {
+    let output = tempfile::NamedTempFile::new().unwrap();
+    let mut command = this_program("old_side", "without streams").command();
+    command.env(OUTPUT, output.path());
+    command.output().unwrap();
+    let text = fs::read_to_string(&output).unwrap();
+    assert_eq!(text, "everything is here");
+}
+
+fn close_streams_and_jump() {
+    for stream in 0..3 {
+        // SAFETY: nothing of this test uses the streams from here on; what std prints is lost.
+        drop(unsafe { OwnedFd::from_raw_fd(stream) });
+    }
+    // The memfds of the workload take their place, and so would the handover.
+    let files = workload();
+    assert!(files.iter().all(|file| file.as_raw_fd() < 3));
+    jump(&update_of(&files), "without streams");
+}
+
+fn everything_is_in_a_file() {
+    let new = arrived(Arc::new(Registry::linked().unwrap()));
+    let files = [0, 1, 2].map(|token| {
+        let file = new.retrieve(Token(token)).unwrap();
+        File::from(file.try_clone().unwrap())
+    });
+    assert_is_workload(files);
+    fs::write(std::env::var_os(OUTPUT).unwrap(), "everything is here").unwrap();
+}
+
+#[test]
+fn sockets_of_systemd_are_not_promised_to_the_new_program() {
+    cross("sockets of systemd");
+}
+
+fn jump_with_listen_variables() {
+    // As systemd starts a service; the process id is the same after the exec.
+    std::env::set_var("LISTEN_PID", std::process::id().to_string());
+    std::env::set_var("LISTEN_FDS", "4");
+    std::env::set_var("LISTEN_FDNAMES", "a:b:c:d");
+    jump(&update_of(&workload()), "sockets of systemd");
+}
+
+fn there_are_no_sockets() {
+    for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+        assert_eq!(std::env::var_os(name), None, "{name}");
+    }
+    everything_is_here();
+}
+
+#[test]
+fn children_that_start_during_a_jump_inherit_nothing_of_it() {
+    run(this_program("old_side", "children").command());
+}
+
+fn start_children_while_jumping() {
+    let update = update_of(&workload());
+    let list = || {
+        let output = Command::new("sh")
+            .args(["-c", "for file in /proc/self/fd/*; do readlink $file; done"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.contains("/memfd:"), "{text}");
+    };
+    let jumps = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        let children = scope.spawn(|| {
+            while jumps.load(std::sync::atomic::Ordering::SeqCst) < 300 {
+                list();
+            }
+        });
+        // The file can run, but the kernel refuses so many arguments after all was made ready.
+        let mut program = Program::new(std::env::current_exe().unwrap());
+        program.arg("x".repeat(1 << 20));
+        while jumps.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 300 {
+            let error = update
+                .handover(|handover| {
+                    let Err(error) = Departure::new(&handover, &mut program)?.jump();
+                    Ok::<JumpError, Anything>(error)
+                })
+                .unwrap();
+            assert_eq!(error.errno().code(), libc::E2BIG);
+        }
+        children.join().unwrap();
+    });
+}
+
+#[test]
+fn a_variable_that_was_left_behind_takes_no_descriptors() {
+    run(this_program("new_side", "stale variable").command());
+}
+
+/// As a program in C may have them: its own descriptors are inheritable, and an earlier handover left
+/// its variable.
+fn a_stale_variable_takes_nothing() {
+    let own = [sealed(b"a"), sealed(b"b"), sealed(b"c")];
+    own.iter().for_each(set_inheritable);
+    let names = own.each_ref().map(|file| {
+        let stat = fstat(file).unwrap();
+        format!(
+            "{}.{}.{}",
+            file.as_raw_fd(),
+            stat.st_dev,
+            stat.st_ino + 1000
+        )
+    });
+    std::env::set_var(HANDOVER_VARIABLE, names.join(":"));
+    assert!(matches!(arrive(), Err(ArriveError::Variable(_))));
+    assert_eq!(own.map(contents), [b"a", b"b", b"c"]);
+}
+
+#[test]
+fn a_program_that_lacks_the_handler_passes_everything_on() {
+    cross("pass on");
+}
+
+/// A program that cannot use what arrived, and starts another one that can.
+fn pass_everything_on() {
+    let new = arrived(Arc::new(Registry::new()));
+    new.retrieve(Token(0)).unwrap_err();
+    let mut program = this_program("new_side", "passed on");
+    let failed = new.pass_on(|handover| {
+        let departure = Departure::new(&handover, &mut program)?;
+        Ok::<_, Anything>(departure.jump())
+    });
+    panic!("the exec failed: {failed:?}");
 }
 
 /// What the new side says of a variable that is not what the transport sets.

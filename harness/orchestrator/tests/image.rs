@@ -21,7 +21,7 @@ use luo_handler_memfd as _;
 use luo_orchestrator::devicetree::{encode, Tree};
 use luo_orchestrator::error::Error;
 use luo_orchestrator::handover::Handover;
-use luo_orchestrator::inspection::{inspect, Description, Inspection};
+use luo_orchestrator::inspection::{inspect_with, Description, Inspection};
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::outgoing::Outgoing;
 use luo_orchestrator::registry::Registry;
@@ -403,6 +403,58 @@ fn a_link_that_cannot_be_read_costs_no_image() {
 }
 
 #[test]
+fn a_link_without_a_name_costs_no_image() {
+    for target in [".", "..", "/", "./.", "image/.."] {
+        let directory = directory();
+        save(&[dense(1000, 1)], directory.path()).unwrap();
+        let image = image_of(directory.path());
+        let current = directory.path().join("current");
+        fs::remove_file(&current).unwrap();
+        std::os::unix::fs::symlink(target, &current).unwrap();
+        let null = Outgoing::default();
+        null.preserve_file(FileRef::from(File::open("/dev/null").unwrap().as_fd()))
+            .unwrap();
+        let handover = Handover {
+            devicetree: Vec::new(),
+            outgoing: &null,
+        };
+        image::save(&handover, directory.path(), &|_| ()).unwrap_err();
+        assert!(image.join("contents-1").exists(), "{target}");
+        let second = [dense(2000, 2)];
+        save(&second, directory.path()).unwrap();
+        assert_eq!(listing(directory.path()), CLEAN, "{target}");
+        let new = load(directory.path()).unwrap();
+        assert_same(&second[0], &new.retrieve(Token(0)).unwrap());
+    }
+}
+
+#[test]
+fn damaged_contents_are_named_and_stay_where_they_are() {
+    let image = Damaged::new();
+    let path = image.path("contents-1");
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, &good[..good.len() - 1]).unwrap();
+    let new = load(image.directory.path()).unwrap();
+    let error = new.retrieve(Token(0)).unwrap_err();
+    assert_eq!(error.errno(), Errno::EBADMSG);
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("not what was written"),
+        "{error}"
+    );
+    assert_eq!(new.finish().unwrap(), []);
+    assert_eq!(new.left(), [Token(0)]);
+    assert_eq!(new.take_left(Token(0)).unwrap_err().errno(), Errno::EBADMSG);
+    // Once it is repaired, for example by a copy, it can be had.
+    fs::write(&path, good).unwrap();
+    let files = new.take_left(Token(0)).unwrap();
+    assert!(bytes_of(&files[0]) == bytes_of(&image.files[0]));
+}
+
+#[test]
 fn directories_are_created_as_deep_as_needed() {
     let directory = directory();
     let deep = directory.path().join("a/b/c");
@@ -426,7 +478,7 @@ fn describe(compatible: &Compatible, data: u64, host: Host<'_>) -> Option<Descri
 
 fn inspection(path: &Path) -> Result<Inspection, String> {
     let registry = Registry::linked().unwrap();
-    inspect(path, &registry, &describe).map_err(|error| error.to_string())
+    inspect_with(path, &registry, &describe).map_err(|error| error.to_string())
 }
 
 fn damages(inspection: &Inspection) -> Vec<Option<&str>> {
@@ -530,7 +582,7 @@ fn inspecting_shows_what_the_handler_describes() {
     let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
     assert_eq!(found.files[0].record, expected);
     let json = serde_json::to_value(&found).unwrap();
-    assert_eq!(json["files"][0]["record"]["size"], "4");
+    assert_eq!(json["files"][0]["record"]["size"], 4);
     assert_eq!(json["files"][0]["token"], "0x0");
     assert_eq!(json["files"][0]["compatible"], "memfd-v1");
 }

@@ -18,10 +18,11 @@ use luo_handler_memfd as _;
 use luo_orchestrator::devicetree::{decode, BadReason, FileEntry, SubsystemEntry, Tree};
 use luo_orchestrator::error::{Error, State};
 use luo_orchestrator::files::{FileSource, HeldFile, NoFiles};
-use luo_orchestrator::handover::Arrival;
+use luo_orchestrator::handover::{Arrival, Handover};
 use luo_orchestrator::incoming::Incoming;
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
+use luo_orchestrator::transport::loopback;
 use support::{contents, inode, memfd, ops, subsystem_ops, Crossing};
 
 /// How often a handler was called, and what it answers.
@@ -1032,4 +1033,136 @@ fn what_a_handler_kept_before_it_panicked_does_not_stay() {
         assert_eq!(update.prepare().unwrap_err().errno(), Errno::EIO);
         assert_eq!(update.preserved(), (0, 0));
     }
+}
+
+/// Files that crossed, of which the first cannot be retrieved: its block is damaged.
+fn with_a_lost_file(registry: Arc<Registry>) -> Orchestrator {
+    let update = Orchestrator::new(Arc::new(Registry::linked().unwrap()));
+    for token in 0..3 {
+        let contents = format!("contents {token}");
+        let file = memfd(contents.as_bytes());
+        update.preserve(Token(token), file).unwrap();
+    }
+    freeze(&update);
+    let arrival = update.handover(|handover| {
+        let data = decode(&handover.devicetree).unwrap().tree.files[0].data;
+        let mut memory = Crossing::of(&update).memory;
+        memory[data as usize + 20] ^= 1;
+        let files = loopback::files(&handover).unwrap();
+        Ok::<_, Error>(Arrival {
+            incoming: Incoming::new(memory, files).unwrap(),
+            devicetree: handover.devicetree,
+        })
+    });
+    Orchestrator::arrived(registry, arrival.unwrap())
+}
+
+fn take_one(update: &Orchestrator, token: Token) -> Vec<u8> {
+    let [file] = <[OwnedFd; 1]>::try_from(update.take_left(token).unwrap()).unwrap();
+    contents(file)
+}
+
+#[test]
+fn a_file_that_cannot_be_retrieved_is_not_lost() {
+    for after_finish in [false, true] {
+        let new = with_a_lost_file(Arc::new(Registry::linked().unwrap()));
+        assert_eq!(new.left(), []);
+        assert_eq!(errno(new.take_left(Token(0))), Errno::ENOENT);
+        let error = new.retrieve(Token(0)).unwrap_err();
+        assert_eq!(error.errno(), Errno::EBADMSG);
+        assert!(error.to_string().contains("block"), "{error}");
+        let second = new.retrieve(Token(1)).unwrap();
+        assert_eq!(new.left(), [Token(0)]);
+        if after_finish {
+            assert_eq!(new.finish().unwrap(), []);
+            assert_eq!(new.left(), [Token(0)], "finish does not drop it");
+        }
+        assert_eq!(take_one(&new, Token(0)), b"contents 0");
+        assert_eq!(new.left(), []);
+        assert_eq!(errno(new.take_left(Token(0))), Errno::ENOENT);
+        assert_eq!(errno(new.take_left(Token(1))), Errno::ENOENT);
+        assert_eq!(errno(new.take_left(Token(9))), Errno::ENOENT);
+        assert_eq!(contents(second), b"contents 1");
+        if !after_finish {
+            assert_eq!(new.finish().unwrap(), []);
+        }
+        assert_eq!(new.state(), State::Normal);
+    }
+}
+
+#[test]
+fn files_whose_handler_is_missing_are_left_until_they_are_dropped() {
+    let inodes = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap();
+        let links = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+        let links = links.filter_map(|link| Some(link.to_str()?.to_owned()));
+        links.filter(|link| link.contains("left until")).count()
+    };
+    let update = Orchestrator::new(Arc::new(Registry::linked().unwrap()));
+    let options = memfd::MemfdOptions::default();
+    update
+        .preserve(Token(5), options.create("left until").unwrap().into_file())
+        .unwrap();
+    freeze(&update);
+    let cross = |handover: Handover<'_>| Ok::<_, Error>(loopback::cross(&handover).unwrap());
+    let new = Orchestrator::arrived(Arc::default(), update.handover(cross).unwrap());
+    drop(update);
+    let Err(Error::Failed(failure)) = new.retrieve(Token(5)) else {
+        panic!("there is no handler");
+    };
+    assert_eq!(failure.handler, None, "nobody failed");
+    assert!(
+        failure.to_string().contains("no handler for memfd-v1"),
+        "{failure}"
+    );
+    assert_eq!(new.finish().unwrap().len(), 1);
+    assert_eq!((new.left(), inodes()), (vec![Token(5)], 1));
+    new.drop_left();
+    assert_eq!((new.left(), inodes()), (vec![], 0));
+    assert_eq!(errno(new.take_left(Token(5))), Errno::ENOENT);
+}
+
+#[test]
+fn everything_that_arrived_can_be_passed_on() {
+    let registry = Arc::new(Registry::linked().unwrap());
+    let first = with_a_lost_file(registry.clone());
+    first.retrieve(Token(0)).unwrap_err();
+    let retrieved = first.retrieve(Token(1)).unwrap();
+    for _ in 0..2 {
+        let cross = |handover: Handover<'_>| Ok::<_, Error>(loopback::cross(&handover).unwrap());
+        let second = Orchestrator::arrived(registry.clone(), first.pass_on(cross).unwrap());
+        assert_eq!(errno(second.retrieve(Token(0))), Errno::EBADMSG);
+        assert_eq!(take_one(&second, Token(0)), b"contents 0");
+        let again = second.retrieve(Token(1)).unwrap();
+        assert_eq!(inode(&*again), inode(&*retrieved));
+        assert_eq!(contents(second.retrieve(Token(2)).unwrap()), b"contents 2");
+        assert_eq!(second.finish().unwrap(), []);
+    }
+    // What was passed on in vain is still here.
+    assert_eq!(take_one(&first, Token(0)), b"contents 0");
+    assert_eq!(contents(first.retrieve(Token(2)).unwrap()), b"contents 2");
+    assert_eq!(first.finish().unwrap(), []);
+    let error = first.pass_on(|_| Ok::<_, Error>(())).unwrap_err();
+    assert_eq!(error.errno(), Errno::EINVAL);
+}
+
+#[test]
+fn files_are_offered_and_taken_back_until_freeze() {
+    let (desk, registry, update) = host();
+    update.preserve(Token(1), memfd(b"one")).unwrap();
+    update.prepare().unwrap();
+    update.preserve(Token(2), memfd(b"two")).unwrap();
+    update.preserve(Token(3), memfd(b"three")).unwrap();
+    assert_eq!(update.unpreserve(Token(1)).unwrap(), []);
+    assert_eq!(update.unpreserve(Token(3)).unwrap(), []);
+    assert_eq!(desk.ends().1, 2, "both were cancelled");
+    update.freeze().unwrap();
+    let cross = |handover: Handover<'_>| Ok::<_, Error>(loopback::cross(&handover).unwrap());
+    let new = Orchestrator::arrived(registry, update.handover(cross).unwrap());
+    let tokens: Vec<_> = new.files().unwrap().iter().map(|file| file.token).collect();
+    assert_eq!(tokens, [Token(2)]);
+    assert_eq!(update.cancel().unwrap(), []);
+    assert_eq!(update.preserved(), (0, 0));
+    // Offered again, as after any cancel.
+    update.prepare().unwrap();
 }

@@ -121,9 +121,10 @@ mod tests {
     fn the_walk_ends_with_the_size_and_with_the_first_error() {
         let file = memfd();
         file.write_all_at(&[1; 10_000], 0).unwrap();
-        assert_eq!(ranges(&file, 5000), [0..5000]);
-        assert_eq!(ranges(&file, 0), []);
-        assert_eq!(ranges(&file, 1 << 40), [0..10_000]);
+        let first = |size| ranges(&file, size).first().cloned();
+        assert_eq!(first(5000), Some(0..5000));
+        assert_eq!(first(0), None);
+        assert_eq!(first(1 << 40), Some(0..10_000));
         let stop = each_data_range(&file, 10_000, |_| Err(crate::Errno::EIO));
         assert_eq!(stop, Err(crate::Errno::EIO));
     }

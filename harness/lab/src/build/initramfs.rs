@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
 
-use crate::archive::{compose, Archive};
+use crate::archive::{compose, Archive, USERS_PROGRAM};
 use crate::build::kernel_image::KernelImage;
 use crate::build::profile::Profile;
 use crate::build::selftests::{self, Selftests};
@@ -27,31 +27,34 @@ const MOUNT_POINTS: [&str; 9] = [
     "tmp",
 ];
 
+/// The programs of a guest, beside the shell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Programs<'a> {
+    pub(crate) luo: &'a Path,
+    pub(crate) selftests: &'a Selftests,
+    /// The user's own test program.
+    pub(crate) of_user: Option<&'a Path>,
+}
+
 /// Writes the initramfs of a kernel unless it is there.
 pub(crate) fn assemble(
     part: &Cache,
     toolchain: &Toolchain,
     kernel: &KernelImage,
-    selftests: &Selftests,
-    luo: &Path,
+    programs: &Programs,
     profile: Profile,
 ) -> Result<PathBuf> {
     let path = part.path(format!("initramfs-{}.cpio", profile.name()));
-    let luo_key = Key::of_trees([luo])?;
-    let key = Key::of([&kernel.key, &selftests.key, toolchain.key(), &luo_key].map(Key::as_str));
+    let programs_key = Key::of_trees([programs.luo].into_iter().chain(programs.of_user))?;
+    let selftests_key = &programs.selftests.key;
+    let key =
+        Key::of([&kernel.key, selftests_key, toolchain.key(), &programs_key].map(Key::as_str));
     part.step(
         &format!("initramfs-{}", profile.name()),
         "packing the initramfs",
         &key,
         |_| {
-            let luo = fs::read(luo).with_context(|| format!("reading {}", luo.display()))?;
-            if needs_interpreter(&luo) {
-                bail!(
-                    "the luo for the guest is linked dynamically; build it with RUSTFLAGS='-C \
-                   target-feature=+crt-static'"
-                );
-            }
-            let base = base_archive(toolchain, selftests, luo)?;
+            let base = base_archive(toolchain, programs)?;
             let image = fs::read(&kernel.image)
                 .with_context(|| format!("reading {}", kernel.image.display()))?;
             let mut initramfs = Vec::new();
@@ -62,25 +65,41 @@ pub(crate) fn assemble(
     Ok(path)
 }
 
-fn base_archive(toolchain: &Toolchain, selftests: &Selftests, luo: Vec<u8>) -> Result<Vec<u8>> {
+fn base_archive(toolchain: &Toolchain, programs: &Programs) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in MOUNT_POINTS {
         archive.directory(directory)?;
     }
-    archive.file("bin/luo", &luo)?;
-    let busybox = toolchain.file("/bin/busybox");
-    archive.file(
-        "bin/busybox",
-        &fs::read(&busybox).with_context(|| format!("reading {}", busybox.display()))?,
-    )?;
-    for name in selftests::NAMES {
-        let program = selftests.directory.join(name);
+    archive.file("bin/luo", &read_program(programs.luo)?)?;
+    if let Some(program) = programs.of_user {
         archive.file(
-            &format!("selftests/{name}"),
-            &fs::read(&program).with_context(|| format!("reading {}", program.display()))?,
+            USERS_PROGRAM.trim_start_matches('/'),
+            &read_program(program)?,
         )?;
     }
+    archive.file("bin/busybox", &read(&toolchain.file("/bin/busybox"))?)?;
+    for name in selftests::NAMES {
+        let program = programs.selftests.directory.join(name);
+        archive.file(&format!("selftests/{name}"), &read(&program)?)?;
+    }
     archive.finish()
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("reading {}", file.display()))
+}
+
+/// Reads a program that the guest can run: there are no libraries.
+fn read_program(file: &Path) -> Result<Vec<u8>> {
+    let program = read(file)?;
+    if !program.starts_with(b"#!") && needs_interpreter(&program) {
+        bail!(
+            "{} is not a script, nor a program that is linked statically; in Rust, build it with \
+             RUSTFLAGS='-C target-feature=+crt-static', in C with -static",
+            file.display()
+        );
+    }
+    Ok(program)
 }
 
 /// Whether an ELF program asks for a dynamic loader, which the guest does not have.

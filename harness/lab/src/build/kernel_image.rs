@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{anyhow, Context, Result};
 
 use crate::build::config;
 use crate::build::profile::Profile;
@@ -14,7 +14,7 @@ use crate::build::trees::Trees;
 use crate::cache::files::write_atomically;
 use crate::cache::key::Key;
 use crate::cache::progress::Progress;
-use crate::integrate;
+use crate::integrate::{self, Integrated, LocalEdits, Selection};
 
 /// A kernel that is built.
 #[derive(Debug)]
@@ -25,15 +25,16 @@ pub(crate) struct KernelImage {
     pub(crate) key: Key,
 }
 
-/// Builds the kernel unless it is there. make itself does only what a change asks for.
+/// Builds the kernel with handlers of a checkout unless it is there. make itself does only what a
+/// change asks for.
 pub(crate) fn build(
     trees: &Trees,
     toolchain: &Toolchain,
-    checkout: &Path,
+    (checkout, selection): (&Path, &Selection),
     profile: Profile,
     jobs: Option<usize>,
 ) -> Result<KernelImage> {
-    let handlers = integrate_handlers(checkout, &trees.source())?;
+    let handlers = integrate_handlers(checkout, selection, &trees.source())?;
     let objects = trees.objects(profile);
     let [source_seen_at, objects_seen_at] = trees.seen_at(profile);
     for directory in [&objects, &objects_seen_at] {
@@ -51,7 +52,8 @@ pub(crate) fn build(
             .arg(format!("O={}", objects_seen_at.display()))
             .args(profile.make_arguments())
             .args(targets);
-        progress.run(&mut command)
+        let result = progress.run(&mut command);
+        result.map_err(|error| handlers.with_sources_named(error))
     };
     let step = |name: &str| format!("{name}-{}", profile.name());
 
@@ -64,6 +66,8 @@ pub(crate) fn build(
         "putting the kernel's configuration together",
         &base_key,
         |progress| {
+            // tinyconfig writes to the same file.
+            trees.part().undo(&step("config"))?;
             merge(&objects, &base, &fragment, |targets| {
                 make(progress, targets)
             })
@@ -97,35 +101,48 @@ pub(crate) fn build(
 
 /// What kmod/ adds to the kernel.
 struct Handlers {
-    /// The lines of its `lab.config`.
+    /// The lines of the configuration that it wants.
     fragment: String,
     /// The key of what configuring depends on.
     options: Key,
     /// The key of what building depends on.
     sources: Key,
+    /// `None` without kmod/.
+    integrated: Option<Integrated>,
+}
+
+impl Handlers {
+    /// The error of a build with the author's files in it, not their copies in the kernel tree.
+    fn with_sources_named(&self, error: anyhow::Error) -> anyhow::Error {
+        match &self.integrated {
+            Some(integrated) => anyhow!("{}", integrated.with_sources_named(&format!("{error:#}"))),
+            None => error,
+        }
+    }
 }
 
 /// Puts the checkout's kmod/ into the source tree. A checkout without one gets the kernel's own
 /// handlers only.
-fn integrate_handlers(checkout: &Path, source: &Path) -> Result<Handlers> {
-    let kmod = checkout.join("kmod");
-    if !kmod.is_dir() {
-        integrate::remove(source)?;
+fn integrate_handlers(checkout: &Path, selection: &Selection, source: &Path) -> Result<Handlers> {
+    // The tree is the lab's, so what was changed in it is nobody's.
+    let edits = LocalEdits::Overwrite;
+    if !checkout.join("kmod").is_dir() {
+        integrate::remove(source, edits)?;
         let none = || Key::of(["no kmod"]);
         return Ok(Handlers {
             fragment: String::new(),
             options: none(),
             sources: none(),
+            integrated: None,
         });
     }
-    let integrated = integrate::put(checkout, source, &integrate::Selection::All)?;
-    let own = kmod.join("lab.config");
-    let fragment =
-        fs::read_to_string(&own).with_context(|| format!("reading {}", own.display()))?;
+    let integrated = integrate::put(checkout, source, selection, edits)?;
+    let kconfigs = integrated.kconfigs().map(|file| source.join(file));
     Ok(Handlers {
-        fragment,
-        options: Key::of_trees([integrated.join("Kconfig")])?,
-        sources: Key::of_trees([integrated])?,
+        fragment: integrated.fragment.clone(),
+        options: Key::of_trees(kconfigs)?,
+        sources: Key::of_trees([&integrated.directory])?,
+        integrated: Some(integrated),
     })
 }
 

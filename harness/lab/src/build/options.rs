@@ -17,6 +17,10 @@ pub struct BuildOptions {
     /// The checkout whose handlers go into the kernel; by default the one around the current
     /// directory.
     pub checkout: Option<PathBuf>,
+    /// Crates of handlers, anywhere, that go into the kernel beside those of the checkout.
+    pub handlers: Vec<PathBuf>,
     /// A statically linked luo to put into the guest, instead of building one from the checkout.
     pub guest_binary: Option<PathBuf>,
+    /// A test program of the user, a script or statically linked, to put into the guest.
+    pub program: Option<PathBuf>,
 }

@@ -5,7 +5,8 @@ use anyhow::Result;
 
 use crate::build::apt::Mirror;
 use crate::build::built::{Artefacts, Built};
-use crate::build::checkout::find_checkout;
+use crate::build::checkout::{find_checkout, select_handlers};
+use crate::build::initramfs::Programs;
 use crate::build::options::BuildOptions;
 use crate::build::trees::Trees;
 use crate::build::{
@@ -29,13 +30,24 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
     let source = source::prepare(cache, &mirror)?;
     let selftests = selftests::build(cache, &toolchain, &source)?;
     let trees = Trees::of(cache, &source, &checkout)?;
-    let kernel = kernel_image::build(&trees, &toolchain, &checkout, profile, options.jobs)?;
+    let handlers = select_handlers(&checkout, &options.handlers)?;
+    let kernel = kernel_image::build(
+        &trees,
+        &toolchain,
+        (&checkout, &handlers),
+        profile,
+        options.jobs,
+    )?;
     let luo = match &options.guest_binary {
         Some(binary) => binary.clone(),
         None => guest_binary::build(cache, trees.part(), &checkout)?,
     };
-    let initramfs =
-        initramfs::assemble(trees.part(), &toolchain, &kernel, &selftests, &luo, profile)?;
+    let programs = Programs {
+        luo: &luo,
+        selftests: &selftests,
+        of_user: options.program.as_deref(),
+    };
+    let initramfs = initramfs::assemble(trees.part(), &toolchain, &kernel, &programs, profile)?;
     let built = Built {
         profile,
         artefacts: Artefacts {

@@ -74,6 +74,7 @@ impl Trees {
             part,
             source: source.clone(),
         };
+        trees.adopt_objects()?;
         trees.link_source()?;
         Ok(trees)
     }
@@ -102,6 +103,19 @@ impl Trees {
     pub(crate) fn seen_at(&self, profile: Profile) -> [PathBuf; 2] {
         let objects = format!("build-{}", profile.name());
         [self.source.tree.clone(), self.source.beside(&objects)]
+    }
+
+    /// Takes over what was built beside the unchanged source, before checkouts had trees of their
+    /// own.
+    fn adopt_objects(&self) -> Result<()> {
+        for profile in Profile::ALL {
+            let (own, [_, shared]) = (self.objects(profile), self.seen_at(profile));
+            if !own.exists() && shared.join(".config").exists() {
+                fs::rename(&shared, &own)
+                    .with_context(|| format!("moving {}", shared.display()))?;
+            }
+        }
+        Ok(())
     }
 
     fn link_source(&self) -> Result<()> {
@@ -284,6 +298,17 @@ mod unit_tests {
         let kconfig = |tree: &Path| fs::read_to_string(tree.join("mm/Kconfig")).unwrap();
         assert!(!kconfig(&first.source()).contains(CONDITION));
         assert!(kconfig(&fixture.source.tree).contains(CONDITION));
+    }
+
+    #[test]
+    fn objects_of_a_cache_without_checkouts_are_taken_over_once() {
+        let fixture = fixture();
+        let objects = fixture.source.beside("build-release");
+        fs::create_dir_all(&objects).unwrap();
+        fs::write(objects.join(".config"), "").unwrap();
+        let first = fixture.trees(&fixture.checkout("one"));
+        assert!(first.objects(Profile::Release).join(".config").is_file());
+        assert!(!objects.exists());
     }
 
     #[test]

@@ -57,6 +57,14 @@ impl Cache {
         )
     }
 
+    /// Has the step run again next time: what it made is about to change.
+    pub(crate) fn undo(&self, name: &str) -> Result<()> {
+        match self.stamp(name) {
+            Some(stamp) => self.write_stamp(name, &Stamp { key: None, ..stamp }),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the step was done, whatever its inputs were.
     pub(crate) fn is_done(&self, name: &str) -> bool {
         self.stamp(name).is_some_and(|stamp| stamp.key.is_some())
@@ -109,6 +117,10 @@ mod unit_tests {
             "a failed step has undone what was there"
         );
         assert!(cache.is_done("step"));
+        cache.undo("step").unwrap();
+        assert!(!cache.is_done("step"));
+        cache.undo("another").unwrap();
+        assert!(!cache.is_done("another"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{bail, ensure, Context, Result};
 use crate::event::Event;
 use crate::guest::kmemleak;
 use crate::guest::next_kernel::load_next;
-use crate::guest::programs::{exit_code, program};
+use crate::guest::programs::{exit_code, install_shell_commands, program};
 use crate::guest::reporter::Reporter;
 use crate::job::next_stage;
 use crate::tests::case;
@@ -98,6 +98,7 @@ fn act(stage: &Stage, held: &mut HeldOpen, reporter: &mut Reporter) -> Result<()
         Action::Check(check) => check(held),
         Action::Jump(_) => bail!("it did not jump"),
         Action::Program(command) => {
+            install_shell_commands()?;
             let (name, arguments) = command.split_first().context("the stage has no command")?;
             match exit_code(&mut program(name, arguments))? {
                 0 => Ok(()),

@@ -18,15 +18,21 @@ pub(crate) fn guest<'a>(
     job: Job,
     name: &str,
 ) -> Guest<'a> {
+    let nokaslr = if options.gdb { "nokaslr" } else { "" };
     Guest {
         image: &built.artefacts.kernel_image,
         initramfs: &built.artefacts.initramfs,
         machine: Machine::Plain,
         job,
-        parameters: format!("{} {}", built.profile.parameters(), options.append),
+        parameters: format!(
+            "{} {nokaslr} {}",
+            built.profile.parameters(),
+            options.append
+        ),
         memory: options.memory,
         accel,
         directory: runs.of(name),
         timeout: options.timeout,
+        gdb: options.gdb,
     }
 }

@@ -77,7 +77,28 @@ impl Display for TestResult {
     }
 }
 
-/// Runs the tests whose names contain one of `names`, or all, and calls `report` for each result.
+/// Which tests to run.
+#[derive(Clone, Debug, Default)]
+pub struct Selected {
+    /// Those whose names contain one of these. If there are none, all are run.
+    pub names: Vec<String>,
+    /// Also the user's own test program, which is part of the build; alone, unless there are names.
+    pub program: bool,
+}
+
+impl Selected {
+    fn tests(&self) -> Result<Vec<&'static Test>> {
+        let program = self.program.then_some(&table::USERS_TEST);
+        let mut tests = match self.names.is_empty() && self.program {
+            true => Vec::new(),
+            false => table::select(&self.names)?,
+        };
+        tests.extend(program);
+        Ok(tests)
+    }
+}
+
+/// Runs tests, and calls `report` for each result.
 ///
 /// # Errors
 ///
@@ -86,10 +107,10 @@ pub fn run_tests(
     cache: &Cache,
     built: &Built,
     options: &GuestOptions,
-    names: &[String],
+    selected: &Selected,
     report: &mut dyn FnMut(&TestResult),
 ) -> Result<Summary> {
-    let tests = table::select(names)?;
+    let tests = selected.tests()?;
     let runs = Runs::begin(cache)?;
     let accel = probe::choose(cache, &runs, built)?;
     let mut summary = Summary {

@@ -212,7 +212,7 @@ fn memfd(random: &mut Rng) -> MemfdPlan {
         0 => Pages::Thp,
         _ => Pages::Base,
     };
-    let data = random.u64(..=MEMFD_MAX);
+    let data = random.u64(1..=MEMFD_MAX);
     // From nothing to nearly all, in hundredths of a percent; mostly not much.
     let part = [0, 1, 50, 500, 3000, 9000][random.usize(..6)];
     let (fill, part) = match random.u8(..8) {

@@ -85,10 +85,6 @@ pub(crate) fn depart(
     for session in sessions.iter().flatten() {
         held.hold(session)?;
     }
-    // A device that nobody has open any more would not cross.
-    for file in files.iter().flatten() {
-        held.hold(file)?;
-    }
     let writer = update.writer.map(|access| writer::prepare(access, held));
     writer.transpose()
 }
@@ -205,7 +201,7 @@ fn refuse_jump() -> Result<()> {
     let session = Device::open()?.create_session("soak-bad")?;
     let file = BAD_MEMFD.make(|_| ())?;
     session.preserve(Token(BAD_MEMFD.seed), file.as_fd())?;
-    spoil(&file)?;
+    spoil(&file, 0)?;
     let refused = kexec::jump();
     ensure!(
         matches!(refused, KexecError::Refused(_)),

@@ -30,7 +30,7 @@ pub(crate) fn survive_a_failing_freeze(held: &mut HeldOpen) -> Result<()> {
     let bad_session = Device::open()?.create_session(BAD)?;
     let bad = preserve(&bad_session, &[BAD_MEMFD])?;
     for file in &bad {
-        spoil(file)?;
+        spoil(file, 0)?;
     }
     expect_refused_jump(Errno::IO, 1)?;
     for file in &sound {
@@ -41,14 +41,17 @@ pub(crate) fn survive_a_failing_freeze(held: &mut HeldOpen) -> Result<()> {
     held.hold(&session)
 }
 
-/// Writes to a hole, and has the kernel believe that its memory is broken.
-pub(crate) fn spoil(file: &File) -> Result<()> {
-    let page = rustix::param::page_size();
+/// Writes to a page in the first MiB, and has the kernel believe that its memory is broken.
+pub(crate) fn spoil(file: &File, page: usize) -> Result<()> {
+    let size = rustix::param::page_size();
+    let bytes = page * size..(page + 1) * size;
     let mapping = SharedMapping::new(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
-    mapping.write(0, &[1]);
-    mapping
-        .advise(0..page, Advice::LinuxHwPoison)
-        .context("declaring memory broken; it takes CONFIG_MEMORY_FAILURE")
+    mapping.write(bytes.start, &[1]);
+    match mapping.advise(bytes, Advice::LinuxHwPoison) {
+        // What is preserved cannot be taken away from the file, but it is marked as broken.
+        Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => Ok(()),
+        result => result.context("declaring memory broken; it takes CONFIG_MEMORY_FAILURE"),
+    }
 }
 
 pub(crate) fn take_sound(_held: &mut HeldOpen) -> Result<()> {

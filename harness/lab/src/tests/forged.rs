@@ -14,7 +14,10 @@ use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
-use crate::tests::records::{sign, VfioCrossing, VfioRecord, VFIO_MAGIC};
+use crate::tests::records::{
+    sign, sign_memfd, MemfdBlock, MemfdExtent, MemfdRecord, VfioCrossing, VfioRecord, MEMFD_MAGIC,
+    VFIO_MAGIC,
+};
 use crate::tests::vfio_client::Client;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
@@ -47,9 +50,12 @@ enum Change {
     DataOf(u64),
     /// To the record of a device's handler. Its checksum is right again afterwards.
     Record(fn(&mut VfioRecord)),
+    /// To the record of a memfd and its first extent, which is the only one of its block then. The
+    /// checksums are right again afterwards.
+    Extents(fn(&mut MemfdRecord, &mut MemfdExtent)),
 }
 
-use Change::{Data, DataOf, Record};
+use Change::{Data, DataOf, Extents, Record};
 use Kind::{Memfd, Port, VfioDevice};
 
 /// Nobody else has such a token, so it shows where the kernel's list is; it is the first that is
@@ -76,6 +82,18 @@ static FORGED: &[Forged] = &[
     forged(0x12, Port, Data(|data| data | 3 << 32), Errno::INVAL),
     // Memory that nobody preserved, and memory that does not exist
     forged(0x20, Memfd, Data(|_| 1 << 24 | 4096), Errno::NOENT),
+    // Frames beyond memory, and more than there are: close(2) of the session must not look for each
+    // of them. The same frames for the same places twice
+    forged(0x21, Memfd, Extents(|record, extent| {
+        record.size = U64::new(i64::MAX as u64);
+        record.chain.pages = U64::new(u32::MAX.into());
+        *extent = MemfdExtent::new(0, 1 << 39, u32::MAX.into()).expect("an extent");
+    }), Errno::INVAL),
+    forged(0x22, Memfd, Extents(|record, _| record.late = record.chain), Errno::INVAL),
+    // The owner that no user is; set-uid; a name without an end
+    forged(0x23, Memfd, Extents(|record, _| record.uid = U32::MAX_VALUE), Errno::INVAL),
+    forged(0x24, Memfd, Extents(|record, _| record.mode = U32::new(0o4755)), Errno::INVAL),
+    forged(0x25, Memfd, Extents(|record, _| record.name = [b'x'; 256]), Errno::INVAL),
     forged(0x30, VfioDevice("0000:00:10.0"), Data(|_| !0), Errno::NOENT),
     // A device of another file, which has it already
     forged(0x31, VfioDevice("0000:00:11.0"), DataOf(SOUND_DEVICE), Errno::BUSY),
@@ -198,10 +216,38 @@ fn forge_all() -> Result<()> {
                 sign(&mut record);
                 memory.store(at, &record)?;
             }
+            Extents(change) => change_extents(&memory, data, change)?,
         }
         memory.store(at, &entry)?;
     }
     Ok(())
+}
+
+/// Changes the record of a memfd with the handle `data`, and the first extent of its last block.
+fn change_extents(
+    memory: &PhysicalMemory,
+    data: u64,
+    change: fn(&mut MemfdRecord, &mut MemfdExtent),
+) -> Result<()> {
+    let page = rustix::param::page_size() as u64;
+    let at = (data >> 24) * page;
+    let mut record: MemfdRecord = memory.load(at)?;
+    ensure!(record.magic == MEMFD_MAGIC, "there is no record at {at:#x}");
+    let block_at = (record.chain.last_block.get() >> 24) * page;
+    let extent_at = block_at + size_of::<MemfdBlock>() as u64;
+    let mut block: MemfdBlock = memory.load(block_at)?;
+    let mut extent: MemfdExtent = memory.load(extent_at)?;
+    let length = (size_of::<MemfdBlock>() + size_of::<MemfdExtent>()) as u64;
+    record.chain.last_block = U64::new((block_at / page) << 24 | length);
+    record.chain.extents = U64::new(1);
+    record.chain.pages = U64::new(extent.length());
+    change(&mut record, &mut extent);
+    block.count = U32::new(1);
+    block.previous = U64::ZERO;
+    sign_memfd(&mut record, &mut block, &extent);
+    memory.store(extent_at, &extent)?;
+    memory.store(block_at, &block)?;
+    memory.store(at, &record)
 }
 
 /// Where the page is that begins with the first file.

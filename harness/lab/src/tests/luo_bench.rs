@@ -66,7 +66,7 @@ fn provide_initrd() -> Result<()> {
 fn refuse_jump(bench: &mut Command) -> Result<()> {
     let session = Device::open()?.create_session("bad")?;
     for file in &preserve(&session, &[BAD_MEMFD])? {
-        spoil(file)?;
+        spoil(file, 0)?;
     }
     expect_failure(bench, "the jump was refused")?;
     let loaded = fs::read_to_string("/sys/kernel/kexec_loaded").context("reading kexec_loaded")?;

@@ -2,6 +2,7 @@
 //! The kernel tests. What each kernel of a test does runs in the guest; the table is read by both
 //! sides.
 
+mod attributes;
 pub(crate) mod case;
 mod devices;
 mod expect;
@@ -9,7 +10,10 @@ pub(crate) mod failing_freeze;
 mod far_apart;
 mod folios;
 mod forged;
+mod freeze;
 pub(crate) mod held_open;
+mod late_writes;
+mod limit;
 mod luo_bench;
 mod memfd_cases;
 mod memfd_twice;

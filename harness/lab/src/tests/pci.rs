@@ -84,8 +84,9 @@ pub(crate) fn remove(address: &str) -> Result<()> {
     write(&directory(address).join("remove"), "1")
 }
 
-/// Gives a device to vfio-pci.
+/// Gives a device to vfio-pci, whatever its ids are.
 pub(crate) fn bind(address: &str) -> Result<()> {
+    write(&directory(address).join("driver_override"), "vfio-pci")?;
     write(&Path::new(BUS).join("drivers/vfio-pci/bind"), address)
 }
 

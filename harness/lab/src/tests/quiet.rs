@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! From freeze on a device stands still, whatever its users do, and goes on if the jump is refused.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
@@ -152,6 +152,30 @@ fn expect_intx(device: &Client, event: &EventFd) -> Result<()> {
     device.unmask_intx()
 }
 
+/// How often the kernel was interrupted on a device's line.
+fn interrupts(address: &str) -> Result<u64> {
+    let table = fs::read_to_string("/proc/interrupts")?;
+    let line = table
+        .lines()
+        .find(|line| line.contains("vfio-intx") && line.contains(address));
+    let line = line.with_context(|| format!("{address} has no line in /proc/interrupts"))?;
+    let counts = line.split_whitespace().skip(1);
+    Ok(counts.map_while(|count| count.parse::<u64>().ok()).sum())
+}
+
+/// An interrupt that nobody takes comes again at once; after 100000 of them the kernel gives the
+/// line up, and with it the neighbour.
+fn expect_calm(address: &str) -> Result<()> {
+    let before = interrupts(address)?;
+    thread::sleep(Duration::from_secs(1));
+    let unasked = interrupts(address)? - before;
+    ensure!(
+        unasked == 0,
+        "the line of {address} interrupted {unasked} times, and nobody had cause to"
+    );
+    Ok(())
+}
+
 /// The neighbour's interrupts work, and nobody is bothered by those of the other one.
 pub(crate) fn share_intx(_held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.retrieve_session(SESSION)?;
@@ -168,6 +192,7 @@ pub(crate) fn share_intx(_held: &mut HeldOpen) -> Result<()> {
     for _ in 0..10 {
         expect_intx(&neighbour, &event)?;
     }
+    expect_calm(NEIGHBOUR)?;
     // Bound, it is reset, and takes its interrupt back.
     let raising = retrieve(&session, 1)?;
     session.finish()?;

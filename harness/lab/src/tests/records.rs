@@ -10,6 +10,9 @@ use luo_handler_api::crc32c;
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
+pub(crate) use luo_handler_memfd::chain::BlockHeader as MemfdBlock;
+pub(crate) use luo_handler_memfd::extent::Extent as MemfdExtent;
+pub(crate) use luo_handler_memfd::record::{RecordHeader as MemfdRecord, MAGIC as MEMFD_MAGIC};
 pub(crate) use luo_handler_vfio::record::{
     Crossing as VfioCrossing, RecordBytes as VfioRecord, MAGIC as VFIO_MAGIC,
 };
@@ -18,4 +21,13 @@ pub(crate) use luo_handler_vfio::record::{
 pub(crate) fn sign(record: &mut VfioRecord) {
     record.checksum = U32::ZERO;
     record.checksum = U32::new(crc32c(0, record.as_bytes()));
+}
+
+/// The same for the record of a memfd and a block with one extent.
+pub(crate) fn sign_memfd(record: &mut MemfdRecord, block: &mut MemfdBlock, extent: &MemfdExtent) {
+    record.checksum = U32::ZERO;
+    record.checksum = U32::new(crc32c(0, record.as_bytes()));
+    block.extents_checksum = U32::new(crc32c(0, extent.as_bytes()));
+    block.checksum = U32::ZERO;
+    block.checksum = U32::new(crc32c(0, block.as_bytes()));
 }

@@ -112,7 +112,6 @@ fn expect_gone(name: &str, freed: u64) -> Result<()> {
 /// A session ends without its devices, and releases them and all the rest.
 pub(crate) fn give_up(_held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.retrieve_session(CLOSED)?;
-    expect_reserved(OF_CLOSED[0])?;
     let freed = freed_by(|| {
         drop(session);
         Ok(())
@@ -155,7 +154,7 @@ pub(crate) fn preserve_to_reserve(held: &mut HeldOpen) -> Result<()> {
     held.hold(&session)
 }
 
-/// Ends the reservation of a device, and opens it as somebody else might. It says how.
+/// Ends the reservation of a device, and opens one of its files as somebody else might.
 fn take_away(address: &str, path: fn(&str) -> Result<std::path::PathBuf>) -> Result<OwnedFd> {
     pci::unbind(address)?;
     pci::bind(address)?;
@@ -229,4 +228,33 @@ pub(crate) fn retrieve_while_reset(_held: &mut HeldOpen) -> Result<()> {
     let device = Client::retrieved(device?)?;
     session.finish()?;
     device.expect_answers()
+}
+
+const LATE: &str = "late";
+/// Two that no driver takes at boot: one is bound before it is retrieved.
+const BOUND_LATE: &str = "0000:00:10.0";
+const NEVER_BOUND: &str = "0000:00:12.0";
+
+pub(crate) fn preserve_to_bind_late(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.create_session(LATE)?;
+    preserve(&session, &[BOUND_LATE, NEVER_BOUND])?;
+    held.hold(&session)
+}
+
+/// In a kernel in which vfio-pci does not know the ids of the devices: one is reserved as soon as
+/// it is bound, the other is lost.
+pub(crate) fn bind_late(_held: &mut HeldOpen) -> Result<()> {
+    pci::bind(BOUND_LATE)?;
+    expect_reserved(BOUND_LATE)?;
+    let session = Device::open()?.retrieve_session(LATE)?;
+    let device = Client::retrieved(session.retrieve(Token(1))?)?;
+    expect_lost(&session, 2, Errno::NODEV)?;
+    pci::bind(NEVER_BOUND)?;
+    expect_lost(&session, 2, Errno::NODEV)?;
+    session.finish()?;
+    device.expect_answers()?;
+    drop((session, device));
+    [BOUND_LATE, NEVER_BOUND]
+        .into_iter()
+        .try_for_each(expect_released)
 }

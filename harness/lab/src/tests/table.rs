@@ -4,11 +4,12 @@
 
 use anyhow::{bail, Result};
 
+use crate::archive::USERS_PROGRAM;
 use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
-    devices, failing_freeze, forged, luo_bench, memfd_twice, numa, quiet, reserved, session_shell,
-    subsystems, swap, switched_off,
+    attributes, devices, failing_freeze, forged, freeze, late_writes, limit, luo_bench,
+    memfd_twice, numa, quiet, reserved, session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -118,6 +119,85 @@ pub(crate) static TESTS: &[Test] = &[
             check(failing_freeze::take_sound, 0, 1),
         ],
         prints: &[],
+        seconds: 90,
+    },
+    Test {
+        name: "late_writes",
+        about: "stores that come until the last moment before the jump: none is half preserved",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(late_writes::write_on), 0, 0),
+            check(late_writes::compare, 0, 6),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "writers_go_on",
+        about: "a jump is refused while writers are at work: they go on, and cross with the next",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(late_writes::write_on_after_a_refusal), 0, 0),
+            check(late_writes::compare, 0, 6),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "memory_that_failed",
+        about: "memory that was preserved goes bad: the jump is refused, with file and offset",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::spoil_what_is_preserved, 2, 0),
+            check(freeze::take_what_is_sound, 0, 1),
+        ],
+        prints: &["memfd: memfd:spoilt: the memory at offset 0x5000 has failed"],
+        seconds: 90,
+    },
+    Test {
+        name: "cheap_freeze",
+        about: "with 500000 extents and no change freeze takes no memory, and less than 1 % of \
+                prepare's time",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::freeze_without_a_change, 2, 0),
+            check(freeze::take_many, 0, 1),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "fragmented_memory",
+        about: "memfds are prepared and frozen where free memory is single pages",
+        machine: Machine::Plain,
+        stages: &[
+            check(freeze::preserve_in_fragments, 3, 0),
+            check(freeze::take_fragments, 0, 1),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "memfd_attributes",
+        about: "what makes a memfd besides its contents, each in a session of its own",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Depart(attributes::CASES), 15, 0),
+            stage(Action::Arrive(attributes::CASES), 0, 15),
+        ],
+        prints: &["memfd: only memfds are preserved"],
+        seconds: 120,
+    },
+    Test {
+        name: "memory_limit",
+        about: "a memory limit is found out before anything is taken; with a higher one the memfd \
+                comes back",
+        machine: Machine::Plain,
+        stages: &[
+            check(limit::preserve_much, 1, 0),
+            check(limit::retrieve_under_a_limit, 0, 1),
+        ],
+        prints: &["memfd:luo-workload-1: the cgroup has no room for 33554432 bytes"],
         seconds: 90,
     },
     Test {
@@ -240,6 +320,23 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 120,
     },
     Test {
+        name: "devices_bound_late",
+        about: "a device bound late is reserved then; one not bound is named at boot, and lost",
+        machine: Machine::Vfio,
+        stages: &[
+            check(reserved::preserve_to_bind_late, 2, 0),
+            Stage {
+                parameters: "vfio-pci.ids=1b36:0005",
+                ..check(reserved::bind_late, 0, 1)
+            },
+        ],
+        prints: &[
+            "vfio: 0000:00:12.0 must be bound to vfio-pci before it is retrieved",
+            "vfio: 0000:00:12.0: it is not bound to vfio-pci",
+        ],
+        seconds: 120,
+    },
+    Test {
         name: "devices_reset",
         about: "a device that is being reset is waited for",
         machine: Machine::Vfio,
@@ -269,7 +366,7 @@ pub(crate) static TESTS: &[Test] = &[
         about: "what a hostile previous kernel left fails alone, with a reason",
         machine: Machine::Vfio,
         stages: &[
-            check(forged::preserve_all, 15, 0),
+            check(forged::preserve_all, 20, 0),
             check(forged::refuse_forged, 0, 3),
         ],
         prints: &[
@@ -324,6 +421,20 @@ pub(crate) static TESTS: &[Test] = &[
     },
 ];
 
+/// The user's own test program: it runs before the kexec with the argument `before`, and after it
+/// with `after`.
+pub(crate) static USERS_TEST: Test = Test {
+    name: "program",
+    about: "the test program that --program names",
+    machine: Machine::Vfio,
+    stages: &[
+        stage(Action::Program(&[USERS_PROGRAM, "before"]), 0, 0),
+        stage(Action::Program(&[USERS_PROGRAM, "after"]), 0, 0),
+    ],
+    prints: &[],
+    seconds: 300,
+};
+
 /// Refuses a name that selects no test.
 ///
 /// # Errors
@@ -347,7 +458,8 @@ pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Test>> {
 
 /// The test of exactly this name.
 pub(crate) fn find(name: &str) -> Option<&'static Test> {
-    TESTS.iter().find(|test| test.name == name)
+    let tests = TESTS.iter().chain([&USERS_TEST]);
+    tests.into_iter().find(|test| test.name == name)
 }
 
 /// The table, for people: a line for each test, and for each of its cases.

@@ -55,8 +55,8 @@ pub(crate) struct Stage {
 /// What is run in the guest.
 #[derive(Debug)]
 pub(crate) enum Action {
-    /// A program; the stage passes if it exits with 0. What has to stay open until the jump it
-    /// holds in a child.
+    /// A program, with busybox and luo in its path; the stage passes if it exits with 0. What has
+    /// to stay open until the jump it holds in a child.
     Program(&'static [&'static str]),
     /// A function of ours, in the init process; what it puts into [`HeldOpen`] stays open over the
     /// jump.

@@ -12,6 +12,9 @@ pub struct GuestOptions {
     pub append: String,
     /// After this a guest that has not ended is stopped; by default a bound that suits the job.
     pub timeout: Option<Duration>,
+    /// Whether QEMU listens for gdb, on port 1234. The kernel's addresses are those of its `vmlinux`
+    /// then.
+    pub gdb: bool,
 }
 
 impl Default for GuestOptions {
@@ -20,6 +23,7 @@ impl Default for GuestOptions {
             memory: 4 << 30,
             append: String::new(),
             timeout: None,
+            gdb: false,
         }
     }
 }

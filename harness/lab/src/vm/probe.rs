@@ -88,6 +88,7 @@ fn try_out(runs: &Runs, built: &Built, accel: Accel) -> Result<Result<String, St
         accel,
         directory: runs.of(&format!("probe-{}", accel.name())),
         timeout: Some(accel.deadline()),
+        gdb: false,
     };
     let run = guest.run()?;
     let elapsed = duration(run.elapsed.as_secs_f64());

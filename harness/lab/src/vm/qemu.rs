@@ -32,6 +32,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) directory: PathBuf,
     /// When it is stopped, whatever it does; a person at a shell is given all the time.
     pub(crate) timeout: Option<Duration>,
+    /// Whether it listens for gdb.
+    pub(crate) gdb: bool,
 }
 
 /// How a run of a guest ended.
@@ -124,6 +126,7 @@ impl Guest<'_> {
             .args(self.machine.memory_arguments(self.memory))
             .args(self.machine.arguments())
             .args(self.accel.qemu_arguments())
+            .args(self.gdb.then_some("-s"))
             .args(console);
         command
             .args(self.ports())
@@ -295,6 +298,7 @@ mod unit_tests {
             accel: Accel::Tcg,
             directory: "/d".into(),
             timeout: None,
+            gdb: false,
         };
         assert_eq!(
             guest.command_line(),

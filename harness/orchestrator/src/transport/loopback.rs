@@ -22,14 +22,23 @@ pub fn cross(handover: &Handover<'_>) -> io::Result<Arrival> {
     let mut memory = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut memory)?;
+    let incoming = Incoming::new(memory, files(handover)?);
+    Ok(Arrival {
+        devicetree: handover.devicetree.clone(),
+        incoming: incoming.map_err(io::Error::other)?,
+    })
+}
+
+/// The files of a handover alone.
+///
+/// # Errors
+///
+/// Those of duplicating files.
+pub fn files(handover: &Handover<'_>) -> io::Result<OpenFiles> {
     let mut files = Vec::new();
     handover.outgoing.each_file(|held, file| {
         files.push((held, file.try_clone()?));
         Ok::<_, io::Error>(())
     })?;
-    let files: OpenFiles = files.into_iter().collect();
-    Ok(Arrival {
-        devicetree: handover.devicetree.clone(),
-        incoming: Incoming::new(memory, files).map_err(io::Error::other)?,
-    })
+    Ok(files.into_iter().collect())
 }

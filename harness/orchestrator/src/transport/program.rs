@@ -12,8 +12,10 @@ use std::process::Command;
 use luo_handler_api::Errno;
 use thiserror::Error;
 
-use super::executable::{check_executable, BadProgram};
+use super::executable::check_executable;
 use crate::sys::{self, RawProgram};
+
+pub use super::executable::{BadProgram, BadProgramReason};
 
 /// How systemd passes sockets: they do not cross a jump, so the new program is not told of them. It
 /// would take for a socket what has its number now.

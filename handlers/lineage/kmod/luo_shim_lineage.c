@@ -4,7 +4,7 @@
  */
 #include <linux/version.h>
 
-#include "luo_shim.h"
+#include "luo_shim_lineage.h"
 
 /* A macro: major, minor and patch level, a byte each. */
 u32 luo_lineage_version(void)

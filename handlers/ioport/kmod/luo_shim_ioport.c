@@ -13,7 +13,7 @@
 #include <linux/pseudo_fs.h>
 
 #include "../../fs/internal.h"
-#include "luo_shim.h"
+#include "luo_shim_ioport.h"
 
 /* Among the memory devices; drivers/char/mem.c keeps the number to itself. */
 #define PORT MKDEV(MEM_MAJOR, 4)

@@ -4,6 +4,7 @@
  * mm, static inlines, and loops over pages that are too hot for a call each. Each
  * function says why it is here. What to do with all this is decided in Rust.
  */
+#include <linux/debugfs.h>
 #include <linux/fcntl.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -14,23 +15,47 @@
 #include <linux/memory_hotplug.h>
 #include <linux/mm_inline.h>
 #include <linux/pagemap.h>
-#include <linux/sched.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
 #include <linux/swap.h>
 #include <uapi/linux/memfd.h>
 
 #include "../../mm/internal.h"
 #include "luo_shim.h"
+#include "luo_shim_memfd.h"
 
 static_assert(LUO_FOUND_MAX == FOLIO_BATCH_SIZE);
+/* As in kernel.rs. */
+static_assert(sizeof(struct luo_memfd_attributes) == 296);
+static_assert(sizeof(struct luo_found) == 24);
+static_assert(sizeof(struct luo_run) == 32);
 
 /* The status flags that F_SETFL can change, and O_ACCMODE. */
 #define KEPT_FLAGS (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME)
+
+/* The name of a memfd's dentry, before what was given to memfd_create(). */
+#define NAME_PREFIX "memfd:"
+#define NAME_PREFIX_LEN (sizeof(NAME_PREFIX) - 1)
 
 /* shmem_file() is a static inline; the rule is that of mm/memfd_luo.c. */
 bool luo_memfd_is_known(struct file *file)
 {
 	return shmem_file(file) && !file_inode(file)->i_nlink;
+}
+
+/*
+ * Macros, and fields of structs without a binding. Only memfds come back as they are:
+ * other files have a mount with limits and a huge page policy of its own, or belong to
+ * SysV or a driver. On the kernel's own mount nobody else can choose a name.
+ */
+bool luo_memfd_is_memfd(struct file *file)
+{
+	const struct dentry *dentry = file->f_path.dentry;
+
+	return luo_memfd_is_known(file) &&
+	       file_inode(file)->i_sb->s_flags & SB_KERNMOUNT &&
+	       str_has_prefix(dentry->d_name.name, NAME_PREFIX);
 }
 
 /* file_inode() is a static inline. */
@@ -39,14 +64,45 @@ unsigned long luo_memfd_id(struct file *file)
 	return (unsigned long)file_inode(file);
 }
 
+/* struct dentry; on the kernel's own mount a name never changes. */
+void luo_memfd_name(struct file *file, char name[LUO_MEMFD_NAME_ROOM])
+{
+	strscpy_pad(name, file->f_path.dentry->d_name.name + NAME_PREFIX_LEN, LUO_MEMFD_NAME_ROOM);
+}
+
 /* shmem_freeze() and inode_lock() are static inlines. */
-void luo_memfd_freeze(struct file *file, bool freeze)
+void luo_memfd_fix_size(struct file *file, bool fix)
 {
 	struct inode *inode = file_inode(file);
 
 	inode_lock(inode);
-	shmem_freeze(inode, freeze);
+	shmem_freeze(inode, fix);
 	inode_unlock(inode);
+}
+
+/* file_inode() is a static inline. */
+u64 luo_memfd_hold_holes(struct file *file)
+{
+	return shmem_hold_holes(file_inode(file));
+}
+
+/* As above. */
+void luo_memfd_release_holes(struct file *file)
+{
+	shmem_release_holes(file_inode(file));
+}
+
+/* Static inlines. Between two steps of anything long: -EINTR if the task is killed. */
+int luo_pause(void)
+{
+	cond_resched();
+	return fatal_signal_pending(current) ? -EINTR : 0;
+}
+
+/* A variable and a macro. Frames of this machine are below it. */
+u64 luo_frame_end(void)
+{
+	return max_pfn;
 }
 
 /* i_size_read() and struct shmem_inode_info. */
@@ -62,31 +118,28 @@ int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attribu
 		.position = file->f_pos,
 		.seals = seals,
 		.flags = file->f_flags & (O_ACCMODE | KEPT_FLAGS),
-		.mode = inode->i_mode & 07777,
+		.mode = inode->i_mode & 01777,
+		.uid = i_uid_read(inode),
+		.gid = i_gid_read(inode),
 	};
 	return 0;
 }
 
-/* Pages in memory and in swap; struct shmem_inode_info. */
-u64 luo_memfd_pages(struct file *file)
-{
-	struct inode *inode = file_inode(file);
-
-	/* A page on its way from one to the other counts twice, never not at all. */
-	return READ_ONCE(SHMEM_I(inode)->swapped) + READ_ONCE(inode->i_mapping->nrpages);
-}
-
 /*
- * Reclaim takes a folio out of the page cache under its lock. Whoever finds it
- * unlocked after taking a reference is safe: reclaim leaves alone what it did not
- * count. Otherwise wait and look whether it is still there.
+ * Reclaim and collapse take a folio out of the page cache under its lock, and leave
+ * alone what has a reference that they did not count. So who has a reference, and after
+ * that finds the folio unlocked and in the cache, can rely on it. Otherwise wait and look
+ * again.
  */
 static bool folio_is_staying(struct folio *folio, struct address_space *mapping)
 {
 	bool staying;
 
-	if (likely(!folio_test_locked(folio)))
-		return true;
+	if (likely(!folio_test_locked(folio))) {
+		/* The mapping as it was when the lock was let go, or later. */
+		smp_rmb();
+		return READ_ONCE(folio->mapping) == mapping;
+	}
 	folio_lock(folio);
 	staying = folio->mapping == mapping;
 	folio_unlock(folio);
@@ -107,8 +160,17 @@ static enum luo_found_state state_of(struct folio *folio, struct address_space *
 }
 
 /*
+ * Makes a reference a pin: reclaim leaves pinned folios alone, instead of unmapping
+ * them again and again for nothing.
+ */
+static bool pin(struct folio *folio)
+{
+	return !try_grab_folio(folio, 1, FOLL_PIN);
+}
+
+/*
  * find_get_entries() is internal to mm, and so is what it finds. Only folios that
- * are HELD or UNWRITTEN keep the reference.
+ * are HELD or UNWRITTEN stay pinned.
  */
 u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found)
 {
@@ -117,7 +179,6 @@ u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *fo
 	struct folio_batch batch;
 	u32 i;
 
-	cond_resched();
 	folio_batch_init(&batch);
 	find_get_entries(mapping, &next, last, &batch, indices);
 	*start = next;
@@ -138,28 +199,54 @@ u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *fo
 			.order = folio_order(folio),
 			.state = state_of(folio, mapping),
 		};
-		if (found[i].state > LUO_FOUND_UNWRITTEN) {
-			/* It may be gone while it was looked at. */
-			if (found[i].state == LUO_FOUND_GONE)
-				found[i].index = indices[i];
-			folio_put(folio);
-		}
+		if (found[i].state <= LUO_FOUND_UNWRITTEN && !pin(folio))
+			found[i].state = LUO_FOUND_POISONED;
+		/* It may be gone while it was looked at. */
+		if (found[i].state == LUO_FOUND_GONE)
+			found[i].index = indices[i];
+		folio_put(folio);
 	}
 	return i;
 }
 
-/* shmem_get_folio() is internal; a hole stays one. */
+/* shmem_get_folio() is internal; a hole stays one. What comes in may stay where it is. */
 int luo_memfd_swap_in(struct file *file, u64 index)
 {
+	unsigned int flags = memalloc_pin_save();
 	struct folio *folio = NULL;
-	int err = shmem_get_folio(file_inode(file), index, 0, &folio, SGP_READ);
+	int err;
 
+	err = shmem_get_folio(file_inode(file), index, 0, &folio, SGP_READ);
+	memalloc_pin_restore(flags);
 	if (!err && folio) {
 		folio_unlock(folio);
 		folio_put(folio);
 	}
 	return err;
 }
+
+/* Bytes that were moved, because they lay where nothing can stay: it is what costs most. */
+static atomic64_t moved_bytes = ATOMIC64_INIT(0);
+
+static int moved_bytes_get(void *data, u64 *bytes)
+{
+	*bytes = atomic64_read(&moved_bytes);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(moved_bytes_fops, moved_bytes_get, NULL, "%llu\n");
+
+/* Beside the counters of the handler, which are there since device_initcall. */
+static int __init show_moved_bytes(void)
+{
+	struct dentry *directory = debugfs_lookup("luo_handlers", NULL);
+
+	if (directory)
+		debugfs_create_file_unsafe("moved_bytes", 0444, directory, NULL,
+					   &moved_bytes_fops);
+	dput(directory);
+	return 0;
+}
+late_initcall(show_moved_bytes);
 
 /*
  * memfd_pin_folios() has no binding. It moves what it pins out of CMA and movable
@@ -176,18 +263,42 @@ int luo_memfd_move(struct file *file, u64 index, u64 last)
 	if (pinned < 0)
 		return pinned;
 	unpin_folios(folios, pinned);
+	atomic64_add((last - index + 1) << PAGE_SHIFT, &moved_bytes);
 	return 0;
 }
 
-/* folio_put() is a static inline. */
-void luo_frames_put(u64 pfn, u64 pages, u8 order)
+/* pfn_folio() is a macro, and there are many of them. */
+void luo_frames_unpin(u64 pfn, u64 pages, u8 order)
 {
 	u64 end = pfn + pages;
 
 	for (; pfn < end; pfn += 1UL << order) {
-		folio_put(pfn_folio(pfn));
+		unpin_folio(pfn_folio(pfn));
 		cond_resched();
 	}
+}
+
+/* A variable, where there is memory that can fail. Grows with each page that does. */
+u64 luo_poisoned_pages(void)
+{
+#ifdef CONFIG_MEMORY_FAILURE
+	return atomic_long_read(&num_poisoned_pages);
+#else
+	return 0;
+#endif
+}
+
+/* As luo_frames_unpin(). The number of pages before the first folio that has failed. */
+u64 luo_frames_sound(u64 pfn, u64 pages, u8 order)
+{
+	u64 sound;
+
+	for (sound = 0; sound < pages; sound += 1UL << order) {
+		if (folio_contain_hwpoisoned_page(pfn_folio(pfn + sound)))
+			break;
+		cond_resched();
+	}
+	return sound;
 }
 
 /* As shmem does on the first fault, whoever comes first; all of it static inlines. */
@@ -225,6 +336,7 @@ int luo_frames_preserve(u64 pfn, u64 pages, u8 order)
 	int err;
 
 	for (; pfn < end; pfn += size) {
+		cond_resched();
 		size = piece(pfn, end, order);
 		err = order ? kho_preserve_folio(pfn_folio(pfn)) :
 			      kho_preserve_pages(pfn_to_page(pfn), size);
@@ -242,6 +354,7 @@ void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order)
 	u64 end = pfn + pages, size;
 
 	for (; pfn < end; pfn += size) {
+		cond_resched();
 		size = piece(pfn, end, order);
 		if (order)
 			kho_unpreserve_folio(pfn_folio(pfn));
@@ -276,6 +389,14 @@ static u8 order_here(u8 order)
 	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) ? order : 0;
 }
 
+static void put_frames(u64 pfn, u64 pages, u8 order)
+{
+	u64 end = pfn + pages;
+
+	for (; pfn < end; pfn += 1UL << order)
+		folio_put(pfn_folio(pfn));
+}
+
 /* kho_restore_*() and folio_put() of what nobody takes; skips what is not there. */
 void luo_frames_discard(u64 pfn, u64 pages, u8 order)
 {
@@ -285,23 +406,58 @@ void luo_frames_discard(u64 pfn, u64 pages, u8 order)
 		u64 taken = take_back(pfn, end - pfn, order);
 
 		if (taken)
-			luo_frames_put(pfn, taken, order_here(order));
+			put_frames(pfn, taken, order_here(order));
 		pfn += taken ? : 1UL << order;
+		cond_resched();
 	}
+}
+
+/*
+ * Counters and reclaim of cgroups are internal to mm. Whether there is room for @pages under
+ * the limits that what is retrieved is charged to: -EAGAIN if not. Asked before the first
+ * frame is taken, since what was taken is given up if the rest does not follow.
+ */
+int luo_memfd_has_room(u64 pages)
+{
+#ifdef CONFIG_MEMCG
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(NULL);
+	struct page_counter *full;
+	int tries = 16, err = 0;
+
+	while (!page_counter_try_charge(&memcg->memory, pages, &full)) {
+		err = luo_pause() ? : -EAGAIN;
+		if (err == -EINTR || !tries-- ||
+		    !try_to_free_mem_cgroup_pages(mem_cgroup_from_counter(full, memory), pages,
+						  GFP_KERNEL, MEMCG_RECLAIM_MAY_SWAP, NULL))
+			goto put;
+	}
+	page_counter_uncharge(&memcg->memory, pages);
+	err = 0;
+put:
+	mem_cgroup_put(memcg);
+	return err;
+#else
+	return 0;
+#endif
 }
 
 /* memfd_alloc_file() is internal, and so are the fields of what it makes. */
 struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes)
 {
-	struct file *file = memfd_alloc_file("", MFD_ALLOW_SEALING);
+	char name[NAME_PREFIX_LEN + LUO_MEMFD_NAME_ROOM] = NAME_PREFIX;
 	struct inode *inode;
+	struct file *file;
 	int err;
 
+	memcpy(name + NAME_PREFIX_LEN, attributes->name, LUO_MEMFD_NAME_ROOM);
+	file = memfd_alloc_file(name, MFD_ALLOW_SEALING);
 	if (IS_ERR(file))
 		return file;
 	inode = file_inode(file);
+	i_uid_write(inode, attributes->uid);
+	i_gid_write(inode, attributes->gid);
 	/* The exec seal may imply others, depending on the mode. */
-	inode->i_mode = (inode->i_mode & ~07777) | attributes->mode;
+	inode->i_mode = (inode->i_mode & ~07777) | (attributes->mode & 01777);
 	/* Adding a seal waits for pages that others hold: there are none yet. */
 	err = memfd_add_seals(file, attributes->seals);
 	if (!err && memfd_get_seals(file) != attributes->seals)
@@ -378,7 +534,7 @@ static int insert_large(struct insertion *insertion, struct folio *folio, pgoff_
 	}
 	folio_unlock(folio);
 	folio_put(folio);
-	return err;
+	return err ? : luo_pause();
 }
 
 static bool same_lruvec(struct folio *folio, struct folio *other)
@@ -412,8 +568,11 @@ static void publish(struct folio **folios, unsigned int count)
 	}
 }
 
-/* As shmem_add_to_page_cache(), for all of them under one lock. Answers how many went in. */
-static unsigned int store(struct insertion *insertion)
+/*
+ * As shmem_add_to_page_cache(), for all of them under one lock. @number is how many went in:
+ * none goes where there is one already.
+ */
+static int store(struct insertion *insertion, unsigned int *number)
 {
 	struct address_space *mapping = insertion->mapping;
 	XA_STATE(xas, &mapping->i_pages, insertion->index);
@@ -424,7 +583,10 @@ static unsigned int store(struct insertion *insertion)
 
 		xas_lock_irq(&xas);
 		while (stored < insertion->count) {
-			xas_store(&xas, insertion->folios[stored]);
+			if (xas_load(&xas))
+				xas_set_err(&xas, -EEXIST);
+			else
+				xas_store(&xas, insertion->folios[stored]);
 			if (xas_error(&xas))
 				break;
 			stored++;
@@ -433,7 +595,8 @@ static unsigned int store(struct insertion *insertion)
 		mapping->nrpages += stored - before;
 		xas_unlock_irq(&xas);
 	} while (xas_nomem(&xas, mapping_gfp_mask(mapping) & GFP_RECLAIM_MASK));
-	return stored;
+	*number = stored;
+	return xas_error(&xas);
 }
 
 /*
@@ -481,15 +644,13 @@ static int flush(struct insertion *insertion)
 		return 0;
 	err = ready(insertion);
 	if (!err) {
-		stored = store(insertion);
+		err = store(insertion, &stored);
 		publish(insertion->folios, stored);
-		err = stored < insertion->count ? -ENOMEM : 0;
 	}
 	for (i = stored; i < insertion->count; i++)
 		give_back(insertion->folios[i]);
 	insertion->count = 0;
-	cond_resched();
-	return err;
+	return err ? : luo_pause();
 }
 
 static int insert_single(struct insertion *insertion, struct folio *folio, pgoff_t index)
@@ -527,7 +688,7 @@ static int insert_run(struct insertion *insertion, const struct luo_run *run)
 			index += 1UL << here;
 		}
 		if (err) {
-			luo_frames_put(pfn, last - pfn, here);
+			put_frames(pfn, last - pfn, here);
 			return err;
 		}
 	}

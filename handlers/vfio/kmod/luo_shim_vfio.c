@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the vfio handler needs and Rust cannot say: structs and functions of VFIO and
- * PCI without a binding. Each function says why it is here. What to do with all this
- * is decided in Rust, to which a device is the address of its vfio_pci_core_device.
+ * What the vfio handler needs and Rust cannot express: structs and functions of VFIO and
+ * PCI without a binding. The comment of each function begins with why it is here. What
+ * to do with all this is decided in Rust, to which a device is the address of its
+ * vfio_pci_core_device.
  */
 #define pr_fmt(fmt) "luo_handlers: vfio: " fmt
 
@@ -29,6 +30,7 @@
 #include "../vfio/vfio.h"
 #include "../vfio/pci/vfio_pci_priv.h"
 #include "luo_shim.h"
+#include "luo_shim_vfio.h"
 
 static_assert(VFIO_PCI_NUM_REGIONS <= LUO_VFIO_REGIONS_MAX);
 static_assert(VFIO_PCI_NUM_IRQS <= LUO_VFIO_IRQS_MAX);
@@ -65,7 +67,7 @@ static bool is_container(struct file *file)
 	return S_ISCHR(inode->i_mode) && inode->i_rdev == MKDEV(MISC_MAJOR, VFIO_MINOR);
 }
 
-/* f_op, private_data, and the structs behind them. */
+/* f_op, private_data, and the structs that they lead to. */
 u8 luo_vfio_kind(struct file *file)
 {
 	struct vfio_device_file *df = device_file(file);
@@ -85,7 +87,7 @@ u8 luo_vfio_kind(struct file *file)
 	return df->group ? LUO_VFIO_DEVICE_OF_GROUP : LUO_VFIO_DEVICE;
 }
 
-/* Fields; NULL if the file is none of a device of vfio-pci. */
+/* Fields; NULL if the file is not of a device of vfio-pci. */
 void *luo_vfio_device(struct file *file, u32 *flags)
 {
 	struct vfio_device_file *df = device_file(file);
@@ -122,6 +124,7 @@ struct crossing {
 	u64 count;
 	u64 address[CROSSING_MAX];
 };
+
 static_assert(sizeof(struct crossing) == 4096);
 
 #define CROSSING_MAGIC 0x314f4946564f554cULL /* ASCII for 'LUOVFIO1' */
@@ -463,7 +466,7 @@ void luo_vfio_resume(void *device, const struct luo_vfio_quiet *quiet)
 
 /*
  * A device that came from the previous kernel belongs to whoever retrieves it. Until
- * its session is finished its character device and its group say EBUSY to others.
+ * its session is finished, its character device and its group return EBUSY to others.
  */
 struct reservation {
 	struct list_head list;
@@ -612,7 +615,7 @@ static void __init reserve_all(void)
 	if (size != sizeof(*arrived) || offset_in_page(start) ||
 	    luo_bytes_copy(PHYS_PFN(start), size, 0, arrived, size) ||
 	    arrived->magic != CROSSING_MAGIC || arrived->count > CROSSING_MAX) {
-		pr_warn("the list of devices that crossed is malformed: none is reserved\n");
+		pr_warn("the list of devices that crossed is malformed: no device is reserved\n");
 		return;
 	}
 	luo_bytes_free(PHYS_PFN(start), size);
@@ -664,7 +667,7 @@ static bool is_file_of(struct file *file, struct vfio_device *device)
 #endif
 }
 
-/* Looks through everybody's open files; whoever has none by a number is not found. */
+/* Looks through the descriptors of all processes: one that crosses in a socket is missed. */
 static void find_owner(struct vfio_device *device, struct luo_vfio_owner *owner)
 {
 	struct task_struct *task;
@@ -713,10 +716,10 @@ static struct vfio_pci_core_device *hold_bound(struct pci_dev *pdev, struct luo_
 }
 
 /*
- * Inlines of PCI. Answers with a device that is held and reserved; -ENOENT if there is
- * none, -ENODEV if it is not bound, -EOPNOTSUPP if it cannot be preserved, -EEXIST if it
- * is held already. What may pass is waited for: -EAGAIN if the device's lock does not
- * become free, -EBUSY if the @owner does not close it, -EINTR if we were killed.
+ * Inlines of PCI. Returns a device that is held and reserved; -ENOENT if there is no such
+ * device, -ENODEV if it is not bound, -EOPNOTSUPP if it cannot be preserved, -EEXIST if
+ * it is held already. What may pass is waited for: -EAGAIN if the device's lock does not
+ * become free, -EBUSY if the @owner does not close it, -EINTR if the task was killed.
  */
 void *luo_vfio_find(u32 segment, u8 bus, u8 devfn, struct luo_vfio_owner *owner)
 {

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the memfd handler asks of C; the Rust side is in its kernel.rs. */
+#ifndef _LUO_SHIM_MEMFD_H
+#define _LUO_SHIM_MEMFD_H
+
+#include <linux/types.h>
+
+struct file;
+
+/* The longest name that memfd_create() takes has room, with zeros after it. */
+#define LUO_MEMFD_NAME_ROOM 256
+
+/* What makes a memfd besides its contents; the flags and seals are the uapi's. */
+struct luo_memfd_attributes {
+	u64 size;
+	u64 position;
+	u32 seals;
+	u32 flags;
+	u32 mode;
+	u32 uid;
+	u32 gid;
+	char name[LUO_MEMFD_NAME_ROOM];
+};
+
+/* What is found in a page cache. */
+struct luo_found {
+	u64 index;
+	u64 pfn;
+	u32 pages;
+	u8 order;
+	u8 state;
+};
+
+/* A run of folios of one order, in consecutive frames at consecutive places. */
+struct luo_run {
+	u64 index;
+	u64 pfn;
+	u64 pages;
+	u8 order;
+};
+
+enum luo_found_state {
+	LUO_FOUND_HELD,		/* a folio, which the finder has pinned */
+	LUO_FOUND_UNWRITTEN,	/* the same, but allocated and never written */
+	LUO_FOUND_MOVABLE,	/* the same, but where it cannot stay */
+	LUO_FOUND_SWAPPED,	/* swapped out */
+	LUO_FOUND_GONE,		/* was on its way out; look again */
+	LUO_FOUND_POISONED,	/* memory that fails */
+};
+
+#define LUO_FOUND_MAX 31
+
+bool luo_memfd_is_known(struct file *file);
+unsigned long luo_memfd_id(struct file *file);
+bool luo_memfd_is_memfd(struct file *file);
+void luo_memfd_name(struct file *file, char name[LUO_MEMFD_NAME_ROOM]);
+void luo_memfd_fix_size(struct file *file, bool fix);
+u64 luo_memfd_hold_holes(struct file *file);
+void luo_memfd_release_holes(struct file *file);
+int luo_pause(void);
+u64 luo_frame_end(void);
+int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attributes);
+u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found);
+int luo_memfd_swap_in(struct file *file, u64 index);
+int luo_memfd_move(struct file *file, u64 index, u64 last);
+void luo_frames_unpin(u64 pfn, u64 pages, u8 order);
+u64 luo_frames_sound(u64 pfn, u64 pages, u8 order);
+u64 luo_poisoned_pages(void);
+void luo_frames_write_zeros(u64 pfn);
+int luo_frames_preserve(u64 pfn, u64 pages, u8 order);
+void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order);
+void luo_frames_discard(u64 pfn, u64 pages, u8 order);
+int luo_memfd_has_room(u64 pages);
+struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes);
+int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count);
+
+#endif /* _LUO_SHIM_MEMFD_H */

@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Whether the next kernel can take what is preserved, file by file and as a whole.
+
+use serde::Serialize;
+
+use crate::facts::{short_name, Facts, Origin};
+use crate::image::Image;
+use crate::machine::Machine;
+
+/// How the next kernel is going to be started.
+#[derive(Clone, Debug, Default)]
+pub struct Boot {
+    /// Its command line; `None` if that is not known.
+    pub command_line: Option<String>,
+    /// The length of its initramfs, in bytes.
+    pub initramfs: u64,
+}
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// It fits.
+    Yes,
+    /// It does not: the update would lose files.
+    No,
+    /// It cannot be known from here.
+    Unknown,
+}
+
+/// One thing that was compared.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What.
+    pub subject: &'static str,
+    /// Whether it fits.
+    pub answer: Answer,
+    /// Why, and what to do if it does not.
+    pub text: String,
+}
+
+/// Whether the files of one format can be taken.
+#[derive(Clone, Debug, Serialize)]
+pub struct Files {
+    /// The format, which names the handler.
+    pub compatible: String,
+    /// How many are preserved; 0 if that is not known.
+    pub count: u64,
+    /// Whether the next kernel takes them.
+    pub answer: Answer,
+    /// Why.
+    pub text: String,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The next kernel.
+    pub next: Image,
+    /// What was compared.
+    pub checks: Vec<Check>,
+    /// The files, by format.
+    pub files: Vec<Files>,
+    /// Whether no answer is no.
+    pub can_jump: bool,
+}
+
+/// Compares what there is with what comes.
+pub fn compare(machine: &Machine, next: &Image, boot: &Boot) -> Report {
+    let current = machine.facts.as_ref();
+    let command_line = boot.command_line.as_ref().or(next.command_line.as_ref());
+    let checks = vec![
+        abi(
+            "LUO ABI",
+            current.map(|facts| &facts.luo),
+            &next.facts.luo,
+            "the Live Update Orchestrator",
+        ),
+        abi(
+            "KHO ABI",
+            current.map(|facts| &facts.kho),
+            &next.facts.kho,
+            "Kexec Handover",
+        ),
+        switched_on(command_line.map(String::as_str), &next.facts),
+        scratch(machine, next, boot),
+        memory(machine, next, boot),
+    ];
+    let files: Vec<Files> = machine
+        .preserved
+        .iter()
+        .map(|(compatible, count)| taken(compatible, *count, &next.facts))
+        .collect();
+    let mut answers = checks
+        .iter()
+        .map(|check| check.answer)
+        .chain(files.iter().map(|f| f.answer));
+    Report {
+        can_jump: answers.all(|answer| answer != Answer::No),
+        next: next.clone(),
+        checks,
+        files,
+    }
+}
+
+fn abi(
+    subject: &'static str,
+    current: Option<&Option<String>>,
+    next: &Option<String>,
+    what: &str,
+) -> Check {
+    let (answer, text) = match (current, next) {
+        (_, None) => (
+            Answer::No,
+            format!("the next kernel has no trace of {what}; build it with it"),
+        ),
+        (None | Some(None), Some(next)) => (
+            Answer::Unknown,
+            format!("the next kernel has {next}; this one has no notes from kmod to compare with"),
+        ),
+        (Some(Some(current)), Some(next)) if current == next => {
+            (Answer::Yes, format!("{next}, as this kernel"))
+        }
+        (Some(Some(current)), Some(next)) => (
+            Answer::No,
+            format!("the next kernel has {next}, this one {current}: it takes nothing over"),
+        ),
+    };
+    Check {
+        subject,
+        answer,
+        text,
+    }
+}
+
+fn taken(compatible: &str, count: u64, next: &Facts) -> Files {
+    let by_name = || {
+        next.handlers
+            .iter()
+            .any(|known| short_name(known) == compatible)
+    };
+    let (answer, text) = match (next.takes(compatible) || by_name(), next.origin) {
+        (true, Origin::Notes) => (Answer::Yes, "the next kernel has a handler".to_owned()),
+        (true, Origin::Guess) => (
+            Answer::Yes,
+            "a guess: the next kernel's data have the name, and no notes".to_owned(),
+        ),
+        (false, origin) => {
+            let guess = match origin {
+                Origin::Notes => "",
+                Origin::Guess => "a guess: ",
+            };
+            let name = short_name(compatible);
+            (
+                Answer::No,
+                format!(
+                    "{guess}the next kernel has no handler for {compatible} ({name}): build it in"
+                ),
+            )
+        }
+    };
+    Files {
+        compatible: compatible.to_owned(),
+        count,
+        answer,
+        text,
+    }
+}
+
+fn switched_on(command_line: Option<&str>, next: &Facts) -> Check {
+    let (answer, text) = match command_line {
+        None => {
+            let need = match next.kho_enabled {
+                Some(true) => "liveupdate=on",
+                _ => "liveupdate=on kho=on",
+            };
+            (
+                Answer::Unknown,
+                format!("not given; the next kernel needs {need}"),
+            )
+        }
+        Some(line) => match missing_parameters(line, next) {
+            missing if !missing.is_empty() => (
+                Answer::No,
+                format!(
+                    "{} is missing on the next kernel's command line",
+                    missing.join(" ")
+                ),
+            ),
+            _ => (Answer::Yes, disabled(line)),
+        },
+    };
+    Check {
+        subject: "command line",
+        answer,
+        text,
+    }
+}
+
+/// What the kernel does with a parameter: the last one counts.
+fn parameter<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let mut words = line.split_whitespace().take_while(|word| *word != "--");
+    let value = |word: &'a str| word.strip_prefix(name)?.strip_prefix('=');
+    words.by_ref().filter_map(value).last()
+}
+
+/// As the kernel's `kstrtobool()` has it.
+fn is_on(value: &str) -> bool {
+    matches!(
+        value.as_bytes(),
+        [b'y' | b'Y' | b't' | b'T' | b'1', ..] | [b'o' | b'O', b'n' | b'N', ..]
+    )
+}
+
+fn missing_parameters(line: &str, next: &Facts) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if !parameter(line, "liveupdate").is_some_and(is_on) {
+        missing.push("liveupdate=on");
+    }
+    let kho = parameter(line, "kho").map(is_on);
+    if !kho.or(next.kho_enabled).unwrap_or(false) {
+        missing.push("kho=on");
+    }
+    missing
+}
+
+fn disabled(line: &str) -> String {
+    match parameter(line, "luo_handlers.disable") {
+        Some(names) if !names.is_empty() => {
+            format!("live update is on; {names} will take no new files (luo_handlers.disable)")
+        }
+        _ => "live update is on".to_owned(),
+    }
+}
+
+fn scratch(machine: &Machine, next: &Image, boot: &Boot) -> Check {
+    let (answer, text) = match (machine.scratch, next.memory) {
+        (Some(scratch), Some(needed)) if needed.saturating_add(boot.initramfs) > scratch => (
+            Answer::No,
+            format!(
+                "the next kernel starts in {} and its initramfs takes {}, but the largest piece of \
+                 scratch memory has {}; boot with a larger kho_scratch=",
+                mib(needed), mib(boot.initramfs), mib(scratch)
+            ),
+        ),
+        (Some(scratch), Some(needed)) => (
+            Answer::Yes,
+            format!(
+                "{} of {} for the next kernel",
+                mib(needed + boot.initramfs),
+                mib(scratch)
+            ),
+        ),
+        _ => (
+            Answer::Unknown,
+            "not to be read here, or not in the image".to_owned(),
+        ),
+    };
+    Check {
+        subject: "scratch memory",
+        answer,
+        text,
+    }
+}
+
+fn memory(machine: &Machine, next: &Image, boot: &Boot) -> Check {
+    let needed = next
+        .memory
+        .map(|memory| memory.saturating_add(boot.initramfs));
+    let (answer, text) = match (machine.available_memory, needed) {
+        (Some(available), Some(needed)) if needed > available => (
+            Answer::No,
+            format!(
+                "loading the next kernel takes {}, and {} are free",
+                mib(needed),
+                mib(available)
+            ),
+        ),
+        (Some(available), Some(needed)) => (
+            Answer::Yes,
+            format!(
+                "{} of {} to load the next kernel",
+                mib(needed),
+                mib(available)
+            ),
+        ),
+        _ => (
+            Answer::Unknown,
+            "not to be read here, or not in the image".to_owned(),
+        ),
+    };
+    Check {
+        subject: "free memory",
+        answer,
+        text,
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::tests::notes;
+    use crate::image::tests::vmlinux;
+
+    const RODATA: &[u8] = b"Linux version 7.3.4 \0";
+
+    fn image(luo: &str, handlers: &[&str]) -> Image {
+        let file = vmlinux(&notes(luo, handlers), RODATA);
+        let mut image = Image::read(file.as_slice()).unwrap();
+        image.memory = Some(64 << 20);
+        image
+    }
+
+    fn machine() -> Machine {
+        Machine {
+            scratch: Some(128 << 20),
+            available_memory: Some(1 << 30),
+            ..Machine::of_kernel(image("luo-v5", &["memfd-v1", "vfio-v1"]).facts)
+        }
+    }
+
+    fn boot(line: &str) -> Boot {
+        Boot {
+            command_line: Some(line.to_owned()),
+            initramfs: 1 << 20,
+        }
+    }
+
+    fn refusals(next: &Image, boot: &Boot) -> Vec<String> {
+        let report = compare(&machine(), next, boot);
+        let checks = report
+            .checks
+            .iter()
+            .map(|check| (check.answer, &check.text));
+        let files = report.files.iter().map(|files| (files.answer, &files.text));
+        let no: Vec<String> = checks
+            .chain(files)
+            .filter(|(answer, _)| *answer == Answer::No)
+            .map(|(_, text)| text.clone())
+            .collect();
+        assert_eq!(report.can_jump, no.is_empty());
+        no
+    }
+
+    #[test]
+    fn the_same_kernel_takes_everything() {
+        let next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
+        assert_eq!(
+            refusals(&next, &boot("liveupdate=on kho=on")),
+            Vec::<String>::new()
+        );
+        let report = compare(&machine(), &next, &boot("liveupdate=1 kho=y"));
+        assert!(
+            report
+                .checks
+                .iter()
+                .all(|check| check.answer == Answer::Yes),
+            "{report:?}"
+        );
+        assert_eq!(report.files.len(), 3);
+    }
+
+    #[test]
+    fn a_missing_handler_is_named() {
+        let no = refusals(
+            &image("luo-v5", &["memfd-v1"]),
+            &boot("liveupdate=on kho=on"),
+        );
+        assert_eq!(no.len(), 1);
+        assert!(no[0].contains("vfio-v1"), "{no:?}");
+    }
+
+    #[test]
+    fn another_abi_is_refused() {
+        let no = refusals(
+            &image("luo-v6", &["memfd-v1", "vfio-v1"]),
+            &boot("liveupdate=on kho=on"),
+        );
+        assert!(
+            no.len() == 1 && no[0].contains("luo-v6") && no[0].contains("luo-v5"),
+            "{no:?}"
+        );
+    }
+
+    #[test]
+    fn a_kernel_without_luo_is_refused() {
+        let file = vmlinux(&[], RODATA);
+        let no = refusals(
+            &Image::read(file.as_slice()).unwrap(),
+            &boot("liveupdate=on kho=on"),
+        );
+        assert!(
+            no[0].contains("no trace of the Live Update Orchestrator"),
+            "{no:?}"
+        );
+    }
+
+    #[test]
+    fn the_command_line_switches_it_on() {
+        let mut next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
+        for (line, missing) in [
+            ("quiet", "liveupdate=on kho=on is missing"),
+            ("liveupdate=on", "kho=on is missing"),
+            (
+                "liveupdate=on kho=on liveupdate=off",
+                "liveupdate=on is missing",
+            ),
+            ("kho=on -- liveupdate=on", "liveupdate=on is missing"),
+            ("xliveupdate=on kho=on", "liveupdate=on is missing"),
+        ] {
+            let no = refusals(&next, &boot(line));
+            assert!(no.len() == 1 && no[0].contains(missing), "{line}: {no:?}");
+        }
+        next.facts.kho_enabled = Some(true);
+        assert_eq!(
+            refusals(&next, &boot("liveupdate=on")),
+            Vec::<String>::new()
+        );
+        assert_eq!(refusals(&next, &boot("liveupdate=on kho=off")).len(), 1);
+        assert_eq!(refusals(&next, &Boot::default()), Vec::<String>::new());
+        // A unified kernel image brings its own.
+        next.command_line = Some("liveupdate=off".to_owned());
+        assert_eq!(refusals(&next, &Boot::default()).len(), 1);
+    }
+
+    #[test]
+    fn room_is_needed() {
+        let mut next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
+        next.memory = Some(2 << 30);
+        let no = refusals(&next, &boot("liveupdate=on kho=on"));
+        assert!(no.len() == 2 && no[0].contains("kho_scratch="), "{no:?}");
+    }
+}
