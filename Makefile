@@ -57,6 +57,7 @@ check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	$(CARGO) clippy --package luo-handler-api --no-default-features -- --deny warnings
+	$(CARGO) run --quiet --package luo-tidy
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
 # A kernel tree with the handlers in it, and a configuration with them switched on: TREE=, CONFIG=.

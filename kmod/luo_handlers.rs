@@ -93,7 +93,9 @@ impl kernel::Module for LuoHandlers {
 /// Logs why something is not registered. Without live update nothing is, which is no fault.
 fn log_refusal(participant: &str, origin: &str, error: Error) {
     if error == EOPNOTSUPP {
-        pr_info!("{participant} of {origin}: live update is off (liveupdate=on kho=on switches it on)\n");
+        pr_info!(
+            "{participant} of {origin}: live update is off; boot with liveupdate=on kho=on\n"
+        );
     } else {
         pr_err!("{participant} of {origin} is not registered: {error:?}\n");
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A whole live update of small memfds, without the jump: offered, prepared, frozen, handed over to this
-//! process, retrieved and finished, by number of files.
+//! A whole live update of small memfds, without the jump: offered, prepared, frozen, handed over to
+//! this process, retrieved and finished, by number of files.
 
 use std::fs::File;
 use std::hint::black_box;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The devicetree that crosses: written, read, and read with every file restored from it.
 //!
-//! `restore` is a new side's whole work: the orchestrator arrives, reads the devicetree and retrieves
-//! every file. Its handler hands out files that were opened before the clock started, so its own work,
-//! which `handler alone` shows, is a lock and a pop. Closing the files is not measured either.
+//! `restore` is a new side's whole work: the orchestrator arrives, reads the devicetree and
+//! retrieves every file. Its handler hands out files that were opened before the clock started, so
+//! its own work, which `handler alone` shows, is a lock and a pop. Closing the files is not
+//! measured either.
 //!
-//! A process may have fewer files open than the largest set has. `restore/files` then ends at as many as
-//! it may; `restore/refused` always has all of them, with a handler that fails: the same way, the file
-//! itself left out.
+//! A process may have fewer files open than the largest set has. `restore/files` then ends at as
+//! many as it may; `restore/refused` always has all of them, with a handler that fails: the same
+//! way, the file itself left out.
 
 use std::fs::File;
 use std::hint::black_box;

@@ -55,7 +55,10 @@ macro_rules! __note {
     ($type:ty) => {};
 }
 
-const _: () = assert!(COMPATIBLE_LENGTH % 4 == 0, "the next note begins at a multiple of four");
+const _: () = assert!(
+    COMPATIBLE_LENGTH % 4 == 0,
+    "the next note begins at a multiple of four"
+);
 
 #[cfg(test)]
 mod tests {

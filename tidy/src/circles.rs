@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Files of one crate that import each other in a circle.
 //!
-//! A file imports another if one of its paths leads to something that the other defines. A name that
-//! a module only re-exports counts as an import of the file that defines it: a facade is not a
+//! A file imports another if one of its paths leads to something that the other defines. A name
+//! that a module only re-exports counts as an import of the file that defines it: a facade is not a
 //! circle. What only tests import does not count.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -12,8 +12,8 @@ const COLUMNS_MAX: usize = 100;
 const SOURCES: [&str; 5] = ["rs", "c", "h", "lds", "S"];
 /// Their lines end at [`COLUMNS_MAX`].
 const NARROW: [&str; 6] = ["rs", "c", "h", "lds", "S", "md"];
-/// The modules that may contain `unsafe`, by the end of their path: the kernel's side, one `sys.rs` a
-/// crate, `plugin.rs`, which opens shared objects, and the C form in the api.
+/// The modules that may contain `unsafe`, by the end of their path: the kernel's side, one `sys.rs`
+/// a crate, `plugin.rs`, which opens shared objects, and the C form in the api.
 const EDGES: [&str; 10] = [
     "kernel.rs",
     "plugin.rs",

@@ -51,8 +51,8 @@ impl Compression {
         found.map(|(_, compression)| *compression)
     }
 
-    /// What comes out of `input`, at most `limit` bytes. What follows the compressed data is ignored:
-    /// the kernel's build appends the length to most of them.
+    /// What comes out of `input`, at most `limit` bytes. What follows the compressed data is
+    /// ignored: the kernel's build appends the length to most of them.
     pub(crate) fn decode(self, input: &[u8], limit: usize) -> Result<Vec<u8>, ImageError> {
         let window_kib = (WINDOW_LIMIT >> 10) as u32;
         match self {

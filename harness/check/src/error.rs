@@ -13,7 +13,10 @@ pub enum ImageError {
     #[error("reading the file")]
     Read(#[from] io::Error),
     /// The file is something else.
-    #[error("this is not a kernel that can be checked: {0}; it takes a bzImage, a vmlinux or a unified kernel image, for 64 bits")]
+    #[error(
+        "this is not a kernel that can be checked: {0}; it takes a bzImage, a \
+             vmlinux or a unified kernel image, for 64 bits"
+    )]
     NotAKernel(&'static str),
     /// A part that the file names is not in it.
     #[error("the image is truncated: {0} is not in the file")]

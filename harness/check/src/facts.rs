@@ -144,7 +144,8 @@ fn text_of(description: &[u8]) -> Result<&str, ImageError> {
     }
 }
 
-/// A string that can be a compatible. Strings follow each other, so what is before it may stick to it.
+/// A string that can be a compatible. Strings follow each other, so what is before it may stick to
+/// it.
 fn compatible(bytes: &[u8]) -> Option<&str> {
     let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_,.+".contains(byte);
     let begins = bytes
@@ -164,8 +165,8 @@ fn name_and_version(compatible: &str) -> Option<(&str, &str)> {
     (is_version && !name.is_empty()).then_some((name, version))
 }
 
-/// What the module calls a handler in debugfs and in parameters: its compatible without the vendor and
-/// the version.
+/// What the module calls a handler in debugfs and in parameters: its compatible without the vendor
+/// and the version.
 pub fn short_name(compatible: &str) -> &str {
     let name = name_and_version(compatible).map_or(compatible, |(name, _)| name);
     name.rsplit_once(',').map_or(name, |(_, name)| name)

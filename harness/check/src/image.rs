@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! unified kernel image   PE, with a bzImage in its section .linux and a command line in .cmdline
-//! bzImage                a setup header (Documentation/arch/x86/boot.rst), then a compressed vmlinux
-//! vmlinux                ELF
+//! bzImage                a setup header (Documentation/arch/x86/boot.rst), then a compressed
+//! vmlinux vmlinux                ELF
 //! ```
 
 use std::fs::File;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A typed client of `/dev/liveupdate`, the kernel's Live Update Orchestrator, and of the kexec that follows.
+//! A typed client of `/dev/liveupdate`, the kernel's Live Update Orchestrator, and of the kexec
+//! that follows.
 //!
 //! Mirrors [`include/uapi/linux/liveupdate.h`](https://docs.kernel.org/userspace-api/liveupdate.html).
 //!

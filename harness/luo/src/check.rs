@@ -27,8 +27,8 @@ pub struct CheckOptions {
     /// The next kernel's command line; a unified kernel image brings its own along
     #[arg(long, value_name = "PARAMETERS", allow_hyphen_values = true)]
     command_line: Option<String>,
-    /// Start from this kernel's image, with files of all of its handlers, instead of from the running
-    /// kernel and what is preserved in it
+    /// Start from this kernel's image, with files of all of its handlers, instead of from the
+    /// running kernel and what is preserved in it
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     /// Files of these formats as well, such as memfd-v2
@@ -110,8 +110,8 @@ fn print(report: &Report, machine: &Machine, is_running: bool) {
     println!("{table}");
     if is_running && !machine.is_preserved_known {
         println!(
-            "what is preserved now is not known: this kernel has no handlers of ours, or debugfs is \
-             not mounted, or this is not root; --needs names formats, --from another kernel"
+            "what is preserved now is not known: this kernel has no handlers of ours, or debugfs \
+             is not mounted, or this is not root; --needs names formats, --from another kernel"
         );
     }
     println!(

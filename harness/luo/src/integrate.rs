@@ -16,8 +16,8 @@ pub struct IntegrateOptions {
     /// The kernel source tree
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     kernel: Option<PathBuf>,
-    /// The handlers to put in: names of the checkout's, or paths of crates elsewhere, which have a `/`
-    /// in them; all of the checkout's by default
+    /// The handlers to put in: names of the checkout's, or paths of crates elsewhere, which have a
+    /// `/` in them; all of the checkout's by default
     #[arg(
         long,
         value_delimiter = ',',
@@ -32,8 +32,8 @@ pub struct IntegrateOptions {
     /// after the tree got them
     #[arg(long, value_name = "FILE", conflicts_with = "remove")]
     config: Option<PathBuf>,
-    /// Write what the configuration lacks to this file, for scripts/kconfig/merge_config.sh, instead of
-    /// printing it
+    /// Write what the configuration lacks to this file, for scripts/kconfig/merge_config.sh,
+    /// instead of printing it
     #[arg(long, value_name = "FILE", requires = "config")]
     fragment: Option<PathBuf>,
     /// Lose what was changed in the tree in files that are from us
@@ -96,8 +96,8 @@ fn put(
     );
     if with_next {
         eprintln!(
-            "next: luo integrate --config .config shows what the kernel's configuration lacks; boot \
-             both kernels with liveupdate=on kho=on"
+            "next: luo integrate --config .config shows what the kernel's configuration lacks; \
+             boot both kernels with liveupdate=on kho=on"
         );
     }
     Ok(())

@@ -169,8 +169,8 @@ impl BuildArguments {
 /// Handlers from elsewhere. `bench` does not know what to measure of them.
 #[derive(Args, Clone, Debug)]
 pub struct HandlerArguments {
-    /// The crate of a handler, anywhere, that goes into the kernel beside those of the checkout; may
-    /// be given several times
+    /// The crate of a handler, anywhere, that goes into the kernel beside those of the checkout;
+    /// may be given several times
     #[arg(long = "handler", value_name = "PATH")]
     handlers: Vec<PathBuf>,
 }

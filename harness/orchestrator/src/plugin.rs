@@ -90,7 +90,7 @@ fn descriptor_of(path: &Path) -> Result<PluginDescriptor, PluginErrorCause> {
     if descriptor.is_null() || !descriptor.is_aligned() {
         return Err(PluginErrorCause::NotAPlugin);
     }
-    // SAFETY: it is aligned and leads to a descriptor, of whatever version, in a library that is never
-    // closed: `forget` saw to that.
+    // SAFETY: it is aligned and leads to a descriptor, of whatever version, in a library that is
+    // never closed: `forget` saw to that.
     unsafe { PluginDescriptor::read(descriptor) }.map_err(PluginErrorCause::Foreign)
 }

@@ -68,8 +68,8 @@ fn close_others_on_exec() -> io::Result<()> {
     }
 }
 
-/// Has a command, in its own process, inherit the standard streams and `files`, and nothing else. The
-/// files have to be open until it is started.
+/// Has a command, in its own process, inherit the standard streams and `files`, and nothing else.
+/// The files have to be open until it is started.
 pub(crate) fn inherit_in_child(command: &mut Command, files: &[BorrowedFd<'_>]) {
     let numbers: Vec<RawFd> = files.iter().map(|file| file.as_raw_fd()).collect();
     let inherit = move || {
@@ -153,8 +153,8 @@ pub(crate) fn adopt_inherited(fd: RawFd, expected: Identity) -> Option<OwnedFd> 
     Some(fd)
 }
 
-/// Takes over a descriptor that the service manager passed to this process, and closes it on the next
-/// exec. The number comes from the environment that the process was started with.
+/// Takes over a descriptor that the service manager passed to this process, and closes it on the
+/// next exec. The number comes from the environment that the process was started with.
 ///
 /// `None` unless it is open and an exec inherits it.
 #[cfg(feature = "fdstore")]

@@ -506,8 +506,8 @@ fn a_variable_that_was_left_behind_takes_no_descriptors() {
     run(this_program("new_side", "stale variable").command());
 }
 
-/// As a program in C may have them: its own descriptors are inheritable, and an earlier handover left
-/// its variable.
+/// As a program in C may have them: its own descriptors are inheritable, and an earlier handover
+/// left its variable.
 fn a_stale_variable_takes_nothing() {
     let own = [sealed(b"a"), sealed(b"b"), sealed(b"c")];
     own.iter().for_each(set_inheritable);

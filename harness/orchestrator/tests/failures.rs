@@ -373,7 +373,8 @@ fn wrapped(ops: &'static HandlerOps) -> &'static HandlerOps {
         finish,
         ..real
     };
-    // SAFETY: the layouts are the same, and the functions do what the description of HandlerOps says.
+    // SAFETY: the layouts are the same, and the functions do what the description of HandlerOps
+    // says.
     Box::leak(Box::new(unsafe { transmute::<RawOps, HandlerOps>(raw) }))
 }
 
@@ -394,7 +395,8 @@ fn wrapped_subsystem(ops: &'static SubsystemOps) -> &'static SubsystemOps {
         finish: subsystem::finish,
         ..real
     };
-    // SAFETY: the layouts are the same, and the functions do what the description of SubsystemOps says.
+    // SAFETY: the layouts are the same, and the functions do what the description of SubsystemOps
+    // says.
     Box::leak(Box::new(unsafe {
         transmute::<RawSubsystemOps, SubsystemOps>(raw)
     }))
@@ -431,8 +433,8 @@ impl Core {
 // or fails. That function and this one are registered together, with a Files or Sub as handler.
 
 unsafe extern "C" fn can_preserve(handler: *const c_void, file: RawFile) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::CanPreserve, core.member_of(file))
@@ -441,8 +443,8 @@ unsafe extern "C" fn can_preserve(handler: *const c_void, file: RawFile) -> i32 
 }
 
 unsafe extern "C" fn file_id(handler: *const c_void, file: RawFile, id: *mut u64) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::FileId, core.member_of(file))
@@ -457,8 +459,8 @@ unsafe extern "C" fn prepare(
     private: *mut c_void,
     data: *mut u64,
 ) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::Prepare, core.member_of(file))
@@ -473,8 +475,8 @@ unsafe extern "C" fn freeze(
     private: *mut c_void,
     data: *mut u64,
 ) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::Freeze, core.member_of(file))
@@ -489,8 +491,8 @@ unsafe extern "C" fn unfreeze(
     private: *mut c_void,
     data: u64,
 ) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::Unfreeze, core.member_of(file))
@@ -505,8 +507,8 @@ unsafe extern "C" fn cancel(
     private: *mut c_void,
     data: u64,
 ) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::Cancel, core.member_of(file))
@@ -520,8 +522,8 @@ unsafe extern "C" fn retrieve(
     data: u64,
     file: *mut RawFile,
 ) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         let way = core.script.called(Call::Retrieve, member_of_data(data));
@@ -541,8 +543,8 @@ unsafe extern "C" fn can_finish(
     file: RawFile,
     retrieved: i32,
 ) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         core.called(Call::CanFinish, member_of_data(data))
@@ -557,8 +559,8 @@ unsafe extern "C" fn finish(
     file: RawFile,
     retrieved: i32,
 ) -> i32 {
-    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-    // `&'static Files`: `wrapped` registers the two together.
+    // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is
+    // a `&'static Files`: `wrapped` registers the two together.
     unsafe {
         let core = core(handler);
         let member = member_of_data(data);
@@ -581,8 +583,8 @@ mod subsystem {
         private: *mut c_void,
         data: *mut u64,
     ) -> i32 {
-        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context
+        // is a `&'static Sub`: `wrapped_subsystem` registers the two together.
         unsafe {
             let core = core(context);
             let real = core.real_subsystem.get().unwrap();
@@ -597,8 +599,8 @@ mod subsystem {
         private: *mut c_void,
         data: *mut u64,
     ) -> i32 {
-        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context
+        // is a `&'static Sub`: `wrapped_subsystem` registers the two together.
         unsafe {
             let core = core(context);
             let real = core.real_subsystem.get().unwrap();
@@ -613,8 +615,8 @@ mod subsystem {
         private: *mut c_void,
         data: u64,
     ) -> i32 {
-        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context
+        // is a `&'static Sub`: `wrapped_subsystem` registers the two together.
         unsafe {
             let core = core(context);
             let real = core.real_subsystem.get().unwrap();
@@ -629,8 +631,8 @@ mod subsystem {
         private: *mut c_void,
         data: u64,
     ) -> i32 {
-        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context
+        // is a `&'static Sub`: `wrapped_subsystem` registers the two together.
         unsafe {
             let core = core(context);
             let real = core.real_subsystem.get().unwrap();
@@ -644,8 +646,8 @@ mod subsystem {
         host: *const c_void,
         data: u64,
     ) -> i32 {
-        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context
+        // is a `&'static Sub`: `wrapped_subsystem` registers the two together.
         unsafe {
             let core = core(context);
             let real = core.real_subsystem.get().unwrap();
@@ -659,8 +661,8 @@ mod subsystem {
         host: *const c_void,
         data: u64,
     ) -> i32 {
-        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context
+        // is a `&'static Sub`: `wrapped_subsystem` registers the two together.
         unsafe {
             let core = core(context);
             let real = core.real_subsystem.get().unwrap();
@@ -675,8 +677,8 @@ mod subsystem {
         data: u64,
         retrieved: i32,
     ) -> i32 {
-        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context is a
-        // `&'static Sub`: `wrapped_subsystem` registers the two together.
+        // SAFETY: the wrapped function is called with the arguments of its wrapper, and the context
+        // is a `&'static Sub`: `wrapped_subsystem` registers the two together.
         unsafe {
             let core = core(context);
             let real = core.real_subsystem.get().unwrap();

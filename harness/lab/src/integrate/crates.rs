@@ -21,7 +21,8 @@ use anyhow::{bail, Context, Result};
 pub enum Selection {
     /// Every one of the checkout that has a kernel's part, `kmod/`.
     All,
-    /// Those of the checkout with these names, and, where there is a `/` in it, the crate at that path.
+    /// Those of the checkout with these names, and, where there is a `/` in it, the crate at that
+    /// path.
     Named(Vec<String>),
 }
 

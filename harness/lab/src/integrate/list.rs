@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The list of what we put into a kernel tree: `sha256sum --check` reads it, from inside our directory.
+//! The list of what we put into a kernel tree: `sha256sum --check` reads it, from inside our
+//! directory.
 //!
-//! While files are being replaced it has two lines for one of them, with what it was and what it will
-//! be: whichever is found is ours, and everything else is somebody's change.
+//! While files are being replaced it has two lines for one of them, with what it was and what it
+//! will be: whichever is found is ours, and everything else is somebody's change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};

@@ -1,24 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Puts the kernel module and the crates it is built from into a kernel tree, and takes them out again.
+//! Puts the kernel module and the crates it is built from into a kernel tree, and takes them out
+//! again.
 //!
 //! ```text
 //! KERNEL/drivers/luo_handlers/          kmod/
 //!     luo_handler_api/                  luo-handler-api/src/
-//!         luo_handler_api.rs            lib.rs: a crate's root is named after the crate, as Kbuild wants it
+//!         luo_handler_api.rs            lib.rs: Kbuild wants the root named after the crate
 //!     luo_handler_memfd/                handlers/memfd/src/
 //!         kmod/                         handlers/memfd/kmod/: its Kconfig, its C
 //!     Kconfig.handlers                  made here: one line for each handler
 //!     Makefile.handlers
-//!     luo-integrated                    what we put here, so that nothing else is overwritten or removed
+//!     luo-integrated                    what we put here: nothing else is overwritten or removed
 //! KERNEL/drivers/Kconfig, Makefile      one line each
 //! KERNEL/include/asm-generic/vmlinux.lds.h
-//!                                       two lines: what no line names lld puts after the kernel's end
+//!                                       two lines: lld puts what none names after the end
 //! KERNEL/rust/bindings/bindings_helper.h
-//!                                       one line: mainline's interface, for the ops made from traits
+//!                                       one line: mainline's interface, for our ops
 //! KERNEL/mm/...                         what handlers/*/kmod/*.patch change
+//! ```
 //!
-//! Doing it twice changes nothing, not even a file's time, so that a rebuild builds only what is new.
-//! Whatever stops it, doing it again, or removing, goes on from there.
+//! Doing it twice changes nothing, not even a file's time, so that a rebuild builds only what is
+//! new. Whatever stops it, doing it again, or removing, goes on from there.
 //!
 //! # Map
 //!
@@ -126,8 +128,8 @@ pub struct Removed {
 ///
 /// # Errors
 ///
-/// What is wrong with the tree, the checkout or a handler's crate, found before anything is changed;
-/// or a system call that failed, after which this can be repeated.
+/// What is wrong with the tree, the checkout or a handler's crate, found before anything is
+/// changed; or a system call that failed, after which this can be repeated.
 pub fn put(
     checkout: &Path,
     kernel: &Path,
@@ -209,7 +211,8 @@ fn changes_to_put(
         writes.write(kernel.join(file), text.into());
     }
 
-    // The list comes first, with all that may be found if this stops on its way, and last, as it is then.
+    // The list comes first, with all that may be found if this stops on its way, and last, as it is
+    // then.
     let file = directory.join(list::NAME);
     let mut changes = Changes::default();
     let both = present.and(&next).text();
@@ -371,8 +374,8 @@ fn refuse_edits(directory: &Path, edited: &[&PathBuf], edits: LocalEdits) -> Res
         .map(|name| name.display().to_string())
         .collect();
     bail!(
-        "changed in {} after they were put there: {}; take the changes to where the files are from, \
-         then repeat this with --force",
+        "changed in {} after they were put there: {}; take the changes to where the files are \
+         from, then repeat this with --force",
         directory.display(),
         names.join(", ")
     )

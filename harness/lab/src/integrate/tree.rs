@@ -32,8 +32,8 @@ pub(super) const EDITS: [Edit; 5] = [
         line: "obj-$(CONFIG_LUO_HANDLERS)\t+= luo_handlers/",
         place: Place::Last,
     },
-    // What no line names lld puts after the kernel's end. Ours go among the tables of pointers in the
-    // kernel's data.
+    // What no line names lld puts after the kernel's end. Ours go among the tables of pointers in
+    // the kernel's data.
     Edit {
         file: LINKER_SCRIPT,
         line: "\tBOUNDED_SECTION_BY(luo_handlers, _luo_handlers)\t\t\t\\",
@@ -123,8 +123,8 @@ pub(super) fn contents(file: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// The kernel's files with their lines changed: those that are different then, in the order of their
-/// lines, each with what it will hold.
+/// The kernel's files with their lines changed: those that are different then, in the order of
+/// their lines, each with what it will hold.
 pub(super) fn edited(
     kernel: &Path,
     change: impl Fn(&Edit, &str) -> Result<String>,

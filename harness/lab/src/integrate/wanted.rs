@@ -9,8 +9,8 @@ use super::crates::Handler;
 /// What a configuration lacks.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Missing {
-    /// The lines that have to be added, with the comments on them: a fragment for `merge_config.sh`.
-    /// Empty if the configuration has all that is wanted.
+    /// The lines that have to be added, with the comments on them: a fragment for
+    /// `merge_config.sh`. Empty if the configuration has all that is wanted.
     pub fragment: String,
     /// What the configuration has instead: an option, what is wanted of it, what it is.
     pub options: Vec<(String, String, String)>,

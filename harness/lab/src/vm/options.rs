@@ -12,8 +12,8 @@ pub struct GuestOptions {
     pub append: String,
     /// After this a guest that has not ended is stopped; by default a bound that suits the job.
     pub timeout: Option<Duration>,
-    /// Whether QEMU listens for gdb, on port 1234. The kernel's addresses are those of its `vmlinux`
-    /// then.
+    /// Whether QEMU listens for gdb, on port 1234. The kernel's addresses are those of its
+    /// `vmlinux` then.
     pub gdb: bool,
 }
 

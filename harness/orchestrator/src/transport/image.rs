@@ -5,7 +5,7 @@
 //! DIR/current          a symbolic link to the one image that counts
 //! DIR/image-RANDOM/    devicetree.dtb   what `dtc` and `luo inspect` read
 //!                      memory           the memory file, see `memory_file`
-//!                      manifest.json    lengths and checksums of the two, and the contents there are
+//!                      manifest.json    lengths and checksums of the two, and which contents
 //!                      contents-N       the memfd with handle N, see `contents`
 //! ```
 //!

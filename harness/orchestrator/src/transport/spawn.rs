@@ -44,7 +44,7 @@
 //! let predecessor = Predecessor::find()?;
 //! if let Some(arrival) = spawn::arrive()? {
 //!     let new = Orchestrator::arrived(Arc::new(Registry::linked()?), arrival);
-//!     let file = new.retrieve(Token(1))?; // an error here ends this program, and the old one goes on
+//!     let file = new.retrieve(Token(1))?; // an error ends this program; the old one goes on
 //!     new.finish()?;
 //! }
 //! if let Some(predecessor) = predecessor {
@@ -476,7 +476,8 @@ fn take_variable(name: &str) -> io::Result<Option<OwnedFd>> {
     let file = inherited.and_then(Inherited::adopt);
     let wrong = || {
         let message = format!(
-            "{name}={value:?} does not name an inherited descriptor; only the transport spawn sets it"
+            "{name}={value:?} does not name an inherited descriptor; only the transport \
+             spawn sets it"
         );
         io::Error::new(io::ErrorKind::InvalidInput, message)
     };
