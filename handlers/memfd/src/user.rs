@@ -33,7 +33,7 @@ register_handler!(
 ///
 /// # Errors
 ///
-/// As [`Record`] and [`Extents`] list them.
+/// As [`Record`] and [`Extents`](crate::chain::Extents) list them.
 pub fn inspect(data: u64, host: Host<'_>) -> Result<Summary, Errno> {
     Summary::read(host, data)
 }
