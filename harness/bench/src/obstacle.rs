@@ -57,8 +57,14 @@ fn memfds_obstacle(case: &Case, pages: Pages, place: Option<&Place>) -> Option<S
             ));
         }
     }
+    // A kexec bench is root's, and switches huge pages of shmem on itself.
+    if case.transport != Transport::Kexec {
+        if let Some(reason) = pages.obstacle(case.data_bytes()) {
+            return Some(reason);
+        }
+    }
     if pages.are_hugetlb() {
-        return pages.obstacle(case.data_bytes());
+        return None;
     }
     // An image in memory is there beside the memfds.
     let copies = match place {

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
+use rustix::fs::{access, Access};
 use serde::{Deserialize, Serialize};
 
 use crate::html;
@@ -38,16 +39,7 @@ impl Outputs {
     /// A file that cannot be written.
     pub fn check(&self) -> Result<()> {
         for file in self.files() {
-            // What an earlier run left there stays until there is something new.
-            let is_new = !file.exists();
-            File::options()
-                .create(true)
-                .append(true)
-                .open(file)
-                .with_context(|| format!("cannot write {}", file.display()))?;
-            if is_new {
-                let _ = fs::remove_file(file);
-            }
+            writable(file).with_context(|| format!("cannot write {}", file.display()))?;
         }
         Ok(())
     }
@@ -85,6 +77,22 @@ impl Outputs {
     }
 }
 
+/// Neither makes the file nor changes it: an interruption leaves what was there before.
+fn writable(file: &Path) -> std::io::Result<()> {
+    if file.exists() {
+        return File::options().append(true).open(file).map(drop);
+    }
+    let needed = Access::WRITE_OK | Access::EXEC_OK;
+    Ok(access(directory_of(file), needed)?)
+}
+
+fn directory_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 fn write(file: &Path, contents: &[u8]) -> Result<()> {
     let written = match fs::symlink_metadata(file) {
         // A pipe, a terminal or a link is not to be replaced.
@@ -95,13 +103,9 @@ fn write(file: &Path, contents: &[u8]) -> Result<()> {
 }
 
 fn replace(file: &Path, contents: &[u8]) -> std::io::Result<()> {
-    let directory = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let mut new = tempfile::Builder::new()
         .permissions(permissions(file))
-        .tempfile_in(directory)?;
+        .tempfile_in(directory_of(file))?;
     new.write_all(contents)?;
     new.persist(file)?;
     Ok(())

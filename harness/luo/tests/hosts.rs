@@ -152,11 +152,11 @@ fn huge_pages_that_are_not_there_are_skipped_with_the_reason() {
 #[test]
 fn nothing_is_written_but_where_it_has_to_be() {
     let script = "mount -t tmpfs none /dev/shm
-        for place in / /tmp /var/tmp /home /root; do
+        for place in /tmp /var /home /root; do
             mount --bind $place $place; mount -o remount,bind,ro $place
         done
         export HOME=/root
-        cd /; ! touch /tmp/x 2>/dev/null
+        ! touch /tmp/x 2>/dev/null; ! touch /var/tmp/x 2>/dev/null
         exec $LUO bench --size 1M --runs 1 --json - --html /dev/null";
     if let Some(output) = on_host(USER, script) {
         assert_all_verified(&report(&output), 6);
