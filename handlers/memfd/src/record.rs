@@ -396,7 +396,6 @@ impl Record {
             chain,
             size_in_pages: self.size_in_pages(),
             unit: 1 << (self.attributes.file_page_shift - self.page_shift),
-            contents_in: self.contents_in,
             frame_end: FRAME_END,
         }
     }

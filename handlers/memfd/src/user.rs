@@ -611,7 +611,7 @@ mod tests {
             (|file| punch(file, 0, 4096), ""),
             (|file| file.write_all_at(&[7; 4096], 4096).unwrap(), ""),
             (
-                |file| drop(file.seek(SeekFrom::Start(99)).unwrap()),
+                |file| _ = file.seek(SeekFrom::Start(99)).unwrap(),
                 "position 1 to 99",
             ),
             (
