@@ -161,6 +161,25 @@ fn cross(files: &[File]) -> Saved {
     saved
 }
 
+/// An image is of the moment in which it was written.
+#[test]
+fn a_memfd_that_others_changed_before_the_save_is_restored_as_it_was_saved() {
+    let directory = directory();
+    let files = [sparse(MIB, &[0, 8192])];
+    let update = frozen(&files);
+    files[0].set_len(2 * MIB).unwrap();
+    files[0].write_all_at(b"late", 2 * MIB - 4).unwrap();
+    let saved = update
+        .handover(|handover| Ok::<_, Error>(image::save(&handover, directory.path(), &|_| ())));
+    saved.unwrap().unwrap();
+    let new = load(directory.path()).unwrap();
+    assert_same(&files[0], &new.retrieve(Token(0)).unwrap());
+    let report = new.files().unwrap().remove(0).report;
+    let expected = "changed since freeze: size 1048576 to 2097152";
+    assert_eq!(report.as_deref(), Some(expected));
+    assert_eq!(new.finish().unwrap(), []);
+}
+
 /// Bytes of which no two pages are alike.
 fn pattern(length: u64, seed: u64) -> Vec<u8> {
     let words = (0..length.div_ceil(8)).map(|word| (word + 1).wrapping_mul(seed | 1 << 60));
