@@ -199,8 +199,10 @@ impl Orchestrator {
 
     /// The file with this token, rebuilt on the first call; later calls, also from other threads,
     /// return the same one. A failure is remembered and returned again, except that the handler was
-    /// missing: one that is registered later takes the file. A file that others changed after freeze
-    /// is returned as it is now, and [`files`](Self::files) has what its handler reported.
+    /// missing: one that is registered later takes the file.
+    ///
+    /// A file that others changed after freeze is returned as it is now; [`files`](Self::files) has
+    /// what its handler reported.
     ///
     /// # Errors
     ///
