@@ -33,7 +33,7 @@ impl<B: PortBackend> IoportHandler<B> {
 }
 
 impl<B: PortBackend> FileHandler for IoportHandler<B> {
-    const COMPATIBLE: Compatible = Compatible::new("ioport-v1");
+    const COMPATIBLE: Compatible = Compatible::new("luo-handlers,ioport-v1");
     const HOSTS: Hosts = Hosts::Both;
     type Private = ();
 

@@ -6,7 +6,7 @@
 //! |  version |    status    |    position     |
 //! ```
 //!
-//! The layout belongs to the compatible `ioport-v1`: who changes one changes the other.
+//! The layout belongs to the compatible `luo-handlers,ioport-v1`: who changes one changes the other.
 
 use luo_handler_api::{status, Errno};
 

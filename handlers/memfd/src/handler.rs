@@ -134,7 +134,7 @@ fn release_record(handle: u64, record: &Record, host: Host<'_>) {
 }
 
 impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
-    const COMPATIBLE: Compatible = Compatible::new("memfd-v1");
+    const COMPATIBLE: Compatible = Compatible::new("luo-handlers,memfd-v1");
     const HOSTS: Hosts = Hosts::Both;
     type Private = Private<B::Kept>;
 

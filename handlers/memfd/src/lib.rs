@@ -12,7 +12,7 @@
 //! let taken = registered_handlers()
 //!     .map(|ops| Handler::new(ops).expect("a usable handler"))
 //!     .find(|handler| handler.can_preserve(memfd.as_file().as_fd()) == Ok(true));
-//! assert_eq!(taken.expect("a handler for memfds").compatible().as_str(), "memfd-v1");
+//! assert_eq!(taken.expect("a handler for memfds").compatible().as_str(), "luo-handlers,memfd-v1");
 //! # Ok::<(), memfd::Error>(())
 //! ```
 //!

@@ -73,7 +73,7 @@ impl<B: VfioBackend> VfioHandler<B> {
 }
 
 impl<B: VfioBackend> FileHandler for VfioHandler<B> {
-    const COMPATIBLE: Compatible = Compatible::new("vfio-v1");
+    const COMPATIBLE: Compatible = Compatible::new("luo-handlers,vfio-v1");
     const HOSTS: Hosts = Hosts::Both;
     type Private = Private<B::Pin>;
 

@@ -6,7 +6,7 @@
 //!            file ───────► the open file       (hosted)
 //! ```
 //!
-//! Every arrow is a handle of the host. The layout belongs to the compatible `vfio-v1`: who changes
+//! Every arrow is a handle of the host. The layout belongs to the compatible `luo-handlers,vfio-v1`: who changes
 //! one changes the other.
 
 use luo_handler_api::{record, status, Errno, Host};

@@ -64,9 +64,9 @@ impl Subject {
     /// The compatible of this project's handler of such files.
     pub const fn compatible(&self) -> &'static str {
         match self {
-            Self::Memfd { .. } => "memfd-v1",
-            Self::Vfio => "vfio-v1",
-            Self::Ioport => "ioport-v1",
+            Self::Memfd { .. } => "luo-handlers,memfd-v1",
+            Self::Vfio => "luo-handlers,vfio-v1",
+            Self::Ioport => "luo-handlers,ioport-v1",
         }
     }
 }

@@ -72,7 +72,7 @@ fn every_combination_crosses_verified_and_is_reported() {
     for row in results {
         assert_eq!(row["verified"], true, "{row}");
         assert_eq!((&row["runs"], &row["files"]), (&2.into(), &2.into()));
-        assert_eq!(row["handler"], "memfd-v1");
+        assert_eq!(row["handler"], "luo-handlers,memfd-v1");
         for phase in [
             "prepare_ns",
             "freeze_ns",
@@ -193,8 +193,11 @@ fn devices_and_ports_that_the_machine_does_not_have_are_said_and_skipped() {
     let report = json(&output.stdout);
     let results = report["results"].as_array().unwrap();
     for row in results {
-        let is_memfd = row["handler"] == "memfd-v1";
-        assert!(is_memfd || row["handler"] == "ioport-v1", "{row}");
+        let is_memfd = row["handler"] == "luo-handlers,memfd-v1";
+        assert!(
+            is_memfd || row["handler"] == "luo-handlers,ioport-v1",
+            "{row}"
+        );
         assert_eq!(row["verified"], true, "{row}");
         assert_eq!(row["size_bytes"], if is_memfd { 4096 } else { 0 });
         for field in ["pages", "fill"] {
@@ -209,14 +212,14 @@ fn devices_and_ports_that_the_machine_does_not_have_are_said_and_skipped() {
         let case = cases.find(|case| case["handler"] == handler && case["transport"] == transport);
         case.map(|case| case["reason"].as_str().unwrap())
     };
-    assert!(reason("vfio-v1", "exec")
+    assert!(reason("luo-handlers,vfio-v1", "exec")
         .unwrap()
         .contains("needed: 1000; to bind one"));
-    assert!(reason("vfio-v1", "image")
+    assert!(reason("luo-handlers,vfio-v1", "image")
         .unwrap()
         .contains("an image holds contents"));
     if !Path::new("/dev/port").exists() {
-        assert!(reason("ioport-v1", "image")
+        assert!(reason("luo-handlers,ioport-v1", "image")
             .unwrap()
             .contains("CONFIG_DEVPORT"));
     }
@@ -319,10 +322,10 @@ fn the_handlers_that_belong_into_the_program_are_there() {
     let listed = json(&output.stdout);
     let both = ["hosted", "kernel"].as_slice();
     let expected = [
-        ("ioport", "ioport-v1", both),
+        ("ioport", "luo-handlers,ioport-v1", both),
         ("socket", "luo-handlers,socket-v1", &both[..1]),
-        ("memfd", "memfd-v1", both),
-        ("vfio", "vfio-v1", both),
+        ("memfd", "luo-handlers,memfd-v1", both),
+        ("vfio", "luo-handlers,vfio-v1", both),
     ]
     .map(|(name, compatible, hosts)| {
         serde_json::json!({

@@ -94,7 +94,7 @@ fn a_device_that_changed_is_an_error_that_says_in_what() {
         let message = new.retrieve(Token(1)).unwrap_err().to_string();
         for part in [
             "retrieve of file 0x1",
-            "vfio-v1",
+            "luo-handlers,vfio-v1",
             "ENODEV",
             "0000:00:04.0",
             "subsystem id was 0x1100, is 0x1107",

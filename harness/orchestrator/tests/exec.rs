@@ -346,7 +346,8 @@ fn a_handler_comes_later() {
         let error = new.retrieve(file.token).unwrap_err();
         assert_eq!(error.errno(), Errno::ENOENT);
         let message = error.to_string();
-        let named = message.contains("memfd-v1") && message.contains(&file.token.to_string());
+        let named =
+            message.contains("luo-handlers,memfd-v1") && message.contains(&file.token.to_string());
         assert!(named && message.contains("no handler"), "{message}");
     }
     for ops in registered_handlers() {

@@ -615,7 +615,7 @@ fn inspecting_shows_what_the_handler_describes_and_what_the_image_holds() {
     assert_eq!(json["files"][1]["contents"]["data_bytes"], 16384);
     assert_eq!(json["files"][1]["contents"]["extents"], 3);
     assert_eq!(json["files"][0]["token"], "0x0");
-    assert_eq!(json["files"][0]["compatible"], "memfd-v1");
+    assert_eq!(json["files"][0]["compatible"], "luo-handlers,memfd-v1");
 }
 
 /// A bad record is reported as such, and costs its entry alone.

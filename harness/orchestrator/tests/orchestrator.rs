@@ -540,7 +540,10 @@ fn a_file_is_offered_once_by_whatever_descriptor() {
     for (file, token) in offers.iter().chain([&file]).zip(1..) {
         let error = update.preserve(Token(token), file).unwrap_err();
         assert_eq!(error.errno(), Errno::EBUSY);
-        assert!(error.to_string().contains("memfd-v1"), "{error}");
+        assert!(
+            error.to_string().contains("luo-handlers,memfd-v1"),
+            "{error}"
+        );
     }
     update.preserve(Token(9), memfd(b"")).unwrap();
 }
@@ -1112,7 +1115,9 @@ fn files_whose_handler_is_missing_are_left_until_they_are_dropped() {
     };
     assert_eq!(failure.handler, None, "nobody failed");
     assert!(
-        failure.to_string().contains("no handler for memfd-v1"),
+        failure
+            .to_string()
+            .contains("no handler for luo-handlers,memfd-v1"),
         "{failure}"
     );
     assert_eq!(new.finish().unwrap().len(), 1);

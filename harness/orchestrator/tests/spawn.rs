@@ -192,7 +192,10 @@ fn a_new_program_that_does_not_come_up_costs_nothing() {
 
     let (text, error) = fails("lacks a handler", DEADLINE);
     assert!(matches!(error, SpawnError::GaveUp { .. }), "{text}");
-    assert!(text.contains("no handler for memfd-v1"), "{text}");
+    assert!(
+        text.contains("no handler for luo-handlers,memfd-v1"),
+        "{text}"
+    );
     assert_goes_on(&update, &mut file);
     let (text, _) = fails("says nothing", DEADLINE);
     assert!(text.contains("gave up: without a reason"), "{text}");

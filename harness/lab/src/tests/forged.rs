@@ -24,6 +24,8 @@ use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 
+/// The compatible of port files, as mainline's core stores it.
+const PORTS: &[u8] = b"luo-handlers,ioport-v1\0";
 const SESSION: &str = "forged";
 
 /// What is preserved, and what is done to it.
@@ -254,7 +256,7 @@ fn change_extents(
 fn find_list(memory: &PhysicalMemory) -> Result<u64> {
     for at in memory.pages()? {
         let entry: FileEntry = memory.load(at + HEADER)?;
-        if entry.token.get() == SOUND_PORT && entry.compatible.starts_with(b"ioport-v1\0") {
+        if entry.token.get() == SOUND_PORT && entry.compatible.starts_with(PORTS) {
             return Ok(at);
         }
     }
