@@ -17,8 +17,10 @@
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/seq_file.h>
 #include <linux/shmem_fs.h>
 #include <linux/swap.h>
+#include <linux/xarray.h>
 #include <uapi/linux/memfd.h>
 
 #include "../../mm/internal.h"
@@ -70,6 +72,28 @@ void luo_memfd_name(struct file *file, char name[LUO_MEMFD_NAME_ROOM])
 	strscpy_pad(name, file->f_path.dentry->d_name.name + NAME_PREFIX_LEN, LUO_MEMFD_NAME_ROOM);
 }
 
+/*
+ * Memory that was moved, because it lay where nothing can stay: it is what costs most.
+ * In all, and for each file that is preserved, by the address of its struct file.
+ */
+static atomic64_t moved_bytes = ATOMIC64_INIT(0);
+static DEFINE_XARRAY(moved_files);
+static DEFINE_MUTEX(moved_files_lock);
+
+static void count_moved(struct file *file, u64 pages)
+{
+	unsigned long key = (unsigned long)file;
+	void *entry;
+
+	atomic64_add(pages << PAGE_SHIFT, &moved_bytes);
+	guard(mutex)(&moved_files_lock);
+	entry = xa_load(&moved_files, key);
+	if (entry)
+		pages += xa_to_value(entry);
+	/* Without memory for its own count a file is in the sum alone. */
+	xa_store(&moved_files, key, xa_mk_value(pages), GFP_KERNEL);
+}
+
 /* shmem_freeze() and inode_lock() are static inlines. */
 void luo_memfd_fix_size(struct file *file, bool fix)
 {
@@ -78,6 +102,10 @@ void luo_memfd_fix_size(struct file *file, bool fix)
 	inode_lock(inode);
 	shmem_freeze(inode, fix);
 	inode_unlock(inode);
+	if (fix)
+		return;
+	guard(mutex)(&moved_files_lock);
+	xa_erase(&moved_files, (unsigned long)file);
 }
 
 /* file_inode() is a static inline. */
@@ -225,9 +253,6 @@ int luo_memfd_swap_in(struct file *file, u64 index)
 	return err;
 }
 
-/* Bytes that were moved, because they lay where nothing can stay: it is what costs most. */
-static atomic64_t moved_bytes = ATOMIC64_INIT(0);
-
 static int moved_bytes_get(void *data, u64 *bytes)
 {
 	*bytes = atomic64_read(&moved_bytes);
@@ -235,14 +260,35 @@ static int moved_bytes_get(void *data, u64 *bytes)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(moved_bytes_fops, moved_bytes_get, NULL, "%llu\n");
 
+/* A line for each preserved file of which something was moved: bytes and name. */
+static int moved_files_show(struct seq_file *seq, void *unused)
+{
+	char name[LUO_MEMFD_NAME_ROOM];
+	unsigned long key;
+	void *entry;
+
+	guard(mutex)(&moved_files_lock);
+	xa_for_each(&moved_files, key, entry) {
+		/* Preserved files are referenced until they are released, which takes the lock. */
+		luo_memfd_name((struct file *)key, name);
+		seq_printf(seq, "%lu ", xa_to_value(entry) << PAGE_SHIFT);
+		seq_escape(seq, name, " \t\n\\");
+		seq_putc(seq, '\n');
+	}
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(moved_files);
+
 /* Beside the counters of the handler, which are there since device_initcall. */
 static int __init show_moved_bytes(void)
 {
 	struct dentry *directory = debugfs_lookup("luo_handlers", NULL);
 
-	if (directory)
+	if (directory) {
 		debugfs_create_file_unsafe("moved_bytes", 0444, directory, NULL,
 					   &moved_bytes_fops);
+		debugfs_create_file("moved_files", 0444, directory, NULL, &moved_files_fops);
+	}
 	dput(directory);
 	return 0;
 }
@@ -263,7 +309,7 @@ int luo_memfd_move(struct file *file, u64 index, u64 last)
 	if (pinned < 0)
 		return pinned;
 	unpin_folios(folios, pinned);
-	atomic64_add((last - index + 1) << PAGE_SHIFT, &moved_bytes);
+	count_moved(file, last - index + 1);
 	return 0;
 }
 

@@ -18,6 +18,7 @@ mod luo_bench;
 mod memfd_cases;
 mod memfd_twice;
 mod memfds;
+mod moved;
 mod numa;
 mod pci;
 mod physical_memory;

@@ -9,7 +9,7 @@ use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
     attributes, devices, failing_freeze, forged, freeze, late_writes, limit, luo_bench,
-    memfd_twice, numa, quiet, reserved, session_shell, subsystems, swap, switched_off,
+    memfd_twice, moved, numa, quiet, reserved, session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -174,6 +174,14 @@ pub(crate) static TESTS: &[Test] = &[
             check(freeze::preserve_in_fragments, 3, 0),
             check(freeze::take_fragments, 0, 1),
         ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "moved_memory",
+        about: "what prepare has to move is counted, in all and for each file",
+        machine: Machine::Plain,
+        stages: &[check(moved::count, 1, 0)],
         prints: &[],
         seconds: 240,
     },
