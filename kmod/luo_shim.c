@@ -128,7 +128,7 @@ DEFINE_MUTEX(luo_incoming);
 /* The same on the other side of the jump; the caller holds luo_incoming. */
 static void *bytes_incoming(unsigned long pfn, size_t len)
 {
-	int order = luo_kept_order(pfn);
+	int order = luo_preserved_order(pfn);
 
 	if (order < 0 || !len || len > PAGE_SIZE << order)
 		return NULL;
@@ -192,7 +192,7 @@ union kho_page_info {
 };
 
 /* page->private: order of what the previous kernel preserved at @pfn, or -ENOENT. */
-int luo_kept_order(unsigned long pfn)
+int luo_preserved_order(unsigned long pfn)
 {
 	struct page *page = pfn_to_online_page(pfn);
 	union kho_page_info info;

@@ -7,7 +7,7 @@ use core::ffi::CStr;
 
 use kernel::prelude::*;
 use luo_handler_api::{
-    kernel::{Around, Phase},
+    kernel::{Around, Callback},
     Compatible, Errno, Host,
 };
 
@@ -67,9 +67,9 @@ impl Around for Participant {
         Host::new(&self.incoming)
     }
 
-    fn ended(&self, phase: Phase, nanoseconds: u64, result: Result<(), Errno>) {
-        self.counters.count(phase, nanoseconds, result.is_err());
-        if let (Phase::Retrieve, Err(errno)) = (phase, result) {
+    fn ended(&self, callback: Callback, nanoseconds: u64, result: Result<(), Errno>) {
+        self.counters.count(callback, nanoseconds, result.is_err());
+        if let (Callback::Retrieve, Err(errno)) = (callback, result) {
             pr_warn!("{} was not retrieved: {}\n", self.name(), Shown(&errno));
         }
     }

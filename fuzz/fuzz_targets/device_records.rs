@@ -69,7 +69,7 @@ fn socket(choice: u8, input: &[u8]) {
     let handler = SocketHandler(luo_handler_socket::UserBackend);
     let prepared = handler.prepare(socket.as_fd().into(), host.lend());
     let data = prepared.expect("a record").data;
-    let truth = luo_handler_socket::Record::read(host.lend(), data).expect("a record");
+    let truth = luo_handler_socket::SocketRecord::read(host.lend(), data).expect("a record");
     let mut bytes = changed(&host.bytes(data), choice, input);
     if choice & 2 != 0 {
         make_right(&mut bytes);
@@ -77,7 +77,7 @@ fn socket(choice: u8, input: &[u8]) {
     host.replace(data, &bytes);
     let file = handler.retrieve(data, host.lend()).map(OwnedFd::from);
     if file.is_ok() {
-        let record = luo_handler_socket::Record::read(host.lend(), data);
+        let record = luo_handler_socket::SocketRecord::read(host.lend(), data);
         assert_eq!(record, Ok(truth), "another socket was handed over");
     }
     let retrieved = match &file {
@@ -111,7 +111,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     let data = u64::from_le_bytes(*port);
-    if let Ok(port) = luo_handler_ioport::Record::from_u64(data) {
+    if let Ok(port) = luo_handler_ioport::PortRecord::from_u64(data) {
         assert!(port.is_possible() && port.to_u64() == data);
     }
 

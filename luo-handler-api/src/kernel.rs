@@ -9,8 +9,8 @@
 //! op it is, so the functions are made for the place of a handler, a [`Static`], and not for its
 //! type.
 //!
-//! The kernel module finds an [`Entry`] for each of them in a linker section, and puts its own
-//! services, counters and switches around the calls: [`Around`].
+//! The kernel module finds a [`SectionEntry`] for each of them in a linker section, and puts its
+//! own services, counters and switches around the calls: [`Around`].
 
 #![allow(unsafe_code)] // an edge: functions that C calls
 
@@ -40,7 +40,7 @@ pub trait Static: 'static {
 }
 
 /// What the section `luo_handlers` has of a handler and `luo_subsystems` of a subsystem.
-pub struct Entry<Ops: 'static> {
+pub struct SectionEntry<Ops: 'static> {
     /// The name of its format.
     pub compatible: Compatible,
     /// The crate it comes from.
@@ -55,16 +55,16 @@ pub struct Entry<Ops: 'static> {
 }
 
 /// Of a handler.
-pub type HandlerEntry = Entry<bindings::liveupdate_file_ops>;
+pub type HandlerEntry = SectionEntry<bindings::liveupdate_file_ops>;
 /// Of a subsystem.
-pub type SubsystemEntry = Entry<bindings::liveupdate_flb_ops>;
+pub type SubsystemEntry = SectionEntry<bindings::liveupdate_flb_ops>;
 
 // SAFETY: functions, static text and a NULL owner; nobody writes them.
-unsafe impl<Ops> Sync for Entry<Ops> {}
+unsafe impl<Ops> Sync for SectionEntry<Ops> {}
 
-/// A phase of a handler or a subsystem, in the order they come.
+/// A callback of a handler or a subsystem, in the order in which they are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum Callback {
     /// See [`FileHandler::prepare`].
     Prepare,
     /// See [`FileHandler::freeze`].
@@ -92,8 +92,8 @@ pub trait Around: Sync + 'static {
     /// The host on the new side.
     fn incoming(&self) -> Host<'_>;
 
-    /// Counts a call of a phase that has ended.
-    fn ended(&self, phase: Phase, nanoseconds: u64, result: Result<(), Errno>);
+    /// Counts a call that has ended.
+    fn ended(&self, callback: Callback, nanoseconds: u64, result: Result<(), Errno>);
 }
 
 /// A handler or a subsystem as mainline knows it, beside what its kernel module knows of it.
@@ -268,17 +268,17 @@ const fn name(compatible: &Compatible) -> [::kernel::ffi::c_char; crate::COMPATI
     *compatible.as_bytes()
 }
 
-/// Makes a call of a phase and reports its end.
+/// Makes a call and reports its end.
 fn timed<T>(
     around: &dyn Around,
-    phase: Phase,
+    callback: Callback,
     call: impl FnOnce() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
     let begun = Instant::<Monotonic>::now();
     let result = call();
     let nanoseconds = begun.elapsed().as_nanos().max(0) as u64;
     let ended = result.as_ref().map(|_| ()).map_err(|errno| *errno);
-    around.ended(phase, nanoseconds, ended);
+    around.ended(callback, nanoseconds, ended);
     result
 }
 
@@ -380,7 +380,7 @@ where
             FileRef::from_raw((*args).file as isize),
         )
     };
-    let prepared = timed(around, Phase::Prepare, || {
+    let prepared = timed(around, Callback::Prepare, || {
         let room = room()?;
         let prepared = S::value().prepare(file, around.outgoing())?;
         Ok((prepared.data, KBox::write(room, prepared.private)))
@@ -429,7 +429,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let frozen = timed(around, Phase::Freeze, || {
+    let frozen = timed(around, Callback::Freeze, || {
         // SAFETY: by the safety section `preserve` took the file, and its lock is held.
         S::value().freeze(unsafe { preserved(args, around) })
     });
@@ -449,7 +449,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let _ = timed(around, Phase::Unfreeze, || {
+    let _ = timed(around, Callback::Unfreeze, || {
         // SAFETY: by the safety section `preserve` took the file, and its lock is held.
         S::value().unfreeze(unsafe { preserved(args, around) });
         Ok(())
@@ -466,7 +466,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let _ = timed(around, Phase::Cancel, || {
+    let _ = timed(around, Callback::Cancel, || {
         // SAFETY: by the safety section `preserve` took the file, and no other op of it runs.
         S::value().cancel(unsafe { preserved(args, around) });
         // SAFETY: the private data is the box that `preserve` put there, and no op looks at it
@@ -491,7 +491,7 @@ where
 {
     // SAFETY: by the safety section the args are there and the handler is registered.
     let (around, data) = unsafe { (around((*args).handler), (*args).serialized_data) };
-    let retrieved = timed(around, Phase::Retrieve, || {
+    let retrieved = timed(around, Callback::Retrieve, || {
         let host = around.incoming();
         if !around.is_enabled() {
             return Err(host.refuse(
@@ -543,7 +543,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let answer = timed(around, Phase::CanFinish, || {
+    let answer = timed(around, Callback::CanFinish, || {
         // Nobody can ask a handler that is switched off for its files.
         // SAFETY: by the safety section the file came in, and LUO holds it if it was retrieved.
         Ok(!around.is_enabled() || S::value().can_finish(unsafe { crossed(args, around) }))
@@ -560,7 +560,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let _ = timed(around, Phase::Finish, || {
+    let _ = timed(around, Callback::Finish, || {
         // SAFETY: by the safety section the file came in, and LUO holds it if it was retrieved.
         S::value().finish(unsafe { crossed(args, around) });
         Ok(())
@@ -615,7 +615,7 @@ where
 {
     // SAFETY: by the safety section the args are there and the subsystem is registered.
     let around = unsafe { around((*args).flb) };
-    let prepared = timed(around, Phase::Prepare, || {
+    let prepared = timed(around, Callback::Prepare, || {
         let room = room::<<S::Value as Subsystem>::Private>()?;
         let Prepared { data, private } = S::value().prepare(around.outgoing())?;
         Ok((data, KBox::write(room, private)))
@@ -647,7 +647,7 @@ where
             KBox::from_raw((*args).obj.cast::<<S::Value as Subsystem>::Private>()),
         )
     };
-    let _ = timed(around, Phase::Cancel, || {
+    let _ = timed(around, Callback::Cancel, || {
         S::value().cancel(data, &mut private, around.outgoing());
         Ok(())
     });
@@ -666,7 +666,7 @@ where
     // SAFETY: by the safety section the args are there and the subsystem is registered.
     let (around, data) = unsafe { (around((*args).flb), (*args).data) };
     let arrived = room().map(|room| {
-        let retrieved = timed(around, Phase::Retrieve, || {
+        let retrieved = timed(around, Callback::Retrieve, || {
             let host = around.incoming();
             if !around.is_enabled() {
                 return Err(host.refuse(
@@ -702,7 +702,7 @@ where
             KBox::from_raw((*args).obj.cast::<Arrived>()),
         )
     };
-    let _ = timed(around, Phase::Finish, || {
+    let _ = timed(around, Callback::Finish, || {
         S::value().finish(arrived.data, arrived.retrieved, around.incoming());
         Ok(())
     });

@@ -23,11 +23,11 @@
 //! To write the next one, take these files in this order; the names of modules are those of all
 //! handlers.
 //!
-//! 1. **What crosses** is [`Record`]: the least that makes the file again, as plain numbers whose
-//!    layout is the same everywhere. `is_possible` says what a true one can be, `from_u64` refuses
-//!    all others: the previous side is not trusted. Where the state does not fit the `u64`, the
-//!    record is bytes that the host keeps, and the `u64` is their handle:
-//!    [`luo_handler_api::record`].
+//! 1. **What crosses** is [`PortRecord`]: the least that makes the file again, as plain numbers
+//!    whose layout is the same everywhere. `is_possible` checks that a real file can have these
+//!    values, and `from_u64` refuses all others: the previous side is not trusted. Where the state
+//!    does not fit the `u64`, the record is bytes that the host preserves, and the `u64` is their
+//!    handle: [`luo_handler_api::record`].
 //! 2. **The policy** is [`IoportHandler`], the implementation of
 //!    [`FileHandler`](luo_handler_api::FileHandler). `COMPATIBLE` names the format: change the
 //!    layout, change the name. `can_preserve` is asked of every file that anybody offers, so it
@@ -69,6 +69,6 @@ pub use backend::PortBackend;
 pub use handler::IoportHandler;
 #[cfg(luo_kernel)]
 pub use kernel::{KernelBackend, IOPORT};
-pub use record::Record;
+pub use record::PortRecord;
 #[cfg(not(luo_kernel))]
 pub use user::{UserBackend, IOPORT};

@@ -371,16 +371,16 @@ void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order)
 static u64 take_back(u64 pfn, u64 pages, u8 order)
 {
 	bool large = order && IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE);
-	int kept;
+	int found;
 
 	guard(mutex)(&luo_incoming);
-	kept = luo_kept_order(pfn);
-	if (kept < 0 || 1ULL << kept > pages || (order && kept != order))
+	found = luo_preserved_order(pfn);
+	if (found < 0 || 1ULL << found > pages || (order && found != order))
 		return 0;
 	if (large ? !kho_restore_folio(PFN_PHYS(pfn)) :
-		    !kho_restore_pages(PFN_PHYS(pfn), 1UL << kept))
+		    !kho_restore_pages(PFN_PHYS(pfn), 1UL << found))
 		return 0;
-	return 1ULL << kept;
+	return 1ULL << found;
 }
 
 /* Order of the folios that take_back() makes. */

@@ -330,7 +330,7 @@ mod tests {
         let (first, second) = pair().unwrap();
         let update = rehearsal(first);
         let data = update.frozen();
-        let file = crate::record::Record::read(update.host.lend(), data)
+        let file = crate::record::SocketRecord::read(update.host.lend(), data)
             .unwrap()
             .file;
         update.host.replace_file(file, second);
@@ -341,7 +341,7 @@ mod tests {
             update.host.reason()
         );
         let data = update.frozen();
-        let file = crate::record::Record::read(update.host.lend(), data)
+        let file = crate::record::SocketRecord::read(update.host.lend(), data)
             .unwrap()
             .file;
         update

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::Implementation;
 use crate::clock::Moment;
-use crate::counters::{self, kept_bytes, moved_bytes, Counters};
+use crate::counters::{self, moved_bytes, preserved_bytes, Counters};
 use crate::limits::allow_many_files;
 use crate::memory::free_bytes;
 use crate::outcome::Outcome;
@@ -340,7 +340,7 @@ fn preserve(session: &Session, files: &Files) -> Result<()> {
 struct Before {
     free_bytes: u64,
     counters: Counters,
-    kept_bytes: u64,
+    preserved_bytes: u64,
     moved_bytes: u64,
 }
 
@@ -348,7 +348,7 @@ impl Before {
     fn look() -> Result<Self> {
         Ok(Self {
             counters: Counters::read()?,
-            kept_bytes: kept_bytes()?,
+            preserved_bytes: preserved_bytes()?,
             moved_bytes: moved_bytes()?,
             free_bytes: free_bytes()?,
         })
@@ -369,7 +369,7 @@ impl Before {
         );
         outcome.moved_bytes = moved_bytes()?.saturating_sub(self.moved_bytes);
         outcome.metadata_bytes = match step.implementation {
-            Implementation::Ours => kept_bytes()?.saturating_sub(self.kept_bytes),
+            Implementation::Ours => preserved_bytes()?.saturating_sub(self.preserved_bytes),
             Implementation::MainlineC => mainline_metadata(step),
         };
         Ok(())

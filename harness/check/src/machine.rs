@@ -152,7 +152,7 @@ mod tests {
             "sys/kernel/debug/luo_handlers/vfio",
             b"phase\nprepare 0 0 0\ncancel 0 0 0\n",
         );
-        write("sys/kernel/debug/luo_handlers/kept_bytes", b"4096\n");
+        write("sys/kernel/debug/luo_handlers/preserved_bytes", b"4096\n");
         write(SCRATCH, b"0x100000\n0x4000000\n");
         write(MEMORY, b"MemTotal: 9 kB\nMemAvailable:   2048 kB\n");
         let machine = Machine::read_below(root.path());

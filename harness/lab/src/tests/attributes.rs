@@ -141,7 +141,7 @@ fn path_of(file: BorrowedFd<'_>) -> String {
 }
 
 fn send_open_files(session: &Session) -> Result<()> {
-    for (token, flags) in (0..).zip(OPENED) {
+    for (token, flags) in (0..).map(Token).zip(OPENED) {
         let file = memfd("opened", MemfdFlags::empty())?;
         let access = flags & OFlags::RWMODE;
         let again = open(
@@ -150,14 +150,14 @@ fn send_open_files(session: &Session) -> Result<()> {
             Mode::empty(),
         )?;
         fcntl_setfl(&again, flags)?;
-        session.preserve(Token(token), again.as_fd())?;
+        session.preserve(token, again.as_fd())?;
     }
     Ok(())
 }
 
 fn take_open_files(session: &Session) -> Result<()> {
-    for (token, flags) in (0..).zip(OPENED) {
-        let file = File::from(session.retrieve(Token(token))?);
+    for (token, flags) in (0..).map(Token).zip(OPENED) {
+        let file = File::from(session.retrieve(token)?);
         let looked_at = OFlags::RWMODE | OFlags::APPEND | OFlags::NONBLOCK;
         let found = fcntl_getfl(&file)? & looked_at;
         ensure!(

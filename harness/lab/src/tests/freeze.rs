@@ -108,9 +108,9 @@ pub(super) fn freeze_without_a_change(held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.create_session(MANY_SESSION)?;
     held.hold(&session)?;
     let file = every_other_page("many", MANY)?;
-    let before = counters::kept_bytes()?;
+    let before = counters::preserved_bytes()?;
     session.preserve(Token(1), file.as_fd())?;
-    let (prepare, bytes) = (nanoseconds("prepare")?, counters::kept_bytes()?);
+    let (prepare, bytes) = (nanoseconds("prepare")?, counters::preserved_bytes()?);
     ensure!(
         bytes - before >= 16 * MANY,
         "{} bytes hold {MANY} extents",
@@ -132,7 +132,7 @@ pub(super) fn freeze_without_a_change(held: &mut HeldOpen) -> Result<()> {
         freeze < prepare / 100,
         "a freeze without a change took {freeze} ns, prepare took {prepare} ns"
     );
-    let bytes_after = counters::kept_bytes()?;
+    let bytes_after = counters::preserved_bytes()?;
     ensure!(
         bytes_after == bytes,
         "freeze wrote although nothing had changed: {bytes} bytes became {bytes_after}"

@@ -24,8 +24,8 @@ use crate::tests::pci;
 use crate::tests::vfio_client::Client;
 
 fn preserve(session: &Session, addresses: &[&str]) -> Result<()> {
-    for (token, address) in (1..).zip(addresses) {
-        session.preserve(Token(token), Client::by_cdev(address)?.as_fd())?;
+    for (token, address) in (1..).map(Token).zip(addresses) {
+        session.preserve(token, Client::by_cdev(address)?.as_fd())?;
     }
     Ok(())
 }
@@ -185,8 +185,8 @@ pub(crate) fn hold_reserved(_held: &mut HeldOpen) -> Result<()> {
     if closing.join().is_err() {
         bail!("the thread that closes a device panicked");
     }
-    expect_lost(&session, 3, Errno::BUSY)?;
-    expect_lost(&session, 4, Errno::BUSY)?;
+    expect_lost(&session, Token(3), Errno::BUSY)?;
+    expect_lost(&session, Token(4), Errno::BUSY)?;
     session.finish()?;
     drop(session);
     ours.expect_answers()?;
@@ -248,9 +248,9 @@ pub(crate) fn bind_late(_held: &mut HeldOpen) -> Result<()> {
     expect_reserved(BOUND_LATE)?;
     let session = Device::open()?.retrieve_session(LATE)?;
     let device = Client::retrieved(session.retrieve(Token(1))?)?;
-    expect_lost(&session, 2, Errno::NODEV)?;
+    expect_lost(&session, Token(2), Errno::NODEV)?;
     pci::bind(NEVER_BOUND)?;
-    expect_lost(&session, 2, Errno::NODEV)?;
+    expect_lost(&session, Token(2), Errno::NODEV)?;
     session.finish()?;
     device.expect_answers()?;
     drop((session, device));
