@@ -25,7 +25,7 @@ const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
 /// Bytes that all handlers together preserve for the next kernel.
 pub(crate) static PRESERVED_BYTES: Atomic<u64> = Atomic::new(0);
 
-/// The host of a handler on the old side of the jump: what it hands out lies in its own memory.
+/// The host of a handler on the old side of the jump: its bytes are in its own memory.
 pub(crate) struct Outgoing(pub(crate) Compatible);
 
 /// The host of a handler on the new side: what handles name comes from the previous kernel.

@@ -4,7 +4,9 @@
 //!
 //! Their ops are made by `luo_handler_api::kernel`, so mainline calls them without this module in
 //! between. It answers what they ask of their host and counts the calls. Which there are is decided
-//! by Kconfig, which of them take part by the boot parameter `luo_handlers.disable`.
+//! by Kconfig. The boot parameter `luo_handlers.disable` switches some of them off: a handler then
+//! takes no new files, and what came in for it is released and not rebuilt; a subsystem is not
+//! registered.
 //!
 //! # Map
 //!
@@ -90,7 +92,7 @@ impl kernel::Module for LuoHandlers {
     }
 }
 
-/// Logs why something is not registered. Without live update nothing is, which is no fault.
+/// Logs why something is not registered. If live update is off, that is not an error.
 fn log_refusal(participant: &str, origin: &str, error: Error) {
     if error == EOPNOTSUPP {
         pr_info!("{participant} of {origin}: live update is off; boot with liveupdate=on kho=on\n");
@@ -105,13 +107,13 @@ fn register_handler(entry: &'static HandlerEntry) -> Option<&'static RegisteredH
     let participant = Participant::new(&entry.compatible);
     if let Err(errno) = (entry.init)(Host::new(&host::Explains(participant.name()))) {
         pr_err!(
-            "{compatible} of {origin} keeps itself out: {}\n",
+            "{compatible} of {origin} cannot work here: {}\n",
             Shown(&errno)
         );
         return None;
     }
     let taking = if participant.is_disabled() {
-        ", takes no new files (luo_handlers.disable)"
+        ", takes no new files and rebuilds none (luo_handlers.disable)"
     } else {
         ""
     };
@@ -130,12 +132,12 @@ fn register_subsystem(
     let (compatible, origin) = (entry.compatible.as_str(), entry.origin);
     let participant = Participant::new(&entry.compatible);
     if participant.is_disabled() {
-        pr_info!("{compatible} of {origin} takes no part (luo_handlers.disable)\n");
+        pr_info!("{compatible} of {origin} is not registered (luo_handlers.disable)\n");
         return None;
     }
     if let Err(errno) = (entry.init)(Host::new(&host::Explains(participant.name()))) {
         pr_err!(
-            "{compatible} of {origin} keeps itself out: {}\n",
+            "{compatible} of {origin} cannot work here: {}\n",
             Shown(&errno)
         );
         return None;
@@ -155,7 +157,9 @@ fn register_subsystem(
         .iter()
         .filter(|handler| entry.needed_by.includes(&name_of(handler)));
     let Some(first) = needing.next() else {
-        pr_err!("{compatible} of {origin} is not registered: there is no handler that needs it\n");
+        pr_err!(
+            "{compatible} of {origin} is not registered: no handler that needs it is registered\n"
+        );
         return None;
     };
     let registration = SubsystemRegistration::new(entry, participant, first)
@@ -164,7 +168,9 @@ fn register_subsystem(
     for handler in needing {
         if let Err(error) = registration.also_with(handler) {
             let handler = handler.state.compatible().as_str();
-            pr_err!("{compatible} of {origin} goes without the files of {handler}: {error:?}\n");
+            pr_err!(
+                "{compatible} of {origin} does not cross with the files of {handler}: {error:?}\n"
+            );
         }
     }
     pr_info!("subsystem {compatible} of {origin} is registered\n");

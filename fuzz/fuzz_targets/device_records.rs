@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Hostile records of devices, ports and sockets: whatever the previous side kept, nothing panics,
-//! and only the device or socket that was recorded is handed over.
+//! Hostile records of devices, ports and sockets: whatever the previous side preserved, nothing
+//! panics, and only the device or socket that was recorded is handed over.
 //!
 //! The first eight bytes of an input are what crossed of a port. The next one chooses: with its
 //! lowest bit the rest is a record, without it changes bytes of a true one. With the next bit
@@ -35,7 +35,7 @@ fn handler() -> &'static Handler {
     DEVICE.get_or_init(|| VfioHandler(UserBackend(Imagined::new(edu()))))
 }
 
-/// A host that keeps a true record and its file, and the handle of the record.
+/// A host that holds a sound record and its file, and the handle of the record.
 fn true_record() -> (FakeHost, u64) {
     let host = FakeHost::default();
     let null = File::open("/dev/null").expect("a file");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Hostile records of memfds: whatever the previous side kept, nothing panics.
+//! Hostile records of memfds: whatever the previous side preserved, nothing panics.
 //!
-//! The first byte of an input chooses. With its lowest bit the rest is what the host keeps, each
+//! The first byte of an input chooses. With its lowest bit the rest is what the host holds, each
 //! object with its length before it; without, it changes bytes of a true record. With the next bit
 //! the checksums are made right, as somebody would who means harm.
 //!
@@ -32,7 +32,7 @@ type Objects = BTreeMap<u64, Vec<u8>>;
 /// Bytes of the header of a block, and where its checksums are.
 const BLOCK_HEADER: usize = 32;
 
-/// Keeps bytes and hands out one file.
+/// Holds bytes and returns one file.
 #[derive(Default)]
 struct FuzzHost {
     bytes: Mutex<Objects>,
@@ -90,7 +90,7 @@ fn bare_memfd(size: u64) -> Option<File> {
     Some(memfd.into_file())
 }
 
-/// What a host keeps of a memfd with a few runs of pages; the record is the last.
+/// What a host holds of a memfd with a few runs of pages; the record is the last.
 fn true_objects() -> &'static Objects {
     static OBJECTS: OnceLock<Objects> = OnceLock::new();
     OBJECTS.get_or_init(|| {

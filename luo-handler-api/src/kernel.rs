@@ -5,9 +5,9 @@
 //!
 //! As `rust/kernel/miscdevice.rs` makes a `file_operations` from its trait, this makes a `struct
 //! liveupdate_file_ops` from [`FileHandler`] and a `struct liveupdate_flb_ops` from [`Subsystem`]:
-//! one function of Rust for each op, with nothing in between. Mainline's `get_id` is not told whose
-//! op it is, so the functions are made for the place of a handler, a [`Static`], and not for its
-//! type.
+//! one function of Rust for each op, with nothing in between. Mainline's `get_id` does not get the
+//! handler whose op it is, so the functions are made for the place of a handler, a [`Static`], and
+//! not for its type.
 //!
 //! The kernel module finds a [`SectionEntry`] for each of them in a linker section, and puts its
 //! own services, counters and switches around the calls: [`Around`].
@@ -83,7 +83,8 @@ pub enum Callback {
 
 /// What the kernel module puts around the calls of one handler or subsystem.
 pub trait Around: Sync + 'static {
-    /// Whether it takes new files and gives those back that came in.
+    /// Whether it takes new files and rebuilds those that came in. One that is switched off takes
+    /// no new files; what came in for it is released and not rebuilt.
     fn is_enabled(&self) -> bool;
 
     /// The host on the old side of the jump.
@@ -121,7 +122,7 @@ pub type HandlerRegistration<A> = Registration<bindings::liveupdate_file_handler
 /// Of a subsystem.
 pub type SubsystemRegistration<A> = Registration<bindings::liveupdate_flb, A>;
 
-/// The beginning of every [`Registration`] of a kind, whatever its module knows.
+/// The beginning of every [`Registration`] of a kind, for any type of `state`.
 #[repr(C)]
 struct Head<Known> {
     known: Opaque<Known>,
@@ -143,8 +144,8 @@ impl<Known, A: Around> Registration<Known, A> {
         };
         let whole = KBox::into_raw(KBox::new(registration, GFP_KERNEL)?);
         // SAFETY: `whole` is a box that nobody else knows. The reference to `state` ends with the
-        // box: it is used by ops alone, and there are none unless mainline registers it, after
-        // which the box stays.
+        // box: only ops use it, and none is called unless mainline registers it, after which the
+        // box stays.
         unsafe { (*whole).around = Some(&(*whole).state) };
         match register(whole.cast()) {
             // SAFETY: mainline has it, and it is never unregistered nor freed.
@@ -400,7 +401,7 @@ fn room<T>() -> Result<KBox<MaybeUninit<T>>, Errno> {
     KBox::new_uninit(GFP_KERNEL).map_err(|_| Errno::ENOMEM)
 }
 
-/// A file on the old side, as mainline hands it to an op.
+/// A file on the old side, as mainline gives it to an op.
 ///
 /// # Safety
 ///
@@ -508,7 +509,7 @@ where
     }))
 }
 
-/// A file on the new side, as mainline hands it to an op.
+/// A file on the new side, as mainline gives it to an op.
 ///
 /// # Safety
 ///
@@ -600,7 +601,7 @@ impl SubsystemEntry {
 
 type FlbArgs = *mut bindings::liveupdate_flb_op_args;
 
-/// What came in for a subsystem: mainline hands `finish` the object alone.
+/// What came in for a subsystem: mainline gives `finish` the object alone.
 struct Arrived {
     data: u64,
     retrieved: bool,
@@ -654,7 +655,7 @@ where
 }
 
 /// Never fails but for want of memory: mainline would warn when the last file is finished, and what
-/// the previous kernel wrote is no reason for a warning.
+/// the previous kernel wrote must not cause one.
 ///
 /// # Safety
 ///
@@ -680,7 +681,7 @@ where
         KBox::write(room, Arrived { data, retrieved })
     });
     status(arrived.map(|arrived| {
-        // SAFETY: by the safety section the args are this call's, and mainline keeps the object
+        // SAFETY: by the safety section the args are this call's, and mainline stores the object
         // when it returns 0.
         unsafe { (*args).obj = KBox::into_raw(arrived).cast::<c_void>() }
     }))

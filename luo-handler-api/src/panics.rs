@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Keeps a panic from unwinding through C frames.
+//! Prevents a panic from unwinding through C frames.
 
 use crate::Errno;
 
 /// Runs `call`; in a hosted process a panic in it is `EIO`.
 #[cfg(feature = "std")]
 pub(crate) fn caught<R: CallResult>(call: impl FnOnce() -> R) -> Result<R::Success, Errno> {
-    // What a panicking handler leaves behind is the handler's own: its callers never look at it
-    // again except to cancel and drop it.
+    // What a panicking handler leaves is the handler's own: its callers never look at it again
+    // except to cancel and drop it.
     use std::panic::{catch_unwind, AssertUnwindSafe};
     let outcome = catch_unwind(AssertUnwindSafe(call)).map_err(|thrown| {
         // What was thrown may panic again when it is dropped; then it is leaked.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the ioport handler needs and Rust cannot say: fields of struct file and
+ * What the ioport handler needs and Rust cannot express: fields of struct file and
  * struct inode, and functions internal to fs. What to do with all this is decided in
  * Rust.
  */

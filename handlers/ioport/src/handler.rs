@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The policy: what happens to a port file in each phase, whoever its host is.
+//! The policy: what happens to a port file in each phase, on any host.
 
 use luo_handler_api::{
     Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Preserves an open `/dev/port` across a live update.
 //!
-//! The smallest honest handler: all that makes such a file fits into the `u64` that crosses, so
-//! there is no memory to keep and nothing to give back. Whoever writes a handler can begin here.
+//! The smallest honest handler: all that makes such a file fits into the `u64` that crosses, so no
+//! memory has to be preserved and nothing given back. The author of a handler can begin here.
 //!
 //! ```
 //! use luo_handler_api::registry::registered_handlers;
@@ -39,7 +39,7 @@
 //! 3. **What the policy needs of its surroundings** is [`PortBackend`], no more than three
 //!    questions. The tests of the policy answer them from memory.
 //! 4. **The answers** are in `user`, with std and rustix, and in `kernel`, with a function of C for
-//!    each thing that Rust cannot say there. Each registers the handler with its own backend.
+//!    each thing that Rust cannot express there. Each registers the handler with its own backend.
 //! 5. **Into the kernel:** those functions are `kmod/luo_shim_ioport.c`, declared in
 //!    `kmod/luo_shim.h`; a switch in `kmod/Kconfig` and a line in `kmod/Makefile` do the rest. Into
 //!    a program: `use luo_handler_ioport as _;`.
@@ -52,10 +52,11 @@
 //!
 //! # Trust
 //!
-//! The file is opened anew, with the rights of whoever retrieves it: without `CAP_SYS_RAWIO` that
-//! is `EPERM`. The kernel opens it by its device number; a process has to go by the name, and
-//! closes again what is not the device. The worst a forged `u64` can do is to name another port,
-//! another access mode or another flag, all of which whoever may open the device can choose anyway.
+//! The file is opened again, with the rights of the process that retrieves it: without
+//! `CAP_SYS_RAWIO` that is `EPERM`. The kernel opens it by its device number; a process has to go
+//! by the name, and closes again what is not the device. The worst a forged `u64` can do is to name
+//! another port, another access mode or another flag, which anyone who may open the device can
+//! choose anyway.
 
 mod backend;
 pub mod handler;

@@ -6,11 +6,11 @@
 //! |  version |    status    |    position     |
 //! ```
 //!
-//! The layout belongs to the compatible `ioport-v1`: who changes one changes the other.
+//! The layout belongs to the compatible `ioport-v1`: a new layout needs a new compatible.
 
 use luo_handler_api::{status, Errno};
 
-/// The number of ports, and so the position behind the last one.
+/// The number of ports, and so the position after the last one.
 pub const PORTS: u64 = 1 << 16;
 
 const VERSION: u64 = 1;
@@ -24,7 +24,7 @@ const POSITION_MASK: u64 = 0xffff_ffff;
 pub struct PortRecord {
     /// The port that is read or written next, at most [`PORTS`].
     pub position: u64,
-    /// Access mode and status flags, as [`luo_handler_api::status`] keeps them.
+    /// Access mode and status flags, as [`luo_handler_api::status`] has them.
     pub status: u32,
 }
 

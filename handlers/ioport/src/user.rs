@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
 
-    /// Devices that every machine has, with everything that a port has but a position.
+    /// Devices that every machine has, like a port in all but its position.
     const NULL: UserBackend = UserBackend {
         path: "/dev/null",
         minor: 3,

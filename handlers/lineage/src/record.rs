@@ -6,7 +6,7 @@
 //! |  version |  major  |  minor  |  patch  |  live updates   |
 //! ```
 //!
-//! The layout belongs to the compatible: who changes one changes the other.
+//! The layout belongs to the compatible: a new layout needs a new compatible.
 
 use core::fmt;
 
@@ -50,7 +50,7 @@ impl LineageRecord {
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for another version. All else may be true.
+    /// `EOPNOTSUPP` for another version. All other values are possible.
     pub const fn from_u64(data: u64) -> Result<Self, Errno> {
         let [version, major, minor, patch, a, b, c, d] = data.to_be_bytes();
         if version != VERSION {

@@ -6,10 +6,10 @@
 //! `keep` forbids changes of the file's size and its holes, as mainline's `shmem_freeze` does for
 //! its own handler. Page faults and writes still fill holes, so the page cache only grows from then
 //! on. `populated` walks it: the page cache over a hole is asked, never filled. Each folio that is
-//! found is pinned, which keeps reclaim, migration, collapse and splitting away from it, and each
-//! run of frames is one preservation of KHO.
+//! found is pinned, which prevents reclaim, migration, collapse and splitting of it, and each run
+//! of frames is one preservation of KHO.
 //!
-//! From `freeze` on nothing new comes in: whoever fills a hole waits until `thaw`, or for the next
+//! From `freeze` on nothing new comes in: tasks that fill a hole wait until `thaw`, or for the next
 //! kernel (`shmem.patch`, in kmod/). At that moment the number of pages is compared, and only if
 //! some were added the gaps between what is held are walked again. Memory that has failed since
 //! prepare is looked for only if some of the machine's did.
@@ -17,10 +17,10 @@
 //! # How it comes back
 //!
 //! A frame is only touched if KHO marked it as preserved and not restored. So a number in a record
-//! leads at most to memory that the previous kernel preserved, for whatever file; what is not
-//! claimed by then can be claimed in the name of another. Pages that follow each other in the file
-//! go into the page cache, its accounts and the LRU together. They come back dirty and up to date:
-//! a clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
+//! leads at most to memory that the previous kernel preserved, for this file or another; what is
+//! not claimed by then can be claimed for another file. Pages that follow each other in the file go
+//! into the page cache, its accounts and the LRU together. They come back dirty and up to date: a
+//! clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
 //! without large folios as single pages.
 
 #![allow(unsafe_code)]
@@ -257,7 +257,7 @@ impl<'a> Shmem<'a> {
         unsafe { shim::luo_memfd_fix_size(self.0.as_ptr(), fix) };
     }
 
-    /// Holds off whoever fills a hole; returns the number of pages, in memory and in swap.
+    /// Holds off tasks that fill a hole; returns the number of pages, in memory and in swap.
     fn hold_holes(self) -> u64 {
         // SAFETY: by the type's invariant it is an open memfd.
         unsafe { shim::luo_memfd_hold_holes(self.0.as_ptr()) }
@@ -335,7 +335,7 @@ impl PreservedFrames {
         filled
     }
 
-    /// Holds the folios from page `next` up to `end`, where none is held.
+    /// Holds the folios from page `next` up to `end`, none of which is held yet.
     fn fill_gap(
         &mut self,
         file: Shmem<'_>,
@@ -579,7 +579,7 @@ impl shim::Found {
     /// Gives the pin back; for what is pinned, and no more than once.
     fn unpin(&self) {
         if self.is_pinned() {
-            // SAFETY: `luo_memfd_find` pins what it reports in these states, and whoever owns the
+            // SAFETY: `luo_memfd_find` pins what it reports in these states, and the owner of the
             // batch or the folio gives the pin back once.
             unsafe { shim::luo_frames_unpin(self.pfn, self.pages.into(), self.order) };
         }

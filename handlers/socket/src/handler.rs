@@ -138,8 +138,8 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
         Ok(socket.into())
     }
 
-    /// Of a record that cannot be read only the record itself is released: what it names might be
-    /// anybody's.
+    /// If the record cannot be read, only the record itself is released: what it names may belong
+    /// to somebody else.
     fn finish(&self, file: Crossed<'_>) {
         if file.retrieved.file().is_none() {
             if let Ok(record) = SocketRecord::read(file.host, file.data) {

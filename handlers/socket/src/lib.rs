@@ -51,8 +51,8 @@
 //! that crossed is then compared with it: domain, type and protocol, the local address, whether it
 //! listens, and `SO_COOKIE`, which no other socket of a running kernel has. So a descriptor that
 //! stands in the place of another one is refused with `ENOENT`, also if it is bound to the same
-//! address. A checksum is not a signature: who can write a record can describe any socket in it,
-//! and name any of the host's handles.
+//! address. A checksum is not a signature: anyone who can write a record can describe any socket in
+//! it, and name any of the host's handles.
 
 mod backend;
 pub mod description;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every arrow is a handle of the host. The layout belongs to the compatible
-//! `luo-handlers,socket-v1`: who changes one changes the other.
+//! `luo-handlers,socket-v1`: a new layout needs a new compatible.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -50,7 +50,7 @@ pub struct RecordBytes {
     pub reserved: U16,
     /// Scope of an IPv6 address; zero for others.
     pub scope: U32,
-    /// Name of a Unix socket, or the bytes of an internet address; zero behind its end.
+    /// Name of a Unix socket, or the bytes of an internet address; zero after its end.
     pub name: [u8; NAME_MAX],
     /// Zero.
     pub padding: U64,
@@ -213,7 +213,7 @@ mod tests {
         }
     }
 
-    /// Keeps the sample with one thing changed and its checksum right, and reads it.
+    /// Preserves the sample with one thing changed and its checksum right, and reads it.
     fn read_changed(change: impl FnOnce(&mut RecordBytes)) -> Result<SocketRecord, Errno> {
         let host = FakeHost::default();
         let mut bytes = sample().to_bytes();
@@ -242,7 +242,7 @@ mod tests {
             ("a Unix address", |r| r.address = 1),
             ("a short address", |r| r.name_length = 3),
             ("a name that is too long", |r| r.name_length = 109),
-            ("bytes behind the name", |r| r.name[4] = 1),
+            ("bytes after the name", |r| r.name[4] = 1),
             ("scope", |r| r.scope = U32::new(1)),
             ("reserved", |r| r.reserved = U16::new(1)),
             ("padding", |r| r.padding = U64::new(1)),

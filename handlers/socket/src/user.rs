@@ -95,7 +95,7 @@ fn address(file: FileRef<'_>, family: AddressFamily) -> io::Result<Option<Addres
     })
 }
 
-/// By std, whatever type the socket has: rustix panics on a path of the full length.
+/// By std, for each type of socket: rustix panics on a path of the full length.
 fn unix_address(file: FileRef<'_>) -> io::Result<Address> {
     let socket = UnixDatagram::from(file.as_fd().try_clone_to_owned()?);
     let address = socket.local_addr()?;

@@ -17,7 +17,7 @@ const MEMORY: &str = "proc/meminfo";
 /// What the update starts from.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Machine {
-    /// What this kernel's notes say; `None` if they are not there or not from kmod.
+    /// What this kernel's notes report; `None` if they are missing or not from kmod.
     pub facts: Option<Facts>,
     /// How many files are preserved, by compatible.
     pub preserved: BTreeMap<String, u64>,

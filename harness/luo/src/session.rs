@@ -20,7 +20,7 @@ use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 
-/// How the kernel calls a session among a process's open files.
+/// The name of a session among a process's open files.
 const LINK_PREFIX: &str = "anon_inode:[luo_session]";
 
 /// What `luo session` can do.
@@ -69,7 +69,7 @@ pub struct SessionFile {
 }
 
 fn parse_session_file(text: &str) -> Result<SessionFile, String> {
-    let usage = || format!("{text:?} is no TOKEN=FILE, such as 0x10=/proc/4711/fd/5");
+    let usage = || format!("{text:?} is not TOKEN=FILE, such as 0x10=/proc/4711/fd/5");
     let (token, file) = text.split_once('=').ok_or_else(usage)?;
     let number = match token.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
@@ -144,7 +144,7 @@ fn retrieve(name: &str, files: &[SessionFile]) -> Result<()> {
     Ok(session.finish()?)
 }
 
-/// From its beginning, whatever its position is.
+/// From its beginning, not from its position.
 fn copy(from: &File, to: &PathBuf, size: u64) -> io::Result<()> {
     let from = luo_orchestrator::holes::reopen(from.as_fd())?;
     io::copy(&mut from.take(size), &mut File::create(to)?)?;

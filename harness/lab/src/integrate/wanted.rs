@@ -44,7 +44,7 @@ pub(super) fn compare(wanted: &str, handlers: &[HandlerCrate], config: &str) -> 
         }
     }
     let is_dropped = |handler: &&HandlerCrate| {
-        // Kconfig writes a line for whatever can be switched on, be it on or off.
+        // Kconfig writes a line for every option that can be switched on, whether it is on or off.
         !present.contains_key(format!("CONFIG_{}", handler.switch).as_str())
             && present.get("CONFIG_LUO_HANDLERS") == Some(&"y")
     };

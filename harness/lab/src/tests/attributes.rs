@@ -62,11 +62,11 @@ const SEAL_EXEC: SealFlags = SealFlags::from_bits_retain(0x20);
 /// Flags of memfd_create, and mode and seals of what comes of them with vm.memfd_noexec 0 and 1.
 const CREATED: [(MemfdFlags, [(u32, SealFlags); 2]); 5] = {
     let (exec, noexec) = (0o777, 0o666);
-    let none = SealFlags::empty();
+    let unsealed = SealFlags::empty();
     let sealed = (noexec, SEAL_EXEC);
     [
         (MemfdFlags::empty(), [(exec, SealFlags::SEAL), sealed]),
-        (MemfdFlags::ALLOW_SEALING, [(exec, none), sealed]),
+        (MemfdFlags::ALLOW_SEALING, [(exec, unsealed), sealed]),
         (MemfdFlags::NOEXEC_SEAL, [sealed, sealed]),
         (
             MemfdFlags::EXEC,
@@ -74,7 +74,7 @@ const CREATED: [(MemfdFlags, [(u32, SealFlags); 2]); 5] = {
         ),
         (
             MemfdFlags::EXEC.union(MemfdFlags::ALLOW_SEALING),
-            [(exec, none), (exec, none)],
+            [(exec, unsealed), (exec, unsealed)],
         ),
     ]
 };
@@ -113,7 +113,7 @@ fn send_created(session: &Session) -> Result<()> {
 
 fn take_created(session: &Session) -> Result<()> {
     for (token, noexec, flags, expected) in created() {
-        // It has no say in what comes back.
+        // It must not change what comes back.
         fs::write(NOEXEC, (1 - noexec).to_string())?;
         let file = File::from(session.retrieve(token)?);
         expect_created(&file, expected).with_context(|| format!("{flags:?}"))?;

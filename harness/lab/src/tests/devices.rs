@@ -100,7 +100,7 @@ pub(crate) static DEVICES: &[Case] = &[
     ),
     Case::new(
         "port_unprivileged",
-        "without the right to use ports none is retrieved",
+        "without the right to use ports retrieve fails",
         ports::send_two,
         ports::take_unprivileged,
     ),
@@ -142,7 +142,7 @@ fn take(session: &Session) -> Result<Vec<Client>> {
         devices.push(device);
     }
     session.finish()?;
-    // The devices are ours now, whatever becomes of the session.
+    // The devices are ours now, also after the session ends.
     devices[0].expect_answers()?;
     Ok(devices)
 }
@@ -189,7 +189,7 @@ fn cancel(_session: &Session) -> Result<()> {
     device.expect(&before)?;
     device.expect_answers()?;
     device.expect_bus_mastering(true)?;
-    // Leaving the driver takes that nobody holds the device.
+    // A device can leave its driver only if nobody holds it.
     drop(device);
     pci::unbind(CANCELLED)
 }

@@ -90,7 +90,7 @@ static FORGED: &[Forged] = &[
         *extent = MemfdExtent::new(0, 1 << 39, u32::MAX.into()).expect("an extent");
     }), Errno::INVAL),
     forged(Token(0x22), Memfd, Extents(|record, _| record.late = record.chain), Errno::INVAL),
-    // The owner that no user is; set-uid; a name without an end
+    // An owner that is not a user; set-uid; a name without an end
     forged(Token(0x23), Memfd, Extents(|record, _| record.uid = U32::MAX_VALUE), Errno::INVAL),
     forged(Token(0x24), Memfd, Extents(|record, _| record.mode = U32::new(0o4755)), Errno::INVAL),
     forged(Token(0x25), Memfd, Extents(|record, _| record.name = [b'x'; 256]), Errno::INVAL),
@@ -161,7 +161,7 @@ pub(crate) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
     drop(session);
     device.expect_answers()?;
     drop(device);
-    // Nobody holds a device any more, whatever it was used for.
+    // Nobody holds a device any more, also those of forged records.
     for forged in FORGED {
         if let VfioDevice(address) = forged.file {
             Client::by_cdev(address)?;
@@ -234,7 +234,7 @@ fn change_extents(
     let page = rustix::param::page_size() as u64;
     let at = (data >> 24) * page;
     let mut record: MemfdRecord = memory.load(at)?;
-    ensure!(record.magic == MEMFD_MAGIC, "there is no record at {at:#x}");
+    ensure!(record.magic == MEMFD_MAGIC, "{at:#x} has no record");
     let block_at = (record.chain.last_block.get() >> 24) * page;
     let extent_at = block_at + size_of::<MemfdBlock>() as u64;
     let mut block: MemfdBlock = memory.load(block_at)?;

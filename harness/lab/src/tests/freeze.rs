@@ -157,7 +157,8 @@ const SMALL: Token = Token(1);
 /// others: with 20000 it did not come up in four minutes, emulated on a busy machine.
 const SMALL_EXTENTS: u64 = 3000;
 
-/// Bytes of free blocks of eight pages and more, but for those that are kept for what can be moved.
+/// Bytes of free blocks of eight pages and more, but for those that are reserved for what can be
+/// moved.
 fn large_blocks() -> Result<u64> {
     let mut bytes = 0;
     for line in read_to_string("/proc/pagetypeinfo")?.lines() {
@@ -168,7 +169,7 @@ fn large_blocks() -> Result<u64> {
         if words.next() == Some("CMA") {
             continue;
         }
-        // Where there are very many, the kernel says `>100000`.
+        // Where there are very many, the kernel prints `>100000`.
         let counts = words.filter_map(|count| count.parse::<u64>().ok());
         bytes += (0..)
             .zip(counts)

@@ -29,7 +29,7 @@ pub(crate) fn begin_bench(command_line: &str) -> Result<()> {
     let workloads =
         format!("--size 16M --fill dense --runs {RUNS} --compare mainline-c --note {NOTE}");
     let mut bench = kexec_bench(command_line, &workloads)?;
-    expect_failure(&mut bench, "--yes says that it may")?;
+    expect_failure(&mut bench, "--yes allows it")?;
     bench.arg("--yes");
     refuse_jump(&mut bench)?;
     jump(&mut bench)

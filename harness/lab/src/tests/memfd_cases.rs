@@ -55,7 +55,7 @@ pub(crate) static MEMFDS: &[Case] = &[
     ),
     Case::new(
         "odd_length",
-        "sizes that are no whole number of pages",
+        "sizes that are not a whole number of pages",
         |session| send(session, &ODD),
         |session| take(session, &ODD),
     ),
@@ -132,7 +132,7 @@ pub(crate) static MEMFDS: &[Case] = &[
     ),
     Case::local(
         "refused",
-        "a file offered twice, a token used twice and no memfd are refused",
+        "a file offered twice, a token used twice and a file that is not a memfd are refused",
         refuse,
     ),
 ];
@@ -379,7 +379,7 @@ fn cancel(_session: &Session) -> Result<()> {
     );
     expect_memory(&file, allocated, "after cancels")?;
     CANCELLED.verify(file.as_fd(), |_| ())?;
-    // Sealing waits for whoever still holds a page.
+    // Sealing waits for everybody who still holds a page.
     fcntl_add_seals(&file, SealFlags::WRITE).context("sealing it after a cancel")
 }
 

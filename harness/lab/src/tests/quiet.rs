@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! From freeze on a device stands still, whatever its users do, and goes on if the jump is refused.
+//! From freeze on a device stands still, also while it is used, and goes on if the jump is refused.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -19,7 +19,8 @@ use crate::tests::held_open::HeldOpen;
 use crate::tests::pci;
 use crate::tests::vfio_client::{answers, Client};
 
-/// Who never rests; one that can be reset, behind a port; one that refuses the first jump.
+/// A device that is used all the time; one below a port, which can be reset; one that refuses the
+/// first jump.
 const RESTLESS: &str = "0000:00:10.0";
 const RESETTABLE: &str = "0000:01:00.0";
 const REFUSING: &str = "0000:00:13.0";
