@@ -3,7 +3,8 @@
 //!
 //! The first byte of an input chooses. With its lowest bit the rest is what the host holds, each
 //! object with its length before it; without, it changes bytes of a true record. With the next bit
-//! the checksums are made right, as somebody would who means harm.
+//! the checksums are made right, as an attacker would. With the next the true record
+//! is one of the kernel, with extents.
 //!
 //! `make fuzz FUZZ=memfd_record` runs it with coverage on a stable compiler; cargo-fuzz does as
 //! well.
@@ -22,21 +23,31 @@ use std::{
 
 use libfuzzer_sys::fuzz_target;
 use luo_handler_api::{
-    crc32c, Crossed, Errno, FileHandler, FileRef, Host, HostServices, OwnedFile,
+    crc32c, Crossed, Errno, FileHandler, FileRef, Host, HostServices, OwnedFile, Pairs,
 };
-use luo_handler_memfd::{inspect, record::RecordHeader, Record, MEMFD};
+use luo_handler_memfd::{extent::ORDER_MAX, record::RecordHeader, Contents, Summary, MEMFD};
 use memfd::MemfdOptions;
 
 type Objects = BTreeMap<u64, Vec<u8>>;
 
-/// Bytes of the header of a block, and where its checksums are.
+/// Bytes of the header of a block.
 const BLOCK_HEADER: usize = 32;
+
+/// Where a record has the kind of its contents, and its first chain.
+const CONTENTS_IN: usize = 47;
+const CHAIN: usize = 64;
 
 /// Holds bytes and returns one file.
 #[derive(Default)]
 struct FuzzHost {
     bytes: Mutex<Objects>,
     file: Mutex<Option<OwnedFd>>,
+}
+
+impl FuzzHost {
+    fn bytes(&self, handle: u64) -> Vec<u8> {
+        self.bytes.lock().unwrap()[&handle].clone()
+    }
 }
 
 impl HostServices for FuzzHost {
@@ -90,20 +101,40 @@ fn bare_memfd(size: u64) -> Option<File> {
     Some(memfd.into_file())
 }
 
-/// What a host holds of a memfd with a few runs of pages; the record is the last.
-fn true_objects() -> &'static Objects {
-    static OBJECTS: OnceLock<Objects> = OnceLock::new();
+/// What a host holds of a memfd with a few runs of pages, in a process and in the kernel; the
+/// record is the last.
+fn true_objects() -> &'static [Objects; 2] {
+    static OBJECTS: OnceLock<[Objects; 2]> = OnceLock::new();
     OBJECTS.get_or_init(|| {
         let host = FuzzHost::default();
         let file = bare_memfd(1 << 20).expect("a memfd");
         for page in [0, 1, 7, 9, 200, 255] {
             file.write_all_at(&[1; 4096], page << 12).expect("memory");
         }
-        MEMFD
-            .prepare(file.as_fd().into(), Host::new(&host))
-            .expect("a record");
-        host.bytes.into_inner().unwrap()
+        let record = MEMFD.prepare(file.as_fd().into(), Host::new(&host));
+        let record = host.bytes(record.expect("a record").data);
+        [vec![record.clone()], frames_of(record)].map(|objects| (1..).zip(objects).collect())
     })
+}
+
+/// The same memfd as a kernel preserves it: blocks of extents, and the record.
+fn frames_of(mut record: Vec<u8>) -> Vec<Vec<u8>> {
+    // Two pages in frames of their own.
+    let extent = |index: u64| [index << 13, (100 + index) << 24 | 2].map(u64::to_le_bytes);
+    let block = |previous: u64, indices: [u64; 3]| {
+        let mut block = [b"mfdx".as_slice(), &[0; 4], &3u32.to_le_bytes(), &[0; 4]].concat();
+        block.extend(previous.to_le_bytes());
+        block.extend([0; 8]);
+        block.extend(indices.into_iter().flat_map(extent).flatten());
+        seal(&mut block);
+        block
+    };
+    record[CONTENTS_IN] = Contents::Frames as u8;
+    // Extents, pages, and the last block.
+    let chain = [6u64, 12, 2].map(u64::to_le_bytes).concat();
+    record[CHAIN..CHAIN + chain.len()].copy_from_slice(&chain);
+    seal(&mut record);
+    vec![block(0, [0, 7, 9]), block(1, [20, 200, 254]), record]
 }
 
 /// Objects one after the other, each after two bytes with its length.
@@ -119,8 +150,8 @@ fn raw_objects(mut input: &[u8]) -> Objects {
 }
 
 /// The true objects with changes of four bytes each: which object, where (two bytes), what.
-fn changed_objects(input: &[u8]) -> Objects {
-    let mut objects = true_objects().clone();
+fn changed_objects(input: &[u8], of_kernel: bool) -> Objects {
+    let mut objects = true_objects()[usize::from(of_kernel)].clone();
     let count = objects.len();
     for change in input.chunks_exact(4) {
         let object = objects.values_mut().nth(usize::from(change[0]) % count);
@@ -150,30 +181,17 @@ fn seal(object: &mut [u8]) {
     object[at..at + 4].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// A file that a sound record may have been made of.
-fn file_of(record: &Record, host: Host<'_>) -> Option<OwnedFd> {
-    let file = bare_memfd(record.attributes.size)?;
-    if record.chain.pages <= 256 {
-        let written = record.extents(host).for_each(&mut |extent| {
-            let start = extent.index() << record.page_shift;
-            let end = (extent.end() << record.page_shift).min(record.attributes.size);
-            file.write_all_at(&vec![1; (end - start) as usize], start)?;
-            Ok(())
-        });
-        written.ok()?;
-    }
-    Some(file.into())
-}
-
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, input)) = input.split_first() else {
         return;
     };
     let is_true = choice & 1 == 0 && input.len() < 4;
+    // A process reads what the kernel preserved, and takes nothing of it.
+    let is_taken = choice & 4 == 0;
     let mut objects = if choice & 1 == 1 {
         raw_objects(input)
     } else {
-        changed_objects(input)
+        changed_objects(input, choice & 4 == 4)
     };
     if choice & 2 == 2 {
         objects.values_mut().for_each(|object| seal(object));
@@ -185,16 +203,25 @@ fuzz_target!(|input: &[u8]| {
     *services.bytes.lock().unwrap() = objects;
     let host = Host::new(&services);
 
-    let summary = inspect(data, host);
+    let summary = Summary::read(host, data);
     if let Ok(summary) = &summary {
         assert!(summary.size <= i64::MAX as u64);
-        assert!(summary.data_bytes <= summary.size.next_multiple_of(summary.page_bytes));
-        let record = Record::read(host, data).expect("inspect has read it");
-        *services.file.lock().unwrap() = file_of(&record, host);
+        if let Some(contents) = summary.contents_data {
+            let most = summary
+                .size
+                .next_multiple_of(summary.page_bytes << ORDER_MAX);
+            assert!(contents.bytes <= most);
+        }
+        // A host that copies may hand out a file of any other size.
+        *services.file.lock().unwrap() = bare_memfd(summary.size).map(OwnedFd::from);
     }
+    let mut pairs = |_: &str, _: &str| ();
+    let described = MEMFD.describe(data, host, &mut Pairs::new(&mut pairs));
+    assert_eq!(described.is_ok(), summary.is_ok());
     let retrieved = MEMFD.retrieve(data, host).map(OwnedFd::from);
     assert!(retrieved.is_err() || summary.is_ok());
-    assert!(retrieved.is_ok() || !is_true);
+    assert!(summary.is_ok() || !is_true);
+    assert!(!is_true || retrieved.is_ok() == is_taken);
     MEMFD.finish(Crossed {
         data,
         retrieved: retrieved

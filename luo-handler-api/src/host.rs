@@ -82,7 +82,7 @@ pub trait HostServices: Sync {
 
     /// Takes the reason why the call under way is about to fail, for people: an error number alone
     /// does not show which of many things was wrong. The kernel logs it, a process adds it to its
-    /// error.
+    /// error. From a retrieve that succeeds, it is what differs from the time of freeze.
     fn explain(&self, reason: &str) {
         let _ = reason;
     }

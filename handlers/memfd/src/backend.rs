@@ -32,7 +32,7 @@ pub trait MemfdBackend: Sync + 'static {
     /// The machine's frames are below this number.
     fn frame_end(&self) -> u64;
 
-    /// Memory for one block of extents.
+    /// Memory for one block of extents; for the first of those that are shown.
     ///
     /// # Errors
     ///
@@ -71,8 +71,10 @@ pub trait MemfdBackend: Sync + 'static {
     /// The name of `file`, empty where it cannot be given to another one.
     fn name(&self, file: FileRef<'_>) -> Name;
 
-    /// Shows the pages within the first `size` bytes that exist, in ascending order and disjoint,
-    /// and preserves them. The workload may be running: what it changes meanwhile is for `freeze`.
+    /// Where the contents cross as [`Frames`](Contents::Frames), shows the pages within the first
+    /// `size` bytes that exist, in ascending order and disjoint, and preserves them. The workload
+    /// may be running: what it changes meanwhile is for `freeze`. Where they cross as a
+    /// [`File`](Contents::File), shows nothing.
     ///
     /// # Errors
     ///
@@ -84,12 +86,15 @@ pub trait MemfdBackend: Sync + 'static {
         size: u64,
         host: Host<'_>,
         show: &mut ShowRun<'_>,
-    ) -> Result<(), Errno>;
+    ) -> Result<(), Errno> {
+        let _ = (file, kept, size, host, show);
+        Ok(())
+    }
 
-    /// From here on no page comes into the file: whoever fills a hole waits for `thaw`. Where the
-    /// contents cross as [`Frames`](Contents::Frames), shows the pages that came after
-    /// `populated`, all of them also if it is called again; where they cross as a
-    /// [`File`](Contents::File), as `populated` does.
+    /// From here on no page comes into the file: whoever fills a hole waits for `thaw`. Shows the
+    /// pages that came after `populated`, all of them also if it is called again. Where the
+    /// contents cross as a [`File`](Contents::File), all that comes into it crosses: it holds
+    /// nobody off and shows nothing.
     ///
     /// # Errors
     ///
@@ -101,15 +106,23 @@ pub trait MemfdBackend: Sync + 'static {
         size: u64,
         host: Host<'_>,
         show: &mut ShowRun<'_>,
-    ) -> Result<(), Errno>;
+    ) -> Result<(), Errno> {
+        let _ = (file, kept, size, host, show);
+        Ok(())
+    }
 
     /// Undoes what `freeze` did to others, if anything.
-    fn thaw(&self, file: FileRef<'_>);
+    fn thaw(&self, file: FileRef<'_>) {
+        let _ = file;
+    }
 
-    /// Rebuilds the file. The record and each of its chains were checked, as far as that is
-    /// possible without looking at files and memory: whether `contents` is the file that was
-    /// recorded, whether a frame holds a page that was preserved and not yet taken, or whether a
-    /// place in the file is named twice, is checked here.
+    /// Rebuilds the file. The record and each chain of frames were checked, as far as that is
+    /// possible without looking at files and memory: whether `contents` is a file of the recorded
+    /// kind, whether a frame holds a page that was preserved and not yet taken, or whether a place
+    /// in the file is named twice, is checked here.
+    ///
+    /// A file that crossed whole may have changed since freeze. It is handed over as it is, and
+    /// [explained](Host::explain) is what changed.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@
 use luo_handler_api::{crc32c, Errno, Host};
 
 use crate::{
-    extent::{Contents, Extent, IN_FILE, ORDER_MAX},
+    extent::{Extent, ORDER_MAX},
     wire::{
         little_endian::{U32, U64},
         FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -78,9 +78,8 @@ pub(crate) struct ChainWriter<'a, B> {
 ///
 /// `EBADMSG` for a checksum, `ENOENT` for a block that is not there, other errors of the host, and
 /// `EINVAL` for anything else: a block of another length, an extent that is malformed, overlaps
-/// another, is out of order, reaches beyond the size or the machine's memory, splits a huge page,
-/// or names frames where there are none and none where there are some; counts that are not those of
-/// the record; a chain that goes in a circle.
+/// another, is out of order, reaches beyond the size or the machine's memory, or splits a huge
+/// page; counts that are not those of the record; a chain that goes in a circle.
 #[derive(Clone, Copy, Debug)]
 pub struct Extents<'h> {
     pub(crate) host: Host<'h>,
@@ -89,7 +88,6 @@ pub struct Extents<'h> {
     pub(crate) size_in_pages: u64,
     /// Pages that come together, a power of two: those of a huge page.
     pub(crate) unit: u64,
-    pub(crate) contents_in: Contents,
     /// Frames are below this number.
     pub(crate) frame_end: u64,
 }
@@ -338,8 +336,7 @@ impl<'h> Extents<'h> {
 
     /// Whether `extent` may lie between the pages `free` and `end`.
     fn check(&self, extent: Extent, free: u64, end: u64) -> Result<(), Errno> {
-        let named = (extent.frame() != IN_FILE) == (self.contents_in == Contents::Frames);
-        let there = !named || extent.frame() + extent.length() <= self.frame_end;
+        let there = extent.frame() + extent.length() <= self.frame_end;
         let whole = (extent.index() | extent.length()) & (self.unit - 1) == 0;
         let end = if end == self.size_in_pages {
             end.next_multiple_of(1 << extent.order().min(ORDER_MAX))
@@ -347,7 +344,7 @@ impl<'h> Extents<'h> {
             end
         };
         let placed = free <= extent.index() && extent.end() <= end;
-        if extent.is_valid() && named && there && whole && placed {
+        if extent.is_valid() && there && whole && placed {
             Ok(())
         } else {
             Err(Errno::EINVAL)
@@ -383,7 +380,7 @@ mod tests {
         for &count in counts {
             for _ in 0..count {
                 writer
-                    .push(Extent::new(index, IN_FILE, 1).unwrap())
+                    .push(Extent::new(index, 1 + index, 1).unwrap())
                     .unwrap();
                 index += 2;
             }
@@ -398,7 +395,6 @@ mod tests {
             chain,
             size_in_pages: 1 << 20,
             unit: 1,
-            contents_in: Contents::File,
             frame_end: FRAME_END,
         }
     }
@@ -444,6 +440,12 @@ mod tests {
         Extent::new(index, frame, length).unwrap()
     }
 
+    /// A page without a frame, as nobody but a hostile writer makes it.
+    fn frame_zero(index: u64) -> Extent {
+        let words = [index << 13, 1].map(u64::to_le_bytes);
+        Extent::read_from_bytes(words.as_flattened()).unwrap()
+    }
+
     #[test]
     fn an_unchanged_chain_is_fine() {
         assert_eq!(verify_changed(2, |_, _| ()), Ok(()));
@@ -472,19 +474,19 @@ mod tests {
         hostile_previous_of_the_first: block 1, |h, _| h.previous = U64::new(9) => EINVAL;
         hostile_reserved: block 1, |h, _| h.reserved[0] = 1 => EINVAL;
         hostile_extent_of_no_page: block 2, |_, e| e[0] = Extent::zeroed() => EINVAL;
-        hostile_overlap_in_a_block: block 2, |_, e| e[0] = extent(6, IN_FILE, 3) => EINVAL;
+        hostile_overlap_in_a_block: block 2, |_, e| e[0] = extent(6, 7, 3) => EINVAL;
         hostile_order_in_a_block: block 2, |_, e| e.swap(0, 1) => EINVAL;
         hostile_twice_the_same: block 2, |_, e| e[1] = e[0] => EINVAL;
-        hostile_overlap_between_blocks: block 2, |_, e| e[1] = extent(8, IN_FILE, 3) => EINVAL;
-        hostile_order_between_blocks: block 1, |_, e| e[2] = extent(100, IN_FILE, 1) => EINVAL;
+        hostile_overlap_between_blocks: block 2, |_, e| e[1] = extent(8, 7, 3) => EINVAL;
+        hostile_order_between_blocks: block 1, |_, e| e[2] = extent(100, 7, 1) => EINVAL;
         hostile_extent_beyond_the_size: block 3,
-            |_, e| e[3] = extent(1 << 20, IN_FILE, 1) => EINVAL;
+            |_, e| e[3] = extent(1 << 20, 7, 1) => EINVAL;
         hostile_extent_across_the_end: block 3,
-            |_, e| e[3] = extent((1 << 20) - 1, IN_FILE, 2) => EINVAL;
+            |_, e| e[3] = extent((1 << 20) - 1, 7, 2) => EINVAL;
         hostile_extent_at_the_end_of_time: block 3,
-            |_, e| e[3] = extent((1 << 51) - 1, IN_FILE, 1) => EINVAL;
-        hostile_frame: block 3, |_, e| e[3] = extent(16, 5, 1) => EINVAL;
-        hostile_number_of_pages: block 3, |_, e| e[3] = extent(16, IN_FILE, 2) => EINVAL;
+            |_, e| e[3] = extent((1 << 51) - 1, 7, 1) => EINVAL;
+        hostile_frame: block 3, |_, e| e[3] = frame_zero(16) => EINVAL;
+        hostile_number_of_pages: block 3, |_, e| e[3] = extent(16, 7, 2) => EINVAL;
     }
 
     #[test]
@@ -496,23 +498,15 @@ mod tests {
     }
 
     #[test]
-    fn frames_must_be_named_where_they_are_needed() {
-        let host = FakeHost::default();
-        let mut extents = extents_of(&host, chain_of(&host, &[2]));
-        extents.contents_in = Contents::Frames;
-        assert_eq!(extents.verify(), Err(Errno::EINVAL));
-    }
-
-    #[test]
     fn huge_pages_come_whole() {
         let host = FakeHost::default();
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
         extents.unit = 512;
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
-        change_block(&host, 1, |_, e| e[0] = extent(512, IN_FILE, 1024));
+        change_block(&host, 1, |_, e| e[0] = extent(512, 7, 1024));
         extents.chain.pages = 1024;
         assert_eq!(extents.verify(), Ok(()));
-        change_block(&host, 1, |_, e| e[0] = extent(511, IN_FILE, 1024));
+        change_block(&host, 1, |_, e| e[0] = extent(511, 7, 1024));
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
     }
 
@@ -520,7 +514,6 @@ mod tests {
     fn only_the_rest_of_a_folio_reaches_beyond_the_end() {
         let host = FakeHost::default();
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
-        extents.contents_in = Contents::Frames;
         extents.chain.pages = 512;
         let folio = Extent::of_folios(512, 1024, 512, 9).unwrap();
         change_block(&host, 1, |_, e| e[0] = folio);
@@ -543,7 +536,6 @@ mod tests {
     fn frames_beyond_memory_are_refused() {
         let host = FakeHost::default();
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
-        extents.contents_in = Contents::Frames;
         extents.chain.pages = 3;
         change_block(&host, 1, |_, e| e[0] = extent(0, 100, 3));
         assert_eq!(extents.within(103).verify(), Ok(()));

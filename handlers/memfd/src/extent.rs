@@ -23,17 +23,11 @@ pub const ORDER_BITS: u32 = 5;
 /// The largest order of a folio: with pages of 4 KiB, 1 GiB.
 pub const ORDER_MAX: u8 = 18;
 
-/// The frame of pages that stay in a kept file, where they are found at the same index.
-///
-/// It is not a frame number: such pages have frames, but their file holds them and nobody needs to
-/// name them. Frame 0 of a machine is never page cache.
-pub const IN_FILE: u64 = 0;
-
 /// Where the contents of a memfd are while they cross.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Contents {
-    /// In a file that the host preserves; extents name no frames.
+    /// In a file that the host preserves; there are no extents.
     File = 1,
     /// In the frames that the extents name.
     Frames = 2,
@@ -74,16 +68,16 @@ const _: () = assert!(ORDER_MAX as u64 <= ORDER_MASK);
 pub struct Extent([U64; 2]);
 
 impl Extent {
-    /// The extent of `length` single pages at `index` of the file, in memory from `frame` on or
-    /// [`IN_FILE`]. `None` unless it is at least one page and ends within 2^51 pages and 2^40
-    /// frames, and is shorter than 2^32 pages.
+    /// The extent of `length` single pages at `index` of the file, in memory from `frame` on.
+    /// `None` unless it is at least one page and ends within 2^51 pages and 2^40 frames, and is
+    /// shorter than 2^32 pages; `None` also for frame 0, which is never page cache.
     #[inline]
     pub fn new(index: u64, frame: u64, length: u64) -> Option<Self> {
         Self::of_folios(index, frame, length, 0)
     }
 
     /// The same of pages in folios of 2^`order` pages; `None` also if the folios are not whole, not
-    /// aligned, larger than [`ORDER_MAX`], or [`IN_FILE`].
+    /// aligned or larger than [`ORDER_MAX`].
     #[inline]
     pub fn of_folios(index: u64, frame: u64, length: u64, order: u8) -> Option<Self> {
         let run = Run::new(index, frame, length, order)?;
@@ -114,7 +108,7 @@ impl Extent {
         (self.0[0].get() >> LENGTH_HIGH_BITS & ORDER_MASK) as u8
     }
 
-    /// Frame number of the first page, below 2^40, or [`IN_FILE`].
+    /// Frame number of the first page, below 2^40.
     #[inline]
     pub fn frame(self) -> u64 {
         self.0[1].get() >> LENGTH_LOW_BITS
@@ -176,17 +170,15 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run of `length` pages from `index` of the file on, which lie in memory from `frame` on
-    /// or are [`IN_FILE`], in folios of 2^`order` pages, 0 for single pages. `None` if
-    /// [`Extent::of_folios`] would not make it, whatever its length.
+    /// The run of `length` pages from `index` of the file on, which lie in memory from `frame` on,
+    /// in folios of 2^`order` pages, 0 for single pages. `None` if [`Extent::of_folios`] would not
+    /// make it, whatever its length.
     #[inline]
     pub fn new(index: u64, frame: u64, length: u64, order: u8) -> Option<Self> {
         let in_file = index.checked_add(length)? <= INDEX_END;
-        let in_memory = frame == IN_FILE || frame.checked_add(length)? <= FRAME_END;
-        let whole = order == 0
-            || frame != IN_FILE
-                && order <= ORDER_MAX
-                && (index | frame | length).trailing_zeros() >= u32::from(order);
+        let in_memory = frame > 0 && frame.checked_add(length)? <= FRAME_END;
+        let whole =
+            order <= ORDER_MAX && (index | frame | length).trailing_zeros() >= u32::from(order);
         (length > 0 && in_file && in_memory && whole).then_some(Self {
             index,
             frame,
@@ -201,7 +193,7 @@ impl Run {
         self.index
     }
 
-    /// Frame of the first page, or [`IN_FILE`].
+    /// Frame of the first page.
     #[inline]
     pub const fn frame(&self) -> u64 {
         self.frame
@@ -228,12 +220,9 @@ impl Run {
     /// Takes `next` in if it continues the run; returns whether it does.
     #[inline]
     pub fn join(&mut self, next: Self) -> bool {
-        let frame = if self.frame == IN_FILE {
-            IN_FILE
-        } else {
-            self.frame + self.length
-        };
-        let continues = next.index == self.end() && next.frame == frame && next.order == self.order;
+        let continues = next.index == self.end()
+            && next.frame == self.frame + self.length
+            && next.order == self.order;
         if continues {
             self.length += next.length;
         }
@@ -245,12 +234,8 @@ impl Run {
         // A folio is never split, and the longest extent has room for the largest one.
         let length = self.length.min(LENGTH_MAX >> self.order << self.order);
         let first = Extent::pack(Self { length, ..self });
-        let frame = if self.frame == IN_FILE {
-            IN_FILE
-        } else {
-            self.frame + length
-        };
-        let rest = Self::new(self.index + length, frame, self.length - length, self.order);
+        let (index, frame) = (self.index + length, self.frame + length);
+        let rest = Self::new(index, frame, self.length - length, self.order);
         (first, rest)
     }
 }
@@ -354,10 +339,7 @@ mod tests {
         extents
             .iter()
             .flat_map(|extent| {
-                (0..extent.length()).map(move |page| match extent.frame() {
-                    IN_FILE => (extent.index() + page, IN_FILE),
-                    frame => (extent.index() + page, frame + page),
-                })
+                (0..extent.length()).map(move |page| (extent.index() + page, extent.frame() + page))
             })
             .collect()
     }
@@ -388,8 +370,9 @@ mod tests {
         assert!(Extent::new(0, FRAME_END, 1).is_none());
         assert!(Extent::new(0, FRAME_END - 1, 2).is_none());
         assert!(Extent::new(0, 1, 0).is_none());
-        assert!(Extent::new(0, IN_FILE, LENGTH_MAX).is_some());
-        assert!(Extent::new(0, IN_FILE, LENGTH_MAX + 1).is_none());
+        assert!(Extent::new(0, 1, LENGTH_MAX).is_some());
+        assert!(Extent::new(0, 1, LENGTH_MAX + 1).is_none());
+        assert!(Extent::new(0, 0, 1).is_none());
         assert!(Extent::new(u64::MAX, 1, 1).is_none());
         assert!(Extent::new(0, u64::MAX, 1).is_none());
         assert!(Extent::new(0, 1, u64::MAX).is_none());
@@ -401,7 +384,7 @@ mod tests {
         assert!(Extent::of_folios(511, 1024, 512, 9).is_none());
         assert!(Extent::of_folios(512, 1025, 512, 9).is_none());
         assert!(Extent::of_folios(512, 1024, 513, 9).is_none());
-        assert!(Extent::of_folios(512, IN_FILE, 512, 9).is_none());
+        assert!(Extent::of_folios(512, 0, 512, 9).is_none());
         assert!(Extent::of_folios(0, 1 << 18, 1 << 18, ORDER_MAX).is_some());
         assert!(Extent::of_folios(0, 1 << 19, 1 << 19, ORDER_MAX + 1).is_none());
     }
@@ -455,32 +438,17 @@ mod tests {
             extents.push(extent);
             Ok(())
         });
-        builder.push(run(3, IN_FILE, 2 * LENGTH_MAX, 0)).unwrap();
+        builder.push(run(3, 9, 2 * LENGTH_MAX, 0)).unwrap();
         builder
-            .push(run(3 + 2 * LENGTH_MAX, IN_FILE, 7, 0))
+            .push(run(3 + 2 * LENGTH_MAX, 9 + 2 * LENGTH_MAX, 7, 0))
             .unwrap();
         builder.finish().unwrap();
         let expected = [
-            Extent::new(3, IN_FILE, LENGTH_MAX).unwrap(),
-            Extent::new(3 + LENGTH_MAX, IN_FILE, LENGTH_MAX).unwrap(),
-            Extent::new(3 + 2 * LENGTH_MAX, IN_FILE, 7).unwrap(),
+            Extent::new(3, 9, LENGTH_MAX).unwrap(),
+            Extent::new(3 + LENGTH_MAX, 9 + LENGTH_MAX, LENGTH_MAX).unwrap(),
+            Extent::new(3 + 2 * LENGTH_MAX, 9 + 2 * LENGTH_MAX, 7).unwrap(),
         ];
         assert_eq!(extents, expected);
-    }
-
-    #[test]
-    fn the_split_of_a_run_in_memory_goes_on_with_its_frames() {
-        let mut extents = Vec::new();
-        let mut builder = ExtentBuilder::new(|extent| {
-            extents.push(extent);
-            Ok(())
-        });
-        builder.push(run(0, 9, LENGTH_MAX + 1, 0)).unwrap();
-        builder.finish().unwrap();
-        assert_eq!(
-            extents[1],
-            Extent::new(LENGTH_MAX, 9 + LENGTH_MAX, 1).unwrap()
-        );
     }
 
     #[test]
@@ -523,7 +491,8 @@ mod tests {
         ) {
             let fits = length > 0
                 && index + length <= INDEX_END
-                && (frame == IN_FILE || frame + length <= FRAME_END);
+                && frame > 0
+                && frame + length <= FRAME_END;
             let extent = Extent::new(index, frame, length);
             prop_assert_eq!(extent.is_some(), fits);
             if let Some(extent) = extent {
@@ -557,16 +526,6 @@ mod tests {
             let pages: Vec<Page> = (0..).zip(frames).collect();
             let extents = build(&pages).unwrap();
             prop_assert!(is_minimal(&extents));
-            prop_assert_eq!(expand(&extents), pages);
-        }
-
-        #[test]
-        fn pages_in_a_file_merge_by_index_alone(
-            indices in prop::collection::btree_set(0u64..400, 0..300),
-        ) {
-            let pages: Vec<Page> = indices.into_iter().map(|index| (index, IN_FILE)).collect();
-            let extents = build(&pages).unwrap();
-            prop_assert!(extents.windows(2).all(|pair| pair[0].end() < pair[1].index()));
             prop_assert_eq!(expand(&extents), pages);
         }
     }

@@ -8,7 +8,7 @@ use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
 use crate::{
     backend::{MemfdBackend, ShowRun},
     chain::BLOCK_LENGTH,
-    extent::{self, Contents, IN_FILE},
+    extent::{self, Contents},
     name::{name, Name},
     record::{Attributes, Kind, Record},
 };
@@ -76,11 +76,10 @@ impl FakeBackend {
 
 impl FakeBackend {
     fn show(&self, runs: &[Run], show: &mut ShowRun<'_>) -> Result<(), Errno> {
+        if self.contents_in == Contents::File {
+            return Ok(());
+        }
         for &(index, frame, length) in runs {
-            let frame = match self.contents_in {
-                Contents::File => IN_FILE,
-                Contents::Frames => frame,
-            };
             show(extent::Run::new(index, frame, length, 0).unwrap())?;
         }
         Ok(())
@@ -158,9 +157,6 @@ impl MemfdBackend for &'static FakeBackend {
     ) -> Result<(), Errno> {
         let mut file = self.file.lock().unwrap();
         file.frozen = true;
-        if self.contents_in == Contents::File {
-            self.show(&file.runs, show)?;
-        }
         self.show(&file.late, show)?;
         file.walk_fails.map_or(Ok(()), Err)
     }
@@ -171,7 +167,8 @@ impl MemfdBackend for &'static FakeBackend {
 
     fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let mut runs = Vec::new();
-        for extents in record.chains(FRAME_END, host) {
+        let chains = record.chains(FRAME_END, host).into_iter();
+        for extents in chains.filter(|_| self.contents_in == Contents::Frames) {
             extents.for_each(&mut |extent| {
                 runs.push((extent.index(), extent.frame(), extent.length()));
                 Ok(())

@@ -2,7 +2,8 @@
 //! The policy: what happens to a memfd in each phase, whoever its host is.
 
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Prepared, Preserved,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,
+    Preserved,
 };
 
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
     chain::{Chain, ChainWriter},
     extent::{Contents, ExtentBuilder},
     record::{Attributes, Record},
+    summary::Summary,
 };
 
 /// Keeps memfds alive across a live update, on the backend `B`.
@@ -77,8 +79,7 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         Ok((handle, record))
     }
 
-    /// Looks at `file` for the last time. What prepare wrote is not written again, unless the
-    /// contents cross as a file, in which anything may have changed.
+    /// Looks at `file` for the last time. What prepare wrote is not written again.
     fn last_record(
         &self,
         file: FileRef<'_>,
@@ -86,42 +87,38 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         host: Host<'_>,
     ) -> Result<u64, Errno> {
         let attributes = self.attributes(file)?;
-        let written = self.write_chain(host, |show| {
+        let late = self.write_chain(host, |show| {
             let kept = &mut private.kept;
             self.0.freeze(file, kept, attributes.size, host, show)
         })?;
         let before = private.record;
-        let (chain, late) = match before.contents_in {
-            Contents::File => (written, Chain::default()),
-            Contents::Frames => (before.chain, written),
-        };
         let record = Record {
             attributes,
-            chain,
             late,
             ..before
         };
         if record == before {
             return Ok(private.handle);
         }
-        let handle = record.keep(host).inspect_err(|_| written.release(host))?;
-        match before.contents_in {
-            Contents::File => before.chain.release(host),
-            Contents::Frames => before.late.release(host),
-        }
+        let handle = record.keep(host).inspect_err(|_| late.release(host))?;
+        before.late.release(host);
         host.release_bytes(private.handle);
         (private.handle, private.record) = (handle, record);
         Ok(handle)
     }
 
-    /// Whether record and chains are sound, and as large as this machine at most.
+    /// Whether record and chains are sound, and as large as this machine at most. The extents of
+    /// contents in a file are not looked at: see [`Record::chain`].
     fn verify(&self, record: &Record, host: Host<'_>) -> Result<(), Errno> {
         if record.page_shift != self.0.page_shift() || record.contents_in != self.0.contents_in() {
             return Err(Errno::EOPNOTSUPP);
         }
+        if record.contents_in == Contents::File {
+            return Ok(());
+        }
         let frame_end = self.0.frame_end();
         // A frame crosses once; so many are looked at in the worst case.
-        if record.contents_in == Contents::Frames && record.pages() > frame_end {
+        if record.pages() > frame_end {
             return Err(Errno::EINVAL);
         }
         let mut chains = record.chains(frame_end, host).into_iter();
@@ -234,6 +231,13 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             host.release_bytes(data);
         }
     }
+
+    /// Attributes, and what the record knows of the contents: extents and data where it names
+    /// frames.
+    fn describe(&self, data: u64, host: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {
+        Summary::read(host, data)?.report(pairs);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -241,9 +245,9 @@ mod tests {
     use super::*;
     use crate::{
         chain::BLOCK_EXTENTS,
+        extent::ORDER_MAX,
         fake::{FakeBackend, FakeFile, Run},
         record::{RecordHeader, SEAL_GROW, SEAL_SEAL},
-        summary::Summary,
     };
     use luo_handler_api::{crc32c, testing::Rehearsal, Retrieved};
     use proptest::prelude::*;
@@ -333,8 +337,8 @@ mod tests {
                 bench.host.fail_at(call);
                 let prepared = bench.prepare();
                 if !bench.host.has_failed() {
-                    // The file, three blocks and the record.
-                    assert_eq!(call, if contents_in == Contents::File { 5 } else { 4 });
+                    // The file and the record, or three blocks and the record.
+                    assert_eq!(call, if contents_in == Contents::File { 2 } else { 4 });
                     bench.cancel(prepared.unwrap());
                     break;
                 }
@@ -346,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_prepare_that_the_backend_fails_leaves_nothing() {
-        let bench = Bench::new(Contents::File, three_blocks());
+        let bench = Bench::new(Contents::Frames, three_blocks());
         bench.memfd().walk_fails = Some(Errno::EIO);
         assert_eq!(bench.prepare().unwrap_err(), Errno::EIO);
         bench.assert_nothing_is_kept();
@@ -371,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_walk_that_goes_back_is_refused() {
-        let bench = Bench::new(Contents::File, vec![(5, 1, 3), (7, 9, 1)]);
+        let bench = Bench::new(Contents::Frames, vec![(5, 1, 3), (7, 9, 1)]);
         assert_eq!(bench.prepare().unwrap_err(), Errno::EINVAL);
         bench.assert_nothing_is_kept();
     }
@@ -388,13 +392,49 @@ mod tests {
     fn freeze_sees_what_changed_in_a_file() {
         let bench = Bench::new(Contents::File, three_blocks());
         let mut prepared = bench.prepare().unwrap();
-        bench.memfd().runs = vec![(0, 70, 4), (9, 90, 1)];
         let attributes = change_attributes(&bench);
         bench.freeze(&mut prepared).unwrap();
-        assert_eq!(bench.host.all_bytes().len(), 2, "the first record is gone");
+        assert_eq!(bench.host.all_bytes().len(), 1, "the first record is gone");
         let summary = Summary::read(bench.host.lend(), prepared.data).unwrap();
-        assert_eq!((summary.extents, summary.data_bytes), (2, 5 << 12));
-        assert_eq!(bench.cross(prepared.data).0, attributes);
+        assert_eq!(
+            (summary.size, summary.contents_data),
+            (attributes.size, None)
+        );
+        assert_eq!(bench.cross(prepared.data), (attributes, vec![]));
+    }
+
+    /// Such records were written before the contents of files were left to whoever copies them.
+    #[test]
+    fn the_extents_of_a_file_are_not_looked_at_but_released() {
+        let written = Bench::new(Contents::Frames, three_blocks());
+        let data = written.prepare().unwrap().data;
+        let chain = Record::read(written.host.lend(), data).unwrap().chain;
+
+        let bench = Bench::new(Contents::File, three_blocks());
+        let data = bench.prepare().unwrap().data;
+        let record = Record::read(bench.host.lend(), data).unwrap();
+        let mut blocks = written.host.all_bytes();
+        blocks.remove(&written.host.all_bytes().keys().max().copied().unwrap());
+        assert_eq!(blocks.len(), 3);
+        let mut moved = 0;
+        for (&handle, block) in &blocks {
+            // The handle of the block before is at 16 bytes from the beginning.
+            let mut block = block.clone();
+            block[16..24].copy_from_slice(&u64::to_le_bytes(moved));
+            block[4..8].fill(0);
+            let sum = crc32c(0, &block[..32]);
+            block[4..8].copy_from_slice(&sum.to_le_bytes());
+            moved = bench.host.lend().preserve_bytes(&block).unwrap();
+            assert!(handle <= chain.last_block);
+        }
+        let chain = Chain {
+            last_block: moved,
+            ..chain
+        };
+        bench.host.lend().release_bytes(data);
+        let older = Record { chain, ..record }.keep(bench.host.lend()).unwrap();
+        assert_eq!(bench.host.all_bytes().len(), 4);
+        assert_eq!(bench.cross(older).0, record.attributes);
     }
 
     #[test]
@@ -445,8 +485,8 @@ mod tests {
 
     #[test]
     fn a_freeze_that_fails_leaves_what_prepare_made_and_holds_nobody_off() {
-        // The chain, or what is late of it, and the record; what follows releases the old ones.
-        for (contents_in, calls) in [(Contents::File, 4), (Contents::Frames, 2)] {
+        // What is late, if anything can be, and the record; what follows releases the old ones.
+        for (contents_in, calls) in [(Contents::File, 1), (Contents::Frames, 2)] {
             for call in 0..calls {
                 let bench = Bench::new(contents_in, three_blocks());
                 let mut prepared = bench.prepare().unwrap();
@@ -557,12 +597,41 @@ mod tests {
         bench.memfd().attributes.seals = SEAL_GROW | SEAL_SEAL;
         let data = bench.prepare().unwrap().data;
         let summary = Summary::read(bench.host.lend(), data).unwrap();
-        assert_eq!((summary.size, summary.extents), (9 << 12, 2));
-        assert_eq!(summary.data_bytes, 5 << 12);
+        let contents = summary.contents_data.unwrap();
+        assert_eq!((summary.size, contents.extents), (9 << 12, 2));
+        assert_eq!(contents.bytes, 5 << 12);
         assert_eq!(summary.metadata_bytes, 368 + 32 + 2 * 16);
         let kept: usize = bench.host.all_bytes().values().map(Vec::len).sum();
         assert_eq!(summary.metadata_bytes, kept as u64);
         assert!(summary.seal_names().eq(["seal", "grow"]));
+    }
+
+    #[test]
+    fn what_crosses_is_described() {
+        for contents_in in BOTH {
+            let bench = Bench::new(contents_in, vec![(0, 10, 4), (8, 11, 1)]);
+            bench.memfd().attributes.seals = SEAL_GROW | SEAL_SEAL;
+            bench.memfd().attributes.size -= 1;
+            let data = bench.frozen();
+            let mut found = Vec::new();
+            let mut sink = |key: &str, value: &str| found.push(format!("{key} {value}"));
+            let mut pairs = Pairs::new(&mut sink);
+            let host = bench.host.lend();
+            assert_eq!(bench.handler.describe(data, host, &mut pairs), Ok(()));
+            let errno = bench.handler.describe(99, host, &mut pairs);
+            assert_eq!(errno, Err(Errno::ENOENT));
+            let mut expected = vec!["kind shmem", "size_bytes 36863"];
+            let metadata = match contents_in {
+                Contents::File => "metadata_bytes 368",
+                Contents::Frames => {
+                    // The last page counts as far as the file goes.
+                    expected.extend(["data_bytes 20480", "extents 2"]);
+                    "metadata_bytes 432"
+                }
+            };
+            expected.extend(["position 0", metadata, "seals[] seal", "seals[] grow"]);
+            assert_eq!(found, expected);
+        }
     }
 
     proptest! {
@@ -574,8 +643,10 @@ mod tests {
             writes in prop::collection::vec((0usize..200, any::<u8>()), 0..12),
             length in prop::option::of(0usize..300),
             seal: bool,
+            in_file: bool,
         ) {
-            let bench = Bench::new(Contents::File, scattered(8));
+            let contents_in = if in_file { Contents::File } else { Contents::Frames };
+            let bench = Bench::new(contents_in, scattered(8));
             let data = bench.prepare().unwrap().data;
             if let Some(bytes) = bench.host.all_bytes().get_mut(&which) {
                 for &(place, byte) in &writes {
@@ -594,8 +665,11 @@ mod tests {
             let summary = Summary::read(bench.host.lend(), data);
             if let Ok(summary) = summary {
                 prop_assert!(summary.size <= i64::MAX as u64);
-                prop_assert!(summary.data_bytes <= summary.size.next_multiple_of(4096));
-                prop_assert!(summary.extents << 12 <= summary.data_bytes);
+                if let Some(contents) = summary.contents_data {
+                    let most = summary.size.next_multiple_of(4096 << ORDER_MAX);
+                    prop_assert!(contents.bytes <= most);
+                    prop_assert!(contents.extents << 12 <= contents.bytes);
+                }
             }
             let retrieved = bench.handler.retrieve(data, bench.host.lend());
             prop_assert!(retrieved.is_err() || summary.is_ok());

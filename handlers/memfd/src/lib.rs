@@ -37,21 +37,19 @@
 //! limits and the huge page policy of its mount, so it is refused; SysV shared memory and that of
 //! drivers likewise.
 //!
-//! *Contents and size.* Every byte that was written is there afterwards. A hole costs nothing and
-//! is a hole afterwards: the record holds one extent of 16 bytes for each run of pages that exists,
-//! so that prepare, record and retrieve grow with what is in the file and not with its size.
+//! *Contents and size.* Every byte that was written is there afterwards, and a hole is a hole. From
+//! a process the file itself crosses: what its contents are is nobody's business but that of a host
+//! that copies them, so that no phase costs more for a larger file. In the kernel the record holds
+//! one extent of 16 bytes for each run of pages that exists, so that prepare, record and retrieve
+//! grow with what is in the file and not with its size.
 //! What is written between prepare and freeze crosses as well. After freeze the kernel runs on for
 //! a while: a store to a page that is there crosses; one that would fill a hole waits, killably,
 //! for the jump, or until the jump is refused. What comes from kernel mode, write(2) among it,
 //! waits some seconds and fails then: its task may hold a lock that the reboot needs.
-//! Memory that fails before freeze refuses the jump with `EIO`. hugetlbfs does not tell a process
-//! where its holes are (`SEEK_HOLE` finds none), so a hugetlb memfd counts as one hole if it has no
-//! page at all and as one extent over its whole size otherwise.
+//! Memory that fails before freeze refuses the jump with `EIO`.
 //!
 //! *Position and status flags.* The file position, the access mode, and the flags that `F_SETFL`
-//! can change: `O_APPEND`, `O_DIRECT`, `O_NOATIME` and `O_NONBLOCK`. Nobody who shares the open
-//! file sees its position move: the handler looks for holes through a description of its own, for
-//! which it needs `/proc` and permission to read the file.
+//! can change: `O_APPEND`, `O_DIRECT`, `O_NOATIME` and `O_NONBLOCK`.
 //!
 //! *Seals.* `F_SEAL_SEAL`, `SHRINK`, `GROW`, `WRITE`, `FUTURE_WRITE` and `EXEC`. A seal that this
 //! version does not know refuses the file with `EOPNOTSUPP`: a promise that cannot be kept is not
@@ -62,6 +60,9 @@
 //! # What is not preserved
 //!
 //! By the handler, that is; where the same open file crosses, as over an exec, all of it lives on.
+//! What others who share it changed after freeze stays as they left it, and retrieve reports size
+//! and attributes that differ. A copy is told from it by what it lacks: no seals, position 0,
+//! opened to read and write without flags. Such a file gets what was recorded.
 //!
 //! - `FD_CLOEXEC`: it belongs to the descriptor. A retrieved file has it set if the host sets it.
 //! - Time stamps and extended attributes.
@@ -102,6 +103,6 @@ pub use handler::{MemfdHandler, Private};
 pub use kernel::{KernelBackend, MEMFD};
 pub use name::Name;
 pub use record::{Attributes, Kind, Record};
-pub use summary::Summary;
+pub use summary::{Data, Summary};
 #[cfg(not(luo_kernel))]
-pub use user::{inspect, UserBackend, MEMFD};
+pub use user::{UserBackend, MEMFD};

@@ -13,6 +13,10 @@
 //! Every arrow is a handle of the host. What prepare wrote stays as it is: freeze writes at most
 //! the record again and what came late. No extent of one chain overlaps one of the other.
 //!
+//! Where the contents cross as a file there are no chains: its pages stay where they are, and
+//! whoever copies them looks for holes then. Records of earlier versions have one all the same. It
+//! is not looked at, only released, and such a version finds nothing amiss in a record without.
+//!
 //! The digit at the end of the magic counts the layouts: whoever changes one changes the other.
 
 use luo_handler_api::{record, status, Errno, Host};
@@ -175,7 +179,7 @@ pub struct Record {
     pub contents_in: Contents,
     /// Handle of the contents, where they are in a preserved file.
     pub contents: u64,
-    /// The extents that were there at prepare.
+    /// The extents that were there at prepare; those of contents in a file mean nothing.
     pub chain: Chain,
     /// Those that came between prepare and freeze.
     pub late: Chain,
@@ -392,7 +396,6 @@ impl Record {
             chain,
             size_in_pages: self.size_in_pages(),
             unit: 1 << (self.attributes.file_page_shift - self.page_shift),
-            contents_in: self.contents_in,
             frame_end: FRAME_END,
         }
     }

@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use luo_handler_api::{Errno, Host};
+use luo_handler_api::{Errno, Host, Pairs};
 
 use crate::{
     extent::{Contents, FRAME_END},
@@ -30,14 +30,22 @@ pub struct Summary {
     pub status: u32,
     /// Permission bits.
     pub mode: u32,
-    /// Number of extents.
-    pub extents: u64,
-    /// Bytes of the pages that exist, the last one counted as a whole.
-    pub data_bytes: u64,
+    /// The contents, where the record names their frames. Where they cross as a file, nobody looks
+    /// at them before somebody copies them.
+    pub contents_data: Option<Data>,
     /// Bytes that the host keeps for the record and its extents.
     pub metadata_bytes: u64,
     /// Handle of the contents, where they are in a file that the host keeps.
     pub contents: Option<u64>,
+}
+
+/// The contents that are there: what is not holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// Number of extents.
+    pub extents: u64,
+    /// Bytes of the pages that exist, the last one counted as a whole.
+    pub bytes: u64,
 }
 
 impl Summary {
@@ -49,12 +57,20 @@ impl Summary {
     /// As [`Record`] and [`Extents`](crate::chain::Extents) list them.
     pub fn read(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
         let record = Record::read(host, handle)?;
-        let chains = record.chains(FRAME_END, host);
         let mut metadata_bytes = RecordHeader::LENGTH as u64;
-        for extents in &chains {
-            extents.verify()?;
-            metadata_bytes += extents.metadata_bytes()?;
-        }
+        let contents_data = match record.contents_in {
+            Contents::File => None,
+            Contents::Frames => {
+                for extents in &record.chains(FRAME_END, host) {
+                    extents.verify()?;
+                    metadata_bytes += extents.metadata_bytes()?;
+                }
+                Some(Data {
+                    extents: record.chain.extents + record.late.extents,
+                    bytes: record.pages() << record.page_shift,
+                })
+            }
+        };
         let attributes = &record.attributes;
         Ok(Self {
             kind: attributes.kind,
@@ -64,11 +80,25 @@ impl Summary {
             seals: attributes.seals,
             status: attributes.status,
             mode: attributes.mode,
-            extents: record.chain.extents + record.late.extents,
-            data_bytes: record.pages() << record.page_shift,
+            contents_data,
             metadata_bytes,
             contents: (record.contents_in == Contents::File).then_some(record.contents),
         })
+    }
+
+    /// Reports it, pair by pair.
+    pub fn report(&self, pairs: &mut Pairs<'_>) {
+        pairs.put("kind", self.kind);
+        pairs.put("size_bytes", self.size);
+        if let Some(data) = self.contents_data {
+            pairs.put("data_bytes", data.bytes.min(self.size));
+            pairs.put("extents", data.extents);
+        }
+        pairs.put("position", self.position);
+        pairs.put("metadata_bytes", self.metadata_bytes);
+        for seal in self.seal_names() {
+            pairs.put("seals[]", seal);
+        }
     }
 
     /// The seals by the kernel's names without `F_SEAL_`, such as `shrink`; in ascending order.

@@ -2,26 +2,26 @@
 //! The backend of a process: files are file descriptors, and the host keeps them open.
 
 use std::{
-    fs::{File, OpenOptions, Permissions},
+    fmt,
+    fs::{File, Permissions},
     io::{Seek, SeekFrom},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::{fchown, OpenOptionsExt, PermissionsExt},
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{fchown, PermissionsExt},
     },
 };
 
-use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile};
-use memfd::Memfd;
+use luo_handler_api::{
+    hosted::files::reopen, register_handler, status, Errno, FileRef, Host, OwnedFile,
+};
 use rustix::fs::{OFlags, SealFlags, Stat};
 
 use crate::{
-    backend::{MemfdBackend, ShowRun},
-    chain::BLOCK_LENGTH,
-    extent::{Contents, Extent, Run, FRAME_END, IN_FILE},
+    backend::MemfdBackend,
+    extent::{Contents, FRAME_END},
     handler::MemfdHandler,
     name::Name,
-    record::{Attributes, Kind, Record, ALL_MODE},
-    summary::Summary,
+    record::{Attributes, Kind, Record, ALL_MODE, SEAL_EXEC},
 };
 
 register_handler!(
@@ -29,22 +29,13 @@ register_handler!(
     pub MEMFD: MemfdHandler<UserBackend> = MemfdHandler(UserBackend)
 );
 
-/// Reads and checks the record that `host` keeps under `data`, without touching what it names.
-///
-/// # Errors
-///
-/// As [`Record`] and [`Extents`](crate::chain::Extents) list them.
-pub fn inspect(data: u64, host: Host<'_>) -> Result<Summary, Errno> {
-    Summary::read(host, data)
-}
-
 /// A process, with a host that keeps files.
 #[derive(Clone, Copy, Debug)]
 pub struct UserBackend;
 
 impl MemfdBackend for UserBackend {
     type Kept = ();
-    type Buffer = Box<[u8]>;
+    type Buffer = [u8; 0];
 
     fn contents_in(&self) -> Contents {
         Contents::File
@@ -58,13 +49,9 @@ impl MemfdBackend for UserBackend {
         FRAME_END
     }
 
-    fn buffer(&self) -> Result<Box<[u8]>, Errno> {
-        let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(BLOCK_LENGTH)
-            .map_err(|_| Errno::ENOMEM)?;
-        bytes.resize(BLOCK_LENGTH, 0);
-        Ok(bytes.into_boxed_slice())
+    /// No extents are shown.
+    fn buffer(&self) -> Result<[u8; 0], Errno> {
+        Err(Errno::EOPNOTSUPP)
     }
 
     /// As mainline's `memfd_luo_can_preserve`: a file of shmem, here also of hugetlbfs, that has no
@@ -91,43 +78,28 @@ impl MemfdBackend for UserBackend {
         Name::EMPTY
     }
 
-    fn populated(
-        &self,
-        file: FileRef<'_>,
-        (): &mut (),
-        size: u64,
-        _: Host<'_>,
-        show: &mut ShowRun<'_>,
-    ) -> Result<(), Errno> {
-        let fd = file.as_fd();
-        match kind(fd)?.0 {
-            Kind::Shmem => runs_of_shmem(fd, self.page_shift(), size, show),
-            Kind::Hugetlb => runs_of_hugetlb(fd, self.page_shift(), size, show),
-        }
-    }
-
-    /// Holds nobody off: the file itself crosses, with all that comes into it.
-    fn freeze(
-        &self,
-        file: FileRef<'_>,
-        (): &mut (),
-        size: u64,
-        host: Host<'_>,
-        show: &mut ShowRun<'_>,
-    ) -> Result<(), Errno> {
-        self.populated(file, &mut (), size, host, show)
-    }
-
-    fn thaw(&self, _: FileRef<'_>) {}
-
     fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno> {
         let file = File::from(OwnedFd::from(host.take_file(record.contents)?));
-        let memfd = Memfd::try_from_file(file).map_err(|_| Errno::EINVAL)?;
-        let file = memfd.into_file();
-        let found = attributes(file.as_fd())?;
-        check_same(file.as_fd(), &found, record)?;
-        check_extents(file.as_fd(), record, host)?;
-        let file = apply(file, &found, &record.attributes)?;
+        let wanted = &record.attributes;
+        let found = memfd_attributes(file.as_fd()).ok_or_else(|| {
+            host.refuse(
+                Errno::EINVAL,
+                format_args!("the file that crossed for it is not a memfd"),
+            )
+        })?;
+        check_kind(&found, wanted, host)?;
+        let file = if is_bare(&found) {
+            apply(file, &found, wanted)?
+        } else {
+            file
+        };
+        let changes = Changes {
+            frozen: wanted,
+            found: &attributes(file.as_fd())?,
+        };
+        if changes.frozen != changes.found {
+            host.explain(format_args!("changed since freeze: {changes}"));
+        }
         Ok(OwnedFd::from(file).into())
     }
 
@@ -163,96 +135,83 @@ fn kind(fd: BorrowedFd<'_>) -> Result<(Kind, u8), Errno> {
     Ok((kind, statfs.f_bsize.trailing_zeros() as u8))
 }
 
-/// Shows what `SEEK_DATA` and `SEEK_HOLE` find.
-fn runs_of_shmem(
-    fd: BorrowedFd<'_>,
-    page_shift: u8,
-    size: u64,
-    show: &mut ShowRun<'_>,
-) -> Result<(), Errno> {
-    if size == 0 {
+/// The attributes of a memfd, or of a file like one; `None` of any other.
+fn memfd_attributes(fd: BorrowedFd<'_>) -> Option<Attributes> {
+    let is_nameless = stat(fd).ok()?.st_nlink == 0;
+    attributes(fd).ok().filter(|_| is_nameless)
+}
+
+/// Whether a file is made of what the recorded one is made of.
+fn check_kind(found: &Attributes, wanted: &Attributes, host: Host<'_>) -> Result<(), Errno> {
+    let pages = |of: &Attributes| (of.kind, 1u64 << of.file_page_shift);
+    let (wanted, found) = (pages(wanted), pages(found));
+    if wanted == found {
         return Ok(());
     }
-    let scout = scout(fd)?;
-    let mut position = 0;
-    while position < size {
-        let Some(data) = seek_data(&scout, position)?.filter(|&data| data < size) else {
-            break;
-        };
-        let first = data >> page_shift;
-        // The workload may have cut the file off behind the data meanwhile.
-        let hole = seek_hole(&scout, data)?.map_or(data, |hole| hole.min(size));
-        let end = hole.div_ceil(1 << page_shift);
-        if end > first {
-            show(run(first, end - first)?)?;
+    Err(host.refuse(
+        Errno::EINVAL,
+        format_args!(
+            "expected a memfd of {} with pages of {} bytes, found {} with {}",
+            wanted.0, wanted.1, found.0, found.1
+        ),
+    ))
+}
+
+/// Whether a file may have been made a moment ago, by a host that carries contents and not files.
+/// The kernel may have sealed its execute bits: see `vm.memfd_noexec`.
+fn is_bare(found: &Attributes) -> bool {
+    found.position == 0 && found.seals & !SEAL_EXEC == 0 && found.status == OFlags::RDWR.bits()
+}
+
+/// What became of a file between freeze and retrieve, for people.
+struct Changes<'a> {
+    frozen: &'a Attributes,
+    found: &'a Attributes,
+}
+
+impl fmt::Display for Changes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (frozen, found) = (self.frozen, self.found);
+        let mut separator = "";
+        for (name, before, now) in [
+            ("size", frozen.size, found.size),
+            ("position", frozen.position, found.position),
+        ] {
+            if before != now {
+                write!(f, "{separator}{name} {before} to {now}")?;
+                separator = ", ";
+            }
         }
-        // It may also have punched the data out; a page further on there is progress all the same.
-        position = end.max(first + 1) << page_shift;
-    }
-    Ok(())
-}
-
-/// Shows nothing if there is nothing, and everything otherwise: to a process hugetlbfs tells how
-/// many pages a file has, but not which.
-fn runs_of_hugetlb(
-    fd: BorrowedFd<'_>,
-    page_shift: u8,
-    size: u64,
-    show: &mut ShowRun<'_>,
-) -> Result<(), Errno> {
-    if size == 0 || stat(fd)?.st_blocks == 0 {
-        return Ok(());
-    }
-    show(run(0, size >> page_shift)?)
-}
-
-/// A run of pages that stay in their file.
-fn run(index: u64, length: u64) -> Result<Run, Errno> {
-    Run::new(index, IN_FILE, length, 0).ok_or(Errno::EFBIG)
-}
-
-/// Whether a file is the recorded one as far as its attributes tell. It may be as bare as one that
-/// was made a moment ago, but what cannot be changed any more has to be right.
-fn check_same(fd: BorrowedFd<'_>, found: &Attributes, record: &Record) -> Result<(), Errno> {
-    let wanted = &record.attributes;
-    let same = stat(fd)?.st_nlink == 0
-        && found.kind == wanted.kind
-        && found.file_page_shift == wanted.file_page_shift
-        && found.size == wanted.size
-        && found.seals & !wanted.seals == 0;
-    if same {
+        for (name, before, now) in [
+            ("seals", frozen.seals, found.seals),
+            ("status flags", frozen.status, found.status),
+            ("mode", frozen.mode, found.mode),
+        ] {
+            if before != now {
+                write!(f, "{separator}{name} {before:#o} to {now:#o}")?;
+                separator = ", ";
+            }
+        }
+        for (name, before, now) in [
+            ("owner", frozen.uid, found.uid),
+            ("group", frozen.gid, found.gid),
+        ] {
+            if before != now {
+                write!(f, "{separator}{name} {before} to {now}")?;
+                separator = ", ";
+            }
+        }
         Ok(())
-    } else {
-        Err(Errno::EINVAL)
     }
 }
 
-/// Whether every recorded extent is data.
-fn check_extents(fd: BorrowedFd<'_>, record: &Record, host: Host<'_>) -> Result<(), Errno> {
-    if record.chain.extents == 0 {
-        return Ok(());
-    }
-    let scout = scout(fd)?;
-    record.extents(host).for_each(&mut |extent: Extent| {
-        let start = extent.index() << record.page_shift;
-        let end = (extent.end() << record.page_shift).min(record.attributes.size);
-        let is_data = seek_data(&scout, start)? == Some(start)
-            && seek_hole(&scout, start)?.is_some_and(|hole| hole >= end);
-        if is_data {
-            Ok(())
-        } else {
-            Err(Errno::EINVAL)
-        }
-    })
-}
-
-/// Makes `file` what `wanted` says, with the seals last: they may forbid all the rest.
+/// Makes a bare `file` what `wanted` says, with the seals last: they may forbid all the rest.
 fn apply(file: File, found: &Attributes, wanted: &Attributes) -> Result<File, Errno> {
-    let other_access = (found.status ^ wanted.status) & status::ACCESS != 0;
-    let reopened = if other_access {
-        Some(reopen(file.as_fd(), wanted.status & status::ACCESS)?)
-    } else {
+    let access = wanted.status & status::ACCESS;
+    let reopened = if access == found.status & status::ACCESS {
         None
+    } else {
+        Some(open_again(&file, access)?)
     };
     let mut result = reopened.as_ref().unwrap_or(&file);
     if (found.uid, found.gid) != (wanted.uid, wanted.gid) {
@@ -262,59 +221,21 @@ fn apply(file: File, found: &Attributes, wanted: &Attributes) -> Result<File, Er
         result.set_permissions(Permissions::from_mode(wanted.mode))?;
     }
     set_status(result.as_fd(), wanted.status)?;
-    if result.stream_position()? != wanted.position {
+    if wanted.position != 0 {
         result.seek(SeekFrom::Start(wanted.position))?;
     }
-    // Seals are added through a description that may write.
-    let can_write = found.status & status::ACCESS != OFlags::RDONLY.bits();
-    let sealing = if can_write { &file } else { result };
-    add_seals(sealing.as_fd(), wanted.seals & !found.seals)?;
-    // Adding one may imply others.
-    if seals(sealing.as_fd())? != wanted.seals {
-        return Err(Errno::EINVAL);
-    }
+    // Seals are added through a description that may write: the bare one.
+    add_seals(file.as_fd(), wanted.seals & !found.seals)?;
     Ok(reopened.unwrap_or(file))
 }
 
-/// A second open file for the same memfd, to look for holes with: the position of the first belongs
-/// to the workload.
-fn scout(fd: BorrowedFd<'_>) -> Result<File, Errno> {
-    reopen(fd, OFlags::RDONLY.bits())
-}
-
 /// Opens a memfd again with an access mode, through `/proc`. `EOPNOTSUPP` where that is not
-/// mounted;
-/// `EACCES` if the permission bits of the memfd forbid it.
-fn reopen(fd: BorrowedFd<'_>, access: u32) -> Result<File, Errno> {
-    let path = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
-    OpenOptions::new()
-        .read(access != OFlags::WRONLY.bits())
-        .write(access != OFlags::RDONLY.bits())
-        .custom_flags(OFlags::CLOEXEC.bits() as i32)
-        .open(path)
-        .map_err(|error| match Errno::from(error) {
-            Errno::ENOENT => Errno::EOPNOTSUPP,
-            errno => errno,
-        })
-}
-
-/// The first byte of data at or after `position`, if there is any.
-fn seek_data(file: &File, position: u64) -> Result<Option<u64>, Errno> {
-    seek_or_end(file, rustix::fs::SeekFrom::Data(position))
-}
-
-/// The first byte of a hole at or after `position`, which is the end at the latest; `None` if the
-/// file ends before `position`.
-fn seek_hole(file: &File, position: u64) -> Result<Option<u64>, Errno> {
-    seek_or_end(file, rustix::fs::SeekFrom::Hole(position))
-}
-
-fn seek_or_end(file: &File, to: rustix::fs::SeekFrom) -> Result<Option<u64>, Errno> {
-    match rustix::fs::seek(file, to) {
-        Ok(found) => Ok(Some(found)),
-        Err(rustix::io::Errno::NXIO) => Ok(None),
-        Err(error) => Err(errno(error)),
-    }
+/// mounted; `EACCES` if the permission bits of the memfd forbid it.
+fn open_again(file: &File, access: u32) -> Result<File, Errno> {
+    reopen(file, OFlags::from_bits_retain(access)).map_err(|error| match errno(error) {
+        Errno::ENOENT => Errno::EOPNOTSUPP,
+        errno => errno,
+    })
 }
 
 fn stat(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
@@ -357,13 +278,14 @@ fn errno(error: rustix::io::Errno) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{handler::Private, record::*};
-    use luo_handler_api::testing::FakeHost;
+    use crate::{handler::Private, record::*, summary::Summary};
+    use luo_handler_api::{hosted::files::each_data_range, testing::FakeHost};
     use luo_handler_api::{Crossed, FileHandler, Prepared, Preserved};
     use memfd::{HugetlbSize, MemfdOptions};
     use proptest::prelude::*;
     use std::{
         io::{Read, Write},
+        ops::Range,
         os::unix::fs::FileExt,
         sync::atomic::{AtomicBool, Ordering::Relaxed},
     };
@@ -418,36 +340,33 @@ mod tests {
         assert!(host.is_empty());
     }
 
-    fn runs(file: &File) -> Vec<(u64, u64)> {
-        let mut runs = Vec::new();
+    fn inspect(data: u64, host: Host<'_>) -> Result<Summary, Errno> {
+        Summary::read(host, data)
+    }
+
+    /// Where a file has data, in bytes.
+    fn ranges(file: &File) -> Vec<Range<u64>> {
+        let mut ranges = Vec::new();
         let size = file.metadata().unwrap().len();
-        UserBackend
-            .populated(
-                file.as_fd().into(),
-                &mut (),
-                size,
-                FakeHost::default().lend(),
-                &mut |run| {
-                    runs.push((run.index(), run.length()));
-                    Ok(())
-                },
-            )
-            .unwrap();
-        runs
+        let scout = reopen(file, OFlags::RDONLY).unwrap();
+        each_data_range(scout, size, |range| {
+            ranges.push(range);
+            Ok::<_, Errno>(())
+        })
+        .unwrap();
+        ranges
     }
 
     /// A new memfd with the contents of `file` and nothing else of it, as a host makes it that
     /// carries contents instead of files.
     fn bare_copy(file: &File) -> File {
         let copy = memfd();
-        let size = file.metadata().unwrap().len();
-        copy.set_len(size).unwrap();
-        let source = scout(file.as_fd()).unwrap();
-        for (index, length) in runs(file) {
-            let start = index << 12;
-            let mut bytes = vec![0; ((length << 12).min(size - start)) as usize];
-            source.read_exact_at(&mut bytes, start).unwrap();
-            copy.write_all_at(&bytes, start).unwrap();
+        copy.set_len(file.metadata().unwrap().len()).unwrap();
+        let source = reopen(file, OFlags::RDONLY).unwrap();
+        for range in ranges(file) {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            source.read_exact_at(&mut bytes, range.start).unwrap();
+            copy.write_all_at(&bytes, range.start).unwrap();
         }
         copy
     }
@@ -466,6 +385,7 @@ mod tests {
             }
             let retrieved = retrieve(data, &host).unwrap();
             assert_eq!(attributes(retrieved.as_fd()), Ok(before));
+            assert_eq!(host.reason(), "", "nothing changed");
             assert_eq!(attributes(file.as_fd()), Ok(before), "the workload's own");
             check(&retrieved, &before);
             finish(data, Some(&retrieved), &host);
@@ -473,16 +393,15 @@ mod tests {
     }
 
     fn assert_same_contents(file: &File, other: &File) {
-        assert_eq!(runs(file), runs(other));
-        let (file, other) = (scout(file.as_fd()).unwrap(), scout(other.as_fd()).unwrap());
-        let size = file.metadata().unwrap().len();
-        for (index, length) in runs(&file) {
-            let start = index << 12;
-            let mut bytes = vec![0; ((length << 12).min(size - start)) as usize];
+        assert_eq!(ranges(file), ranges(other));
+        let again = |file: &File| reopen(file, OFlags::RDONLY).unwrap();
+        let (file, other) = (again(file), again(other));
+        for range in ranges(&file) {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
             let mut others = bytes.clone();
-            file.read_exact_at(&mut bytes, start).unwrap();
-            other.read_exact_at(&mut others, start).unwrap();
-            assert!(bytes == others, "page {index}");
+            file.read_exact_at(&mut bytes, range.start).unwrap();
+            other.read_exact_at(&mut others, range.start).unwrap();
+            assert!(bytes == others, "{range:?}");
         }
     }
 
@@ -515,9 +434,11 @@ mod tests {
         let host = FakeHost::default();
         let data = prepare(&file, &host).unwrap().data;
         let summary = inspect(data, host.lend()).unwrap();
-        assert_eq!((summary.size, summary.data_bytes), (64 << 30, MIB));
-        assert_eq!(summary.extents, 256);
-        assert_eq!(summary.metadata_bytes, 368 + 32 + 256 * 16);
+        assert_eq!((summary.size, summary.metadata_bytes), (64 << 30, 368));
+        let found = ranges(&file);
+        assert_eq!(found.len(), 256);
+        let bytes: u64 = found.iter().map(|range| range.end - range.start).sum();
+        assert_eq!(bytes, MIB);
         cross_both_ways(&file, |retrieved, _| assert_same_contents(&file, retrieved));
     }
 
@@ -549,7 +470,7 @@ mod tests {
         for access in [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR] {
             let original = sparse(MIB, &[0, 8192]);
             add_seals(original.as_fd(), SEAL_GROW).unwrap();
-            let file = reopen(original.as_fd(), access.bits()).unwrap();
+            let file = reopen(&original, access).unwrap();
             cross_both_ways(&file, |mut retrieved, _| {
                 let mut byte = [7];
                 assert_eq!(retrieved.read(&mut byte).is_ok(), access != OFlags::WRONLY);
@@ -601,8 +522,9 @@ mod tests {
         let data = freeze(&file, &mut prepared, &host);
         let summary = inspect(data, host.lend()).unwrap();
         assert_eq!((summary.size, summary.position), (2 * MIB, 5));
-        assert_eq!((summary.seals, summary.extents), (SEAL_SHRINK, 2));
+        assert_eq!(summary.seals, SEAL_SHRINK);
         let retrieved = retrieve(data, &host).unwrap();
+        assert_eq!(ranges(&retrieved), [0..4096, MIB + 8192..MIB + 12288]);
         finish(data, Some(&retrieved), &host);
     }
 
@@ -634,28 +556,23 @@ mod tests {
         });
     }
 
-    /// What comes of a record of a sparse memfd if the host hands `other` out for it.
-    fn retrieve_instead(other: File) -> Errno {
+    /// What comes of a record of a sparse memfd if the host hands `other` out for it, with what is
+    /// reported.
+    fn retrieve_instead(other: File) -> (Result<File, Errno>, String) {
         let host = FakeHost::default();
         let data = prepare(&sparse(MIB, &[0, 8192]), &host).unwrap().data;
         let record = Record::read(host.lend(), data).unwrap();
         host.replace_file(record.contents, other.into());
-        let errno = retrieve(data, &host).unwrap_err();
-        finish(data, None, &host);
-        errno
+        let retrieved = retrieve(data, &host);
+        let reason = host.reason();
+        finish(data, retrieved.as_ref().ok(), &host);
+        (retrieved, reason)
     }
 
     #[test]
-    fn another_file_is_not_taken_for_the_recorded_one() {
-        let sealed = sparse(MIB, &[0, 8192]);
-        add_seals(sealed.as_fd(), SEAL_GROW).unwrap();
+    fn a_file_of_another_kind_is_not_taken_for_the_recorded_one() {
         let mut others = vec![
-            sparse(MIB + 1, &[0, 8192]),
-            sparse(MIB, &[0]),
-            sparse(MIB, &[8192]),
-            sparse(MIB, &[]),
-            sealed,
-            tempfile::tempfile().unwrap(),
+            tempfile::tempfile_in("/").unwrap(),
             File::open("/dev/null").unwrap(),
             File::open("/").unwrap(),
         ];
@@ -667,7 +584,75 @@ mod tests {
         }
         for other in others {
             let name = format!("{other:?}");
-            assert_eq!(retrieve_instead(other), Errno::EINVAL, "{name}");
+            let (retrieved, reason) = retrieve_instead(other);
+            assert_eq!(retrieved.unwrap_err(), Errno::EINVAL, "{name}");
+            assert!(reason.contains("memfd"), "{name}: {reason}");
+        }
+    }
+
+    /// A change of a file between freeze and retrieve, by whoever shares it.
+    type Change = fn(&mut File);
+
+    fn punch(file: &File, offset: u64, length: u64) {
+        use rustix::fs::{fallocate, FallocateFlags};
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(file, flags, offset, length).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_changed_after_freeze_is_handed_over_as_it_is() {
+        let changes: [(Change, &str); 9] = [
+            (
+                |file| file.set_len(3 * MIB).unwrap(),
+                "size 1048576 to 3145728",
+            ),
+            (|file| file.set_len(5).unwrap(), "size 1048576 to 5"),
+            // Nobody looked at the contents, so nothing is known to have changed.
+            (|file| punch(file, 0, 4096), ""),
+            (|file| file.write_all_at(&[7; 4096], 4096).unwrap(), ""),
+            (
+                |file| _ = file.seek(SeekFrom::Start(99)).unwrap(),
+                "position 1 to 99",
+            ),
+            (
+                |file| add_seals(file.as_fd(), SEAL_GROW).unwrap(),
+                "seals 0o0 to 0o4",
+            ),
+            (
+                |file| rustix::fs::fcntl_setfl(file, OFlags::NONBLOCK).unwrap(),
+                "status flags 0o2 to 0o4002",
+            ),
+            (
+                |file| file.set_permissions(Permissions::from_mode(0o600)).unwrap(),
+                "mode 0o777 to 0o600",
+            ),
+            (
+                |file| {
+                    file.set_len(2 * MIB).unwrap();
+                    add_seals(file.as_fd(), SEAL_SHRINK | SEAL_SEAL).unwrap();
+                },
+                "size 1048576 to 2097152, seals 0o0 to 0o3",
+            ),
+        ];
+        for (change, report) in changes {
+            let mut file = sparse(MIB, &[0, 8192]);
+            file.set_permissions(Permissions::from_mode(0o777)).unwrap();
+            file.seek(SeekFrom::Start(1)).unwrap();
+            let host = FakeHost::default();
+            let mut prepared = prepare(&file, &host).unwrap();
+            let data = freeze(&file, &mut prepared, &host);
+            change(&mut file);
+            let now = attributes(file.as_fd()).unwrap();
+            let retrieved = retrieve(data, &host).unwrap();
+            let expected = match report {
+                "" => String::new(),
+                changes => format!("changed since freeze: {changes}"),
+            };
+            assert_eq!(host.reason(), expected);
+            assert_eq!(attributes(retrieved.as_fd()), Ok(now));
+            assert_eq!(attributes(file.as_fd()), Ok(now), "nobody touched it");
+            assert_same_contents(&file, &retrieved);
+            finish(data, Some(&retrieved), &host);
         }
     }
 
@@ -740,8 +725,9 @@ mod tests {
         let data = prepare(&file, &host).unwrap().data;
         let summary = inspect(data, host.lend()).unwrap();
         assert_eq!((summary.kind, summary.page_bytes), (Kind::Hugetlb, 2 * MIB));
-        assert_eq!((summary.extents, summary.size), (0, 4 * MIB));
+        assert_eq!(summary.size, 4 * MIB);
         let retrieved = retrieve(data, &host).unwrap();
+        assert_eq!(stat(retrieved.as_fd()).unwrap().st_blocks, 0);
         finish(data, Some(&retrieved), &host);
     }
 
@@ -754,9 +740,8 @@ mod tests {
         let host = FakeHost::default();
         add_seals(file.as_fd(), SEAL_SHRINK).unwrap();
         let data = prepare(&file, &host).unwrap().data;
-        let summary = inspect(data, host.lend()).unwrap();
-        assert_eq!((summary.extents, summary.data_bytes), (1, 4 * MIB));
         let retrieved = retrieve(data, &host).unwrap();
+        assert_eq!(stat(retrieved.as_fd()).unwrap().st_blocks, 4096);
         assert_eq!(seals(retrieved.as_fd()), Ok(SEAL_SHRINK));
         finish(data, Some(&retrieved), &host);
     }
@@ -799,9 +784,9 @@ mod tests {
             let places: Vec<u64> = pages.iter().map(|page| page << 12).collect();
             let file = sparse(size, &places);
             cross_both_ways(&file, |retrieved, _| assert_same_contents(&file, retrieved));
-            let found: Vec<u64> = runs(&file)
+            let found: Vec<u64> = ranges(&file)
                 .into_iter()
-                .flat_map(|(index, length)| index..index + length)
+                .flat_map(|range| range.start >> 12..range.end.div_ceil(4096))
                 .collect();
             prop_assert!(found.into_iter().eq(pages));
         }

@@ -41,6 +41,27 @@ pub(crate) fn collapse(mapping: &SharedMapping) -> io::Result<()> {
     }
 }
 
+/// Makes a call during which `SIGBUS` ends nobody: the kernel sends it to who declares the memory
+/// of a mapping broken, and the handler that Rust installs survives it only once.
+pub(crate) fn surviving_bus_errors<T>(call: impl FnOnce() -> T) -> T {
+    extern "C" fn ignore(_: libc::c_int) {}
+    let ignore: extern "C" fn(libc::c_int) = ignore;
+    let mut new = libc::sigaction {
+        sa_sigaction: ignore as libc::sighandler_t,
+        // SAFETY: a signal set and a flag word are plain integers, for which zeros are valid.
+        ..unsafe { std::mem::zeroed() }
+    };
+    new.sa_flags = 0;
+    let mut old = new;
+    // SAFETY: both point to initialized structs, and the handler, which does nothing, is safe to
+    // run at any moment.
+    unsafe { libc::sigaction(libc::SIGBUS, &new, &mut old) };
+    let result = call();
+    // SAFETY: `old` is the action that was in effect before.
+    unsafe { libc::sigaction(libc::SIGBUS, &old, null_mut()) };
+    result
+}
+
 const DEVICE_FEATURE: Opcode = opcode::none(VFIO_TYPE, (VFIO_BASE + 17) as u8);
 
 /// `struct vfio_device_feature`, followed by `struct vfio_device_low_power_entry_with_wakeup`.

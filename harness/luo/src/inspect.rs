@@ -8,19 +8,13 @@ use bytesize::ByteSize;
 use luo_orchestrator::inspection::{self, InspectedEntry, Inspection};
 use luo_orchestrator::registry::Registry;
 
-use crate::records;
-
 /// Reads a devicetree, or the directory of an image.
 ///
 /// # Errors
 ///
 /// If it cannot be read or is not a handover.
 pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection> {
-    Ok(inspection::inspect_with(
-        file,
-        registry,
-        &records::describe,
-    )?)
+    Ok(inspection::inspect(file, registry)?)
 }
 
 /// What was found, for people.
@@ -58,6 +52,10 @@ fn entry_text(entry: &InspectedEntry) -> String {
             None => line.push_str(&format!(", {key} {value}")),
         }
         last = key;
+    }
+    if let Some(contents) = &entry.contents {
+        let (data, extents) = (contents.data_bytes, contents.extents);
+        line.push_str(&format!(", data_bytes {data}, extents {extents}"));
     }
     if let Some(reason) = &entry.bad_record {
         line.push_str(&format!(", its record cannot be used: {reason}"));

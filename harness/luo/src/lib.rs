@@ -17,7 +17,7 @@
 //! - [`integrate`]: the handlers into a kernel tree
 //! - [`lab`]: the kernel lab
 //! - `manual`: man pages and completions
-//! - [`inspect`]: prints what a handover holds; [`records`]: the records that it can read
+//! - [`inspect`]: prints what a handover holds
 //! - [`session`]: sessions of the running kernel
 
 pub mod bench;
@@ -28,6 +28,5 @@ pub mod inspect;
 pub mod integrate;
 pub mod lab;
 mod manual;
-pub mod records;
 pub mod session;
 mod sys;

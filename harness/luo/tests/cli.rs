@@ -136,7 +136,7 @@ fn a_sparse_memfd_of_64_gib_costs_what_its_data_costs() {
     assert_eq!(row["verified"], true);
     let data = row["data_bytes"].as_u64().unwrap();
     assert!((1 << 20..16 << 20).contains(&data), "{data}");
-    // 16 bytes an extent and no more extents than pages.
+    // Nothing for what the file holds.
     assert!(
         row["metadata_bytes"].as_u64().unwrap() < data / 100,
         "{row}"

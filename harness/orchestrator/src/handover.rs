@@ -38,6 +38,8 @@ pub struct FileStatus {
     pub claimed: bool,
     /// Whether it was retrieved, and the error if that failed.
     pub retrieved: Option<Result<(), Errno>>,
+    /// What its handler reported of a file that was retrieved: what is not as it was at freeze.
+    pub report: Option<String>,
 }
 
 /// The failures of calls that complete nevertheless, such as an undo: each names its participant.

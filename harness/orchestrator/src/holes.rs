@@ -21,11 +21,11 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{seek, SeekFrom};
-use rustix::io::Errno;
+use luo_handler_api::hosted::files;
+use rustix::fs::OFlags;
 
 /// Opens a file once more, to be read: the new open file has a position of its own.
 ///
@@ -33,7 +33,7 @@ use rustix::io::Errno;
 ///
 /// Those of opening `/proc/self/fd/N`: `ENOENT` where `/proc` is not mounted.
 pub fn reopen(file: BorrowedFd<'_>) -> io::Result<File> {
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    Ok(files::reopen(file, OFlags::RDONLY)?)
 }
 
 /// The ranges of `file` below `size` that hold data, in bytes, by `SEEK_DATA` and `SEEK_HOLE` of
@@ -43,20 +43,11 @@ pub fn reopen(file: BorrowedFd<'_>) -> io::Result<File> {
 ///
 /// Those of `lseek(2)`.
 pub fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
-    let mut ranges = Vec::new();
+    let mut ranges: Vec<Range<u64>> = Vec::new();
     let mut offset = 0;
-    while offset < size {
-        let start = match seek(file, SeekFrom::Data(offset)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(file, SeekFrom::Hole(start))?.min(size);
-        if start >= end {
-            break;
-        }
-        ranges.push(start..end);
-        offset = end;
+    while let Some(range) = files::next_data_range(file, offset, size)? {
+        offset = range.end;
+        ranges.push(range);
     }
     Ok(ranges)
 }

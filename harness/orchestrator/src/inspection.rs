@@ -16,7 +16,7 @@ use crate::files::NoFiles;
 use crate::incoming::Incoming;
 use crate::memory_file::{self, BadMemory};
 use crate::registry::Registry;
-use crate::transport::image::{self, ContentsState, Image, ImageError};
+use crate::transport::image::{self, ContentsState, Data, Image, ImageError};
 
 /// What a handover holds.
 #[derive(Debug, Serialize)]
@@ -65,6 +65,9 @@ pub struct InspectedEntry {
     /// Why its handler cannot read the record.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bad_record: Option<String>,
+    /// What the image holds of it besides holes, if all of it can be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contents: Option<Data>,
     /// What is wrong with its contents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damaged: Option<String>,
@@ -122,19 +125,7 @@ pub enum InspectError {
 
 /// Key and value pairs that describe a record, as [`luo_handler_api::Pairs`] has them, and how
 /// reading it ended.
-pub type Description = (Vec<(String, String)>, Result<(), Errno>);
-
-/// Describes the record of a handler that does not describe it itself, or is not registered.
-pub type Describe<'a> = &'a dyn Fn(&Compatible, u64, Host<'_>) -> Option<Description>;
-
-/// As [`inspect_with`], with what the registered handlers describe.
-///
-/// # Errors
-///
-/// As [`inspect_with`].
-pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection, InspectError> {
-    inspect_with(file, registry, &|_, _, _| None)
-}
+type Description = (Vec<(String, String)>, Result<(), Errno>);
 
 /// Reads the devicetree `file`, or the one in the image directory `file`, and what lies beside it.
 /// Of an image everything is read and compared with its checksums.
@@ -144,11 +135,7 @@ pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection, InspectEr
 /// [`InspectError`] if it cannot be read, is not a handover, or is in an image of which the
 /// manifest or the devicetree is damaged. Damaged contents are not an error but part of what is
 /// returned.
-pub fn inspect_with(
-    file: &Path,
-    registry: &Registry,
-    describe: Describe<'_>,
-) -> Result<Inspection, InspectError> {
+pub fn inspect(file: &Path, registry: &Registry) -> Result<Inspection, InspectError> {
     let image = image_of(file)?;
     let contents = image.as_ref().map(Image::check).transpose()?;
     let file = match &image {
@@ -164,7 +151,7 @@ pub fn inspect_with(
         source,
     })?;
     let memory = Memory::beside(&file)?;
-    let mut inspection = Inspection::of(&decoded, &memory, registry, describe);
+    let mut inspection = Inspection::of(&decoded, &memory, registry);
     inspection.file = file;
     inspection.devicetree_bytes = blob.len() as u64;
     inspection.add_contents(contents.unwrap_or_default());
@@ -223,15 +210,10 @@ impl Memory {
 }
 
 impl Inspection {
-    fn of(decoded: &Decoded, memory: &Memory, registry: &Registry, describe: Describe<'_>) -> Self {
+    fn of(decoded: &Decoded, memory: &Memory, registry: &Registry) -> Self {
         let host = Host::new(&memory.incoming);
         let entry = |token, compatible: Compatible, data, described: Option<Description>| {
             let claimed = described.is_some();
-            let described = described.filter(|(pairs, result)| {
-                // A handler may leave it to others.
-                !pairs.is_empty() || result.is_err()
-            });
-            let described = described.or_else(|| describe(&compatible, data, host));
             let (record, result) = described.unwrap_or((Vec::new(), Ok(())));
             InspectedEntry {
                 token,
@@ -240,6 +222,7 @@ impl Inspection {
                 claimed,
                 record,
                 bad_record: memory.reason(result),
+                contents: None,
                 damaged: None,
             }
         };
@@ -269,25 +252,35 @@ impl Inspection {
         }
     }
 
-    /// Adds the state of the contents that an image has.
+    /// Adds the contents that an image has, and what is wrong with them.
     fn add_contents(&mut self, contents: Vec<ContentsState>) {
         for ContentsState { held, result } in contents {
-            let Err(errno) = result else {
-                continue;
-            };
+            let of_entry = |entry: &&mut InspectedEntry| held.token == entry.token;
+            let entry = self.files.iter_mut().find(of_entry);
             let handle = held.handle;
+            let errno = match result {
+                Ok(data) => {
+                    if let Some(entry) = entry {
+                        entry.contents = Some(entry.contents.into_iter().chain([data]).sum());
+                    }
+                    continue;
+                }
+                Err(errno) => errno,
+            };
             let reason = match errno {
                 Errno::EBADMSG => format!("contents-{handle} is missing or not what was written"),
                 errno => format!("contents-{handle} cannot be read: {errno}"),
             };
-            let of_entry = |entry: &&mut InspectedEntry| held.token == entry.token;
-            match self.files.iter_mut().find(of_entry) {
+            match entry {
                 Some(entry) => entry.damaged = Some(reason),
                 None => self
                     .damaged_contents
                     .push(DamagedContents { handle, reason }),
             }
         }
+        // Of what is damaged nobody knows how much there is.
+        let damaged = self.files.iter_mut().filter(|file| file.damaged.is_some());
+        damaged.for_each(|file| file.contents = None);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::{Error, Failure, Participant, Phase};
 use crate::handover::{Arrival, Complaints, FileStatus};
 use crate::incoming::Incoming;
 use crate::outgoing::Outgoing;
-use crate::reason::{explained, Cause};
+use crate::reason::{explained, with_report, Cause};
 use crate::registry::Registry;
 
 /// Files and subsystems that crossed, until they are finished.
@@ -40,6 +40,8 @@ struct NewMember<T> {
     data: u64,
     /// The outcome of the one attempt to retrieve; the lock makes the calls for it exclusive.
     retrieved: Mutex<Option<Result<T, Cause>>>,
+    /// What its handler reported although it retrieved it.
+    report: OnceLock<String>,
 }
 
 impl NewSide {
@@ -116,6 +118,7 @@ impl NewSide {
                     Some(Ok(_)) => Some(Ok(())),
                     Some(Err(cause)) => Some(Err(cause.errno)),
                 },
+                report: entry.report.get().cloned(),
             })
             .collect())
     }
@@ -295,6 +298,7 @@ impl<T: Clone> NewMember<T> {
             compatible,
             data,
             retrieved: Mutex::new(None),
+            report: OnceLock::new(),
         }
     }
 
@@ -343,7 +347,14 @@ impl<T: Clone> NewMember<T> {
             Some(result) => result.clone(),
             None => {
                 let handler = handler.ok_or_else(|| self.no_handler(Phase::Retrieve))?;
-                let result = explained(|| rebuild(handler, self.data));
+                let result = with_report(|| rebuild(handler, self.data));
+                let result = result.map(|(value, report)| {
+                    if let Some(report) = report {
+                        // It is retrieved once, under the lock.
+                        let _ = self.report.set(report);
+                    }
+                    value
+                });
                 *retrieved = Some(result.clone());
                 result
             }

@@ -201,6 +201,9 @@ impl Orchestrator {
     /// return the same one. A failure is remembered and returned again, except that the handler was
     /// missing: one that is registered later takes the file.
     ///
+    /// A file that others changed after freeze is returned as it is now; [`files`](Self::files) has
+    /// what its handler reported.
+    ///
     /// # Errors
     ///
     /// `ENOENT` if no such file crossed or its handler is missing, the handler's own, and `EINVAL`

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The reasons of failures: reported during a call of a handler, returned with its error.
+//! The reasons of failures: reported during a call of a handler, returned with its error. What is
+//! reported during a call that succeeds is returned with its result, if somebody asks for it.
 
 use std::cell::RefCell;
 
@@ -41,6 +42,14 @@ pub(crate) fn explained<T>(call: impl FnOnce() -> Result<T, Errno>) -> Result<T,
     })
 }
 
+/// As [`explained`], with what was reported by a call that succeeded.
+pub(crate) fn with_report<T>(
+    call: impl FnOnce() -> Result<T, Errno>,
+) -> Result<(T, Option<String>), Cause> {
+    let value = explained(call)?;
+    Ok((value, REPORTED.take()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +68,13 @@ mod tests {
             }),
             Ok(())
         );
+        let call = || {
+            report("the file grew");
+            Ok(1)
+        };
+        let grew = Some("the file grew".to_owned());
+        assert_eq!(with_report(call), Ok((1, grew)));
+        assert_eq!(with_report(|| Ok(2)), Ok((2, None)));
         let cause = explained(|| {
             report("the device is gone");
             Err::<(), _>(Errno::ENODEV)

@@ -28,7 +28,9 @@ use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
 use luo_orchestrator::transport::exec::{arrive, ArriveError, Departure, HANDOVER_VARIABLE};
 use luo_orchestrator::transport::program::{JumpError, Program};
-use rustix::fs::{fcntl_add_seals, fcntl_get_seals, fstat, OFlags, SealFlags};
+use rustix::fs::{
+    fallocate, fcntl_add_seals, fcntl_get_seals, fstat, FallocateFlags, OFlags, SealFlags,
+};
 use rustix::io::{fcntl_getfd, fcntl_setfd, FdFlags};
 use support::{contents, inode, memfd, Crossing};
 
@@ -83,6 +85,7 @@ fn old_side() {
         "sockets of systemd" => jump_with_listen_variables(),
         "children" => start_children_while_jumping(),
         "pass on" => jump(&update_of(&workload()), "pass on"),
+        "changed" => change_and_jump(),
         "fail" => fail_and_go_on(),
         _ => match task.split_once(": ") {
             Some(("hand over", what)) => hand_over_something_else(what),
@@ -110,6 +113,7 @@ fn new_side() {
         "sockets of systemd" => there_are_no_sockets(),
         "pass on" => pass_everything_on(),
         "passed on" => everything_is_here(),
+        "changed" => what_changed_is_here(),
         "nothing in the list" => nothing_is_here(),
         _ => panic!("{task}"),
     }
@@ -241,6 +245,55 @@ fn everything_is_here() {
     let found: Vec<_> = files.iter().map(|file| inode(file).to_string()).collect();
     assert_eq!(found.join(" "), inodes, "nothing was copied");
     assert_is_workload(files);
+    assert_eq!(new.finish().unwrap(), []);
+}
+
+#[test]
+fn files_that_others_changed_after_freeze_cross_as_they_are() {
+    cross("changed");
+}
+
+/// As another process does that shares the files.
+fn change_and_jump() {
+    let files = workload();
+    let update = update_of(&files);
+    let [dense, sparse, sealed] = <[File; 3]>::try_from(files).unwrap();
+    dense.set_len(4 * MIB as u64).unwrap();
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&sparse, hole, 1 << 39, 4096).unwrap();
+    let mut shared = sealed.try_clone().unwrap();
+    shared.seek(SeekFrom::Start(6)).unwrap();
+    fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
+    jump(&update, "changed");
+}
+
+fn what_changed_is_here() {
+    let new = arrived(Arc::new(Registry::linked().unwrap()));
+    let [dense, sparse, mut sealed] =
+        [0, 1, 2].map(|token| File::from(new.retrieve(Token(token)).unwrap().try_clone().unwrap()));
+    let bytes = contents(&dense);
+    assert_eq!(bytes.len(), 4 * MIB);
+    assert!(bytes[3 * MIB..].iter().all(|&byte| byte == 0));
+    assert_eq!(bytes[MIB], (MIB / 4096 * 7 + MIB) as u8);
+    assert_eq!(fstat(&sparse).unwrap().st_size, 1 << 40);
+    assert_eq!(fstat(&sparse).unwrap().st_blocks, 0, "it is one hole");
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    assert_eq!(fcntl_get_seals(&sealed).unwrap(), seals);
+    assert_eq!(sealed.stream_position().unwrap(), 6);
+    let reports: Vec<_> = new
+        .files()
+        .unwrap()
+        .into_iter()
+        .map(|file| file.report)
+        .collect();
+    let changed = |what: &str| Some(format!("changed since freeze: {what}"));
+    let expected = [
+        changed("size 3145728 to 4194304"),
+        // Nobody looked where its holes are.
+        None,
+        changed("position 4 to 6, seals 0o6 to 0o16"),
+    ];
+    assert_eq!(reports, expected);
     assert_eq!(new.finish().unwrap(), []);
 }
 

@@ -77,7 +77,7 @@ fn service() {
         "store and crash" => {
             let (files, update, _) = store();
             update.unfreeze().unwrap();
-            files.0.write_all_at(b"LATER", 0).unwrap();
+            files.0.write_all_at(b"LATER bytes and more", 0).unwrap();
             std::process::abort();
         }
         "store twice" => store_twice(),
@@ -202,6 +202,12 @@ fn take() -> FdStore {
         "\nmemory: {}",
         String::from_utf8_lossy(&contents(new.retrieve(MEMORY).unwrap()))
     );
+    let memory = new
+        .files()
+        .unwrap()
+        .into_iter()
+        .find(|file| file.token == MEMORY);
+    println!("report: {:?}", memory.unwrap().report);
     let owned = |token| new.retrieve(token).unwrap().try_clone().unwrap();
     let mut connection = TcpStream::from(owned(CONNECTION));
     let mut request = [0; 7];
@@ -280,6 +286,7 @@ fn is_served(manager: &Manager, task: &str, client: &mut TcpStream, address: std
     let mut later = TcpStream::connect(address).unwrap();
     let output = start(manager, task, Vec::new());
     let text = text_of(&output);
+    assert!(!text.contains("report: Some"), "nothing changed: {text}");
     let expected = match task.ends_with("crash") {
         true => "memory: first bytes",
         false => "1 passed",
@@ -311,7 +318,8 @@ fn a_crash_loses_nothing_that_is_in_the_store() {
     let (_client, address) = stored(&manager, "store and crash");
     let _later = TcpStream::connect(address).unwrap();
     let text = text_of(&start(&manager, "take", Vec::new()));
-    assert!(text.contains("memory: LATER bytes"), "{text}");
+    assert!(text.contains("memory: LATER bytes and more"), "{text}");
+    assert!(text.contains("size 11 to 20"), "{text}");
 }
 
 #[test]

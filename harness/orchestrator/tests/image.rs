@@ -16,16 +16,16 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 
-use luo_handler_api::{Compatible, Errno, FileRef, Host, HostServices, Token};
+use luo_handler_api::{Errno, FileRef, HostServices, Token};
 use luo_handler_memfd as _;
 use luo_orchestrator::devicetree::{encode, Tree};
 use luo_orchestrator::error::Error;
 use luo_orchestrator::handover::Handover;
-use luo_orchestrator::inspection::{inspect_with, Description, Inspection};
+use luo_orchestrator::inspection::{inspect, Inspection};
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::outgoing::Outgoing;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::transport::image::{self, ImageError, Saved, CHUNK_BYTES};
+use luo_orchestrator::transport::image::{self, Data, ImageError, Saved, CHUNK_BYTES};
 use proptest::prelude::*;
 use rustix::fs::{fcntl_add_seals, fcntl_get_seals, SealFlags};
 use support::memfd;
@@ -159,6 +159,25 @@ fn cross(files: &[File]) -> Saved {
     assert_eq!(new.finish().unwrap(), []);
     assert_eq!(listing(directory.path()), CLEAN);
     saved
+}
+
+/// An image is of the moment in which it was written.
+#[test]
+fn a_memfd_that_others_changed_before_the_save_is_restored_as_it_was_saved() {
+    let directory = directory();
+    let files = [sparse(MIB, &[0, 8192])];
+    let update = frozen(&files);
+    files[0].set_len(2 * MIB).unwrap();
+    files[0].write_all_at(b"late", 2 * MIB - 4).unwrap();
+    let saved = update
+        .handover(|handover| Ok::<_, Error>(image::save(&handover, directory.path(), &|_| ())));
+    saved.unwrap().unwrap();
+    let new = load(directory.path()).unwrap();
+    assert_same(&files[0], &new.retrieve(Token(0)).unwrap());
+    let report = new.files().unwrap().remove(0).report;
+    let expected = "changed since freeze: size 1048576 to 2097152";
+    assert_eq!(report.as_deref(), Some(expected));
+    assert_eq!(new.finish().unwrap(), []);
 }
 
 /// Bytes of which no two pages are alike.
@@ -462,23 +481,9 @@ fn directories_are_created_as_deep_as_needed() {
     assert_eq!(listing(&deep), CLEAN);
 }
 
-/// As a program that knows one handler describes its record.
-fn describe(compatible: &Compatible, data: u64, host: Host<'_>) -> Option<Description> {
-    assert_eq!(compatible.as_str(), "memfd-v1");
-    Some(match luo_handler_memfd::inspect(data, host) {
-        Ok(summary) => {
-            let data_bytes = summary.data_bytes.min(summary.size);
-            let pairs = [("size", summary.size), ("data", data_bytes)];
-            let pairs = pairs.map(|(key, value)| (key.to_owned(), value.to_string()));
-            (pairs.into(), Ok(()))
-        }
-        Err(errno) => (Vec::new(), Err(errno)),
-    })
-}
-
 fn inspection(path: &Path) -> Result<Inspection, String> {
     let registry = Registry::linked().unwrap();
-    inspect_with(path, &registry, &describe).map_err(|error| error.to_string())
+    inspect(path, &registry).map_err(|error| error.to_string())
 }
 
 fn damages(inspection: &Inspection) -> Vec<Option<&str>> {
@@ -499,6 +504,8 @@ fn inspecting_finds_damaged_contents() {
     let assert_first_is_damaged = |path: &Path| {
         let found = inspection(path).unwrap();
         assert!(found.damaged_contents.is_empty());
+        assert_eq!(found.files[0].contents, None);
+        assert!(found.files[1].contents.is_some());
         let first = Some("contents-1 is missing or not what was written");
         assert_eq!(damages(&found), [first, None, None]);
     };
@@ -574,15 +581,39 @@ fn inspecting_a_damaged_image_or_none_is_an_error() {
 }
 
 #[test]
-fn inspecting_shows_what_the_handler_describes() {
+fn inspecting_shows_what_the_handler_describes_and_what_the_image_holds() {
     let directory = directory();
-    save(&[dense(4, 1)], directory.path()).unwrap();
+    let spread = sparse(1 << 30, &[0, 4096, 1 << 20, (1 << 30) - 4096]);
+    let chunks = dense(2 * CHUNK_BYTES + 1, 1);
+    save(
+        &[dense(4, 1), spread, sparse(9, &[]), chunks],
+        directory.path(),
+    )
+    .unwrap();
     let found = inspection(directory.path()).unwrap();
-    let expected = [("size", "4"), ("data", "4")];
+    let expected = [
+        ("kind", "shmem"),
+        ("size_bytes", "4"),
+        ("position", "4"),
+        ("metadata_bytes", "368"),
+    ];
     let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
     assert_eq!(found.files[0].record, expected);
+    let data = |(extents, data_bytes)| Data {
+        extents,
+        data_bytes,
+    };
+    let held: Vec<_> = found
+        .files
+        .iter()
+        .filter_map(|file| file.contents)
+        .collect();
+    let large = 2 * CHUNK_BYTES + 1;
+    assert_eq!(held, [(1, 4), (3, 16384), (0, 0), (1, large)].map(data));
     let json = serde_json::to_value(&found).unwrap();
-    assert_eq!(json["files"][0]["record"]["size"], 4);
+    assert_eq!(json["files"][0]["record"]["size_bytes"], 4);
+    assert_eq!(json["files"][1]["contents"]["data_bytes"], 16384);
+    assert_eq!(json["files"][1]["contents"]["extents"], 3);
     assert_eq!(json["files"][0]["token"], "0x0");
     assert_eq!(json["files"][0]["compatible"], "memfd-v1");
 }

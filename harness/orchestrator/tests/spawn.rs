@@ -84,6 +84,17 @@ fn new_side() {
     }
     let new = Orchestrator::arrived(Arc::new(Registry::linked().unwrap()), arrival);
     let file = File::from(new.retrieve(Token(1)).unwrap().try_clone().unwrap());
+    let report = new.files().unwrap().remove(0).report;
+    if task == "sees what changed" {
+        assert_eq!(
+            contents(&file),
+            [b"what the old program knows".as_slice(), &[0; 74]].concat()
+        );
+        assert_eq!(report.unwrap(), "changed since freeze: size 26 to 100");
+        assert_eq!(new.finish().unwrap(), []);
+        return predecessor.ready().unwrap();
+    }
+    assert_eq!(report, None);
     assert_eq!(contents(&file), b"what the old program knows");
     assert_eq!((&file).stream_position().unwrap(), 5);
     assert_eq!(new.finish().unwrap(), []);
@@ -127,6 +138,15 @@ fn the_new_program_takes_over_and_the_old_one_knows_its_process() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_ne!(successor.process(), std::process::id());
+}
+
+#[test]
+fn a_file_that_somebody_grew_after_freeze_is_handed_over() {
+    let file = workload();
+    let update = frozen(&file);
+    file.set_len(100).unwrap();
+    spawn_from(&update, &new_program("sees what changed"), DEADLINE).unwrap();
+    update.depart();
 }
 
 /// The old program goes on, with its file as it was.

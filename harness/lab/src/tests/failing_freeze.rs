@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
+use crate::sys::surviving_bus_errors;
 use crate::tests::expect::{expect_errno, expect_refused_jump};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{memfd, preserve, retrieve, verify};
@@ -47,7 +48,7 @@ pub(crate) fn spoil(file: &File, page: usize) -> Result<()> {
     let bytes = page * size..(page + 1) * size;
     let mapping = SharedMapping::new(file, 0..BAD_MEMFD.size).context("mapping a memfd")?;
     mapping.write(bytes.start, &[1]);
-    match mapping.advise(bytes, Advice::LinuxHwPoison) {
+    match surviving_bus_errors(|| mapping.advise(bytes, Advice::LinuxHwPoison)) {
         // What is preserved cannot be taken away from the file, but it is marked as broken.
         Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => Ok(()),
         result => result.context("declaring memory broken; it takes CONFIG_MEMORY_FAILURE"),

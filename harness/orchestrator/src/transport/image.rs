@@ -40,7 +40,7 @@ use crate::incoming::Incoming;
 use crate::reason;
 use error::at;
 
-pub use contents::{hugetlb_size, CHUNK_BYTES};
+pub use contents::{hugetlb_size, Data, CHUNK_BYTES};
 pub use error::ImageError;
 
 const CURRENT: &str = "current";
@@ -326,8 +326,8 @@ pub fn load(
 pub struct ContentsState {
     /// What they are.
     pub held: HeldFile,
-    /// `EBADMSG` if they are missing or not what was written.
-    pub result: Result<(), Errno>,
+    /// What they hold; `EBADMSG` if they are missing or not what was written.
+    pub result: Result<Data, Errno>,
 }
 
 /// An image that no save removes while this is there.

@@ -15,6 +15,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter::Sum;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -24,6 +25,7 @@ use luo_handler_api::Errno;
 use memfd::{HugetlbSize, MemfdOptions};
 use rayon::prelude::*;
 use rustix::fs::{fcntl_get_seals, fstat, fstatfs, Mode};
+use serde::Serialize;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -352,6 +354,38 @@ impl Stored {
     }
 }
 
+/// What a memfd holds besides holes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Data {
+    /// How many ranges.
+    pub extents: u64,
+    /// How many bytes in all of them.
+    pub data_bytes: u64,
+}
+
+impl Data {
+    fn of(chunks: &[Chunk]) -> Self {
+        let mut data = Self::default();
+        let mut end = None;
+        for chunk in chunks {
+            let (offset, length) = (chunk.offset.get(), u64::from(chunk.length.get()));
+            data.extents += u64::from(end != Some(offset));
+            data.data_bytes += length;
+            end = Some(offset + length);
+        }
+        data
+    }
+}
+
+impl Sum for Data {
+    fn sum<I: Iterator<Item = Self>>(of: I) -> Self {
+        of.fold(Self::default(), |sum, one| Self {
+            extents: sum.extents + one.extents,
+            data_bytes: sum.data_bytes + one.data_bytes,
+        })
+    }
+}
+
 /// The pages that chunks touch, neighbours merged.
 fn page_runs(chunks: &[Chunk], page_bytes: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
@@ -391,19 +425,20 @@ pub(super) fn restore(
     Ok(memfd.into())
 }
 
-/// Reads all that is stored of a memfd and compares the checksums.
+/// Reads all that is stored of a memfd and compares the checksums; returns what it is.
 ///
 /// # Errors
 ///
 /// `EBADMSG` if it is not what was written, and those of reading.
-pub(super) fn check(image: &Path, handle: u64) -> Result<(), Errno> {
+pub(super) fn check(image: &Path, handle: u64) -> Result<Data, Errno> {
     let stored = Stored::open(image, handle)?;
     stored
         .batches()
         .into_par_iter()
         .try_for_each_init(Vec::new, |buffer, batch| {
             stored.read(&batch, buffer).map(drop)
-        })
+        })?;
+    Ok(Data::of(&stored.chunks))
 }
 
 /// A part that is missing is damage like any other.
