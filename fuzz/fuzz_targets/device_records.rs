@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Hostile records of devices, ports and sockets: whatever the previous side preserved, nothing
-//! panics, and only the device or socket that was recorded is handed over.
+//! Hostile records of devices, ports and sockets: with any of them nothing panics, and only the
+//! device or socket that was recorded is handed over.
 //!
 //! The first eight bytes of an input are what crossed of a port. The next one chooses: with its
 //! lowest bit the rest is a record, without it changes bytes of a true one. With the next bit
@@ -91,7 +91,7 @@ fn socket(choice: u8, input: &[u8]) {
     });
     assert!(
         !host.all_bytes().contains_key(&data),
-        "the record stays behind"
+        "the record is left"
     );
 }
 
@@ -136,6 +136,6 @@ fuzz_target!(|input: &[u8]| {
     });
     assert!(
         !host.all_bytes().contains_key(&data),
-        "the record stays behind"
+        "the record is left"
     );
 });

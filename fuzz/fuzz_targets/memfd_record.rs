@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Hostile records of memfds: whatever the previous side preserved, nothing panics.
+//! Hostile records of memfds: with any of them nothing panics.
 //!
 //! The first byte of an input chooses. With its lowest bit the rest is what the host holds, each
 //! object with its length before it; without, it changes bytes of a true record. With the next bit

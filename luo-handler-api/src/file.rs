@@ -54,7 +54,7 @@ impl OwnedFile {
     }
 
     /// Gives the file away in its C form; the one who takes it closes it.
-    // Without a host there is no Drop to keep from running.
+    // Without a host the type has no Drop that must not run.
     #[cfg_attr(not(any(feature = "std", luo_kernel)), allow(clippy::forget_non_drop))]
     pub const fn into_raw(self) -> RawFile {
         let raw = self.0;

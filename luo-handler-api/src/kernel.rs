@@ -151,7 +151,7 @@ impl<Known, A: Around> Registration<Known, A> {
             // SAFETY: mainline has it, and it is never unregistered nor freed.
             Ok(()) => Ok(unsafe { &*whole }),
             Err(error) => {
-                // SAFETY: `whole` comes from a box. Mainline keeps no pointer to what it does not
+                // SAFETY: `whole` comes from a box. Mainline has no pointer to what it does not
                 // register, and the references made above are not used any more.
                 drop(unsafe { KBox::from_raw(whole) });
                 Err(error)

@@ -1145,7 +1145,7 @@ mod tests {
         let whole = size_of::<HandlerOps>() as u32;
         let least = HandlerOps::FIRST_SIZE as u32;
         let mut ops = usable();
-        // SAFETY: a whole HandlerOps is there, whatever it counts as its size.
+        // SAFETY: a whole HandlerOps is there, with any number in its size.
         let mut read = |size| unsafe {
             ops.header.size = size;
             HandlerOps::read(&ops)

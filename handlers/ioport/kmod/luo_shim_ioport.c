@@ -15,7 +15,7 @@
 #include "../../fs/internal.h"
 #include "luo_shim_ioport.h"
 
-/* Among the memory devices; drivers/char/mem.c keeps the number to itself. */
+/* Among the memory devices; drivers/char/mem.c does not export the number. */
 #define PORT MKDEV(MEM_MAJOR, 4)
 
 /* file_inode() is a static inline, S_ISCHR() and MKDEV() are macros. */

@@ -47,7 +47,7 @@
 //! # What is preserved, and what is not
 //!
 //! The position, which is the port that is read or written next; the access mode; the status flags
-//! of [`luo_handler_api::status`]. Not what the devices behind the ports do meanwhile, and not
+//! of [`luo_handler_api::status`]. Not what the devices at the ports do meanwhile, and not
 //! `FD_CLOEXEC`, which belongs to the descriptor.
 //!
 //! # Trust

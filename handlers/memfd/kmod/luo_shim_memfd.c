@@ -33,7 +33,7 @@ static_assert(sizeof(struct luo_found) == 24);
 static_assert(sizeof(struct luo_run) == 32);
 
 /* The status flags that F_SETFL can change, and O_ACCMODE. */
-#define KEPT_FLAGS (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME)
+#define PRESERVED_FLAGS (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME)
 
 /* The name of a memfd's dentry, before what was given to memfd_create(). */
 #define NAME_PREFIX "memfd:"
@@ -118,7 +118,7 @@ int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attribu
 		.size = i_size_read(inode),
 		.position = file->f_pos,
 		.seals = seals,
-		.flags = file->f_flags & (O_ACCMODE | KEPT_FLAGS),
+		.flags = file->f_flags & (O_ACCMODE | PRESERVED_FLAGS),
 		.mode = inode->i_mode & 01777,
 		.uid = i_uid_read(inode),
 		.gid = i_gid_read(inode),
@@ -479,7 +479,7 @@ struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes)
 		fput(file);
 		file = other;
 	}
-	file->f_flags = (file->f_flags & ~KEPT_FLAGS) | (attributes->flags & KEPT_FLAGS);
+	file->f_flags = (file->f_flags & ~PRESERVED_FLAGS) | (attributes->flags & PRESERVED_FLAGS);
 	file->f_iocb_flags = iocb_flags(file);
 	err = vfs_setpos(file, attributes->position, MAX_LFS_FILESIZE) < 0 ? -EINVAL : 0;
 	if (err)

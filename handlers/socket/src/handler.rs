@@ -14,7 +14,7 @@ use crate::{
     record::SocketRecord,
 };
 
-/// Keeps sockets alive across a live update, by what `B` sees of them.
+/// Preserves sockets across a live update, through the backend `B`.
 #[derive(Debug)]
 pub struct SocketHandler<B>(pub B);
 

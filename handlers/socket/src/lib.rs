@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Keeps listening and connected sockets alive across a live update of a process.
+//! Preserves listening and connected sockets across a live update of a process.
 //!
 //! Nothing has to be called: linking the crate in registers the handler, and a host finds it.
 //!

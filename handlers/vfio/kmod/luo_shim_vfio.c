@@ -46,8 +46,8 @@ static struct vfio_device_file *device_file(struct file *file)
 }
 
 /*
- * A driver beside vfio-pci may keep a state of its own in the device, and without an
- * IOMMU there is no character device to go on with.
+ * A driver other than vfio-pci may have a state of its own in the device, and without
+ * an IOMMU there is no character device to go on with.
  */
 static bool is_vfio_pci(struct vfio_device *device)
 {
@@ -162,7 +162,7 @@ static void crossing_remove(u64 address)
  */
 static DEFINE_XARRAY(held);
 
-/* A registration keeps the driver from being unbound; its functions are internal. */
+/* A registration prevents the driver from being unbound; its functions are internal. */
 static int hold(struct vfio_pci_core_device *vdev)
 {
 	int err;
@@ -388,7 +388,7 @@ static int lock_device(struct pci_dev *pdev)
  * From here to the jump or to luo_vfio_resume() nothing makes the device do anything:
  *
  * - interrupts are off, and igate keeps them off;
- * - the memory lock keeps everybody from its BARs, which are unmapped, from its power
+ * - the memory lock locks everybody out of its BARs, which are unmapped, from its power
  *   state, and in VFIO from its command register;
  * - with config access locked neither VFIO nor sysfs writes to its configuration.
  *

@@ -63,7 +63,7 @@ impl Kind {
 /// The policy calls `pin` before anything else about a file, and ends with one `unpin`, or with the
 /// jump.
 pub trait VfioBackend: Sync + 'static {
-    /// What keeps a device from being removed, and what has to be remembered of it.
+    /// Prevents a device from being removed, and remembers what is needed to release it.
     type Pin: Send + 'static;
 
     /// A device after the jump, before its file is handed over.

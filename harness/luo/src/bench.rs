@@ -343,7 +343,7 @@ fn give_up_on_interrupt() -> Result<()> {
 }
 
 /// Continues after a jump: measures, and jumps on or reports. What was measured is also reported if
-/// something keeps the machine from jumping on.
+/// the machine cannot jump on.
 fn resume() -> Result<ExitCode> {
     const NOTHING: &str = "There is nothing to continue";
     if !luo_liveupdate::is_available() {
