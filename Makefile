@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-# `make` says what there is.
+# `make` lists the targets.
 
 CARGO ?= cargo
 # Figures and plots of `make bench` go here.

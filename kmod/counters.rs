@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! How often each phase of a handler was called, how often it failed, and how long it took.
+//! How often each callback of a handler was called, how often it failed, and how long it took.
 
 use kernel::{
     fmt,
     sync::atomic::{Atomic, Relaxed},
 };
-use luo_handler_api::kernel::Phase;
+use luo_handler_api::kernel::Callback;
 
-/// By the phases' numbers.
+/// By the numbers of [`Callback`].
 const NAMES: [&str; 7] = [
     "prepare",
     "freeze",
@@ -36,9 +36,9 @@ impl Counters {
         }))
     }
 
-    /// Counts a call of a phase.
-    pub(crate) fn count(&self, phase: Phase, nanoseconds: u64, failed: bool) {
-        if let Some(counter) = self.0.get(phase as usize) {
+    /// Counts a call of a callback.
+    pub(crate) fn count(&self, callback: Callback, nanoseconds: u64, failed: bool) {
+        if let Some(counter) = self.0.get(callback as usize) {
             counter.count.fetch_add(1, Relaxed);
             counter.errors.fetch_add(u64::from(failed), Relaxed);
             counter.nanoseconds.fetch_add(nanoseconds, Relaxed);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the kernel offers handlers: bytes that cross the jump.
 //!
-//! A handle says where the bytes lie and how many they are, so nothing has to be kept beside them:
+//! A handle has the place of the bytes and their number, so nothing has to be stored beside them:
 //!
 //! ```text
 //!      63                    24 23         0
@@ -22,10 +22,10 @@ use crate::{participant::name_of, shim};
 const LENGTH_BITS: u32 = 24;
 const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
 
-/// Bytes that all handlers together keep for the next kernel.
-pub(crate) static KEPT_BYTES: Atomic<u64> = Atomic::new(0);
+/// Bytes that all handlers together preserve for the next kernel.
+pub(crate) static PRESERVED_BYTES: Atomic<u64> = Atomic::new(0);
 
-/// The host of a handler on the old side of the jump: what it hands out lies in its own memory.
+/// The host of a handler on the old side of the jump: its bytes are in its own memory.
 pub(crate) struct Outgoing(pub(crate) Compatible);
 
 /// The host of a handler on the new side: what handles name comes from the previous kernel.
@@ -58,22 +58,22 @@ fn place(len: usize, offset: u64, buffer: &[u8]) -> Result<usize, Errno> {
     (end <= len).then_some(offset).ok_or(Errno::ERANGE)
 }
 
-/// Bytes that are kept in this kernel.
+/// Bytes that this kernel preserves for the next one.
 ///
 /// # Invariants
 ///
-/// `len` bytes from `start` on are kept bytes of a handler. They are written once, before their
-/// handle is known, and freed by their one owner: so they can be read while a handler has the
+/// `len` bytes from `start` on are preserved bytes of a handler. They are written once, before
+/// their handle is known, and freed by their one owner: so they can be read while a handler has the
 /// handle.
-struct Kept {
+struct PreservedBytes {
     start: *mut u8,
     len: usize,
 }
 
-impl Kept {
+impl PreservedBytes {
     fn of(handle: u64) -> Result<Self, Errno> {
         let (pfn, len) = split(handle);
-        // SAFETY: the shim takes any number: it looks whether such bytes are kept there.
+        // SAFETY: the shim takes any number: it looks whether such bytes are preserved there.
         let start = unsafe { shim::luo_bytes_outgoing(pfn, len) };
         if start.is_null() {
             return Err(Errno::ENOENT);
@@ -93,22 +93,22 @@ impl HostServices for Outgoing {
             .map_err(errno_of)?;
         // SAFETY: the shim allocated as many bytes, and nobody else knows of them yet.
         unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
-        KEPT_BYTES.fetch_add(bytes.len() as u64, Relaxed);
+        PRESERVED_BYTES.fetch_add(bytes.len() as u64, Relaxed);
         Ok((pfn as u64) << LENGTH_BITS | bytes.len() as u64)
     }
 
     fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {
-        Kept::of(handle).map(|kept| kept.len as u64)
+        PreservedBytes::of(handle).map(|bytes| bytes.len as u64)
     }
 
     fn read_bytes(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-        let kept = Kept::of(handle)?;
-        let offset = place(kept.len, offset, buffer)?;
+        let bytes = PreservedBytes::of(handle)?;
+        let offset = place(bytes.len, offset, buffer)?;
         // SAFETY: `place` has checked that the range lies within the bytes, which are there by the
         // type's invariant; the buffer is borrowed exclusively.
         unsafe {
             core::ptr::copy_nonoverlapping(
-                kept.start.add(offset),
+                bytes.start.add(offset),
                 buffer.as_mut_ptr(),
                 buffer.len(),
             )
@@ -117,11 +117,11 @@ impl HostServices for Outgoing {
     }
 
     fn release_bytes(&self, handle: u64) {
-        if let Ok(kept) = Kept::of(handle) {
-            // SAFETY: by the type's invariant they are kept bytes of a handler, which gives them
-            // back with this call and has no other handle of them.
-            unsafe { shim::luo_bytes_unpreserve(kept.start) };
-            KEPT_BYTES.fetch_add((kept.len as u64).wrapping_neg(), Relaxed);
+        if let Ok(bytes) = PreservedBytes::of(handle) {
+            // SAFETY: by the type's invariant they are preserved bytes of a handler, which gives
+            // them back with this call and has no other handle of them.
+            unsafe { shim::luo_bytes_unpreserve(bytes.start) };
+            PRESERVED_BYTES.fetch_add((bytes.len as u64).wrapping_neg(), Relaxed);
         }
     }
 

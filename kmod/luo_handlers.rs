@@ -4,7 +4,9 @@
 //!
 //! Their ops are made by `luo_handler_api::kernel`, so mainline calls them without this module in
 //! between. It answers what they ask of their host and counts the calls. Which there are is decided
-//! by Kconfig, which of them take part by the boot parameter `luo_handlers.disable`.
+//! by Kconfig. The boot parameter `luo_handlers.disable` switches some of them off: a handler then
+//! takes no new files, and what came in for it is released and not rebuilt; a subsystem is not
+//! registered.
 //!
 //! # Map
 //!
@@ -44,9 +46,9 @@ module! {
 }
 
 /// A handler that is registered; it stays so for good.
-type Handler = HandlerRegistration<Participant>;
+type RegisteredHandler = HandlerRegistration<Participant>;
 /// A subsystem that is registered; it stays so for good, with its description.
-struct Subsystem {
+struct RegisteredSubsystem {
     registration: &'static SubsystemRegistration<Participant>,
     entry: &'static SubsystemEntry,
 }
@@ -55,9 +57,9 @@ type Shows<T> = Pin<KBox<debugfs::File<T>>>;
 
 /// What lives as long as the kernel.
 struct LuoHandlers {
-    _handlers: KVec<Shows<&'static Handler>>,
-    _subsystems: KVec<Shows<Subsystem>>,
-    _kept_bytes: Shows<&'static Atomic<u64>>,
+    _handlers: KVec<Shows<&'static RegisteredHandler>>,
+    _subsystems: KVec<Shows<RegisteredSubsystem>>,
+    _preserved_bytes: Shows<&'static Atomic<u64>>,
     _directories: [debugfs::Dir; 2],
 }
 
@@ -84,36 +86,34 @@ impl kernel::Module for LuoHandlers {
         Ok(Self {
             _handlers: handlers,
             _subsystems: subsystems,
-            _kept_bytes: show_kept_bytes(&directory)?,
+            _preserved_bytes: show_preserved_bytes(&directory)?,
             _directories: [directory, beside],
         })
     }
 }
 
-/// Logs why something is not registered. Without live update nothing is, which is no fault.
+/// Logs why something is not registered. If live update is off, that is not an error.
 fn log_refusal(participant: &str, origin: &str, error: Error) {
     if error == EOPNOTSUPP {
-        pr_info!(
-            "{participant} of {origin}: live update is off; boot with liveupdate=on kho=on\n"
-        );
+        pr_info!("{participant} of {origin}: live update is off; boot with liveupdate=on kho=on\n");
     } else {
         pr_err!("{participant} of {origin} is not registered: {error:?}\n");
     }
 }
 
 /// Registers one handler.
-fn register_handler(entry: &'static HandlerEntry) -> Option<&'static Handler> {
+fn register_handler(entry: &'static HandlerEntry) -> Option<&'static RegisteredHandler> {
     let (compatible, origin) = (entry.compatible.as_str(), entry.origin);
     let participant = Participant::new(&entry.compatible);
     if let Err(errno) = (entry.init)(Host::new(&host::Explains(participant.name()))) {
         pr_err!(
-            "{compatible} of {origin} keeps itself out: {}\n",
+            "{compatible} of {origin} cannot work here: {}\n",
             Shown(&errno)
         );
         return None;
     }
     let taking = if participant.is_disabled() {
-        ", takes no new files (luo_handlers.disable)"
+        ", takes no new files and rebuilds none (luo_handlers.disable)"
     } else {
         ""
     };
@@ -127,22 +127,22 @@ fn register_handler(entry: &'static HandlerEntry) -> Option<&'static Handler> {
 /// it.
 fn register_subsystem(
     entry: &'static SubsystemEntry,
-    handlers: &[&'static Handler],
-) -> Option<Subsystem> {
+    handlers: &[&'static RegisteredHandler],
+) -> Option<RegisteredSubsystem> {
     let (compatible, origin) = (entry.compatible.as_str(), entry.origin);
     let participant = Participant::new(&entry.compatible);
     if participant.is_disabled() {
-        pr_info!("{compatible} of {origin} takes no part (luo_handlers.disable)\n");
+        pr_info!("{compatible} of {origin} is not registered (luo_handlers.disable)\n");
         return None;
     }
     if let Err(errno) = (entry.init)(Host::new(&host::Explains(participant.name()))) {
         pr_err!(
-            "{compatible} of {origin} keeps itself out: {}\n",
+            "{compatible} of {origin} cannot work here: {}\n",
             Shown(&errno)
         );
         return None;
     }
-    let name_of = |handler: &&&Handler| *handler.state.compatible();
+    let name_of = |handler: &&&RegisteredHandler| *handler.state.compatible();
     if let NeededBy::Handlers(names) = entry.needed_by {
         for name in names {
             if !handlers.iter().any(|handler| name_of(&handler) == *name) {
@@ -157,7 +157,9 @@ fn register_subsystem(
         .iter()
         .filter(|handler| entry.needed_by.includes(&name_of(handler)));
     let Some(first) = needing.next() else {
-        pr_err!("{compatible} of {origin} is not registered: there is no handler that needs it\n");
+        pr_err!(
+            "{compatible} of {origin} is not registered: no handler that needs it is registered\n"
+        );
         return None;
     };
     let registration = SubsystemRegistration::new(entry, participant, first)
@@ -166,7 +168,9 @@ fn register_subsystem(
     for handler in needing {
         if let Err(error) = registration.also_with(handler) {
             let handler = handler.state.compatible().as_str();
-            pr_err!("{compatible} of {origin} goes without the files of {handler}: {error:?}\n");
+            pr_err!(
+                "{compatible} of {origin} does not cross with the files of {handler}: {error:?}\n"
+            );
         }
     }
     pr_info!("subsystem {compatible} of {origin} is registered\n");
@@ -175,25 +179,26 @@ fn register_subsystem(
         Err(error) if error == ENODATA || error == ENOENT => {}
         Err(error) => pr_err!("subsystem {compatible}: what came in is lost: {error:?}\n"),
     }
-    Some(Subsystem {
+    Some(RegisteredSubsystem {
         registration,
         entry,
     })
 }
 
-/// Shows in debugfs how many bytes are kept for the next kernel beside the files' contents.
-fn show_kept_bytes(directory: &debugfs::Dir) -> Result<Shows<&'static Atomic<u64>>> {
-    let file = directory.read_callback_file(c"kept_bytes", &host::KEPT_BYTES, &|bytes, f| {
-        writeln!(f, "{}", bytes.load(Relaxed))
-    });
+/// Shows in debugfs how many bytes are preserved for the next kernel beside the files' contents.
+fn show_preserved_bytes(directory: &debugfs::Dir) -> Result<Shows<&'static Atomic<u64>>> {
+    let file =
+        directory.read_callback_file(c"preserved_bytes", &host::PRESERVED_BYTES, &|bytes, f| {
+            writeln!(f, "{}", bytes.load(Relaxed))
+        });
     KBox::pin_init(file, GFP_KERNEL)
 }
 
 /// Shows the counters of a handler in debugfs.
 fn show_handler(
     directory: &debugfs::Dir,
-    handler: &'static Handler,
-) -> Result<Shows<&'static Handler>> {
+    handler: &'static RegisteredHandler,
+) -> Result<Shows<&'static RegisteredHandler>> {
     let name = CString::try_from_fmt(fmt!("{}", handler.state.name()))?;
     let file = directory.read_callback_file(&name, handler, &|handler, f| {
         handler.state.counters().fmt(f)
@@ -202,7 +207,10 @@ fn show_handler(
 }
 
 /// Shows the counters of a subsystem in debugfs, and what came in for it until that is finished.
-fn show_subsystem(directory: &debugfs::Dir, subsystem: Subsystem) -> Result<Shows<Subsystem>> {
+fn show_subsystem(
+    directory: &debugfs::Dir,
+    subsystem: RegisteredSubsystem,
+) -> Result<Shows<RegisteredSubsystem>> {
     let name = CString::try_from_fmt(fmt!("{}", subsystem.registration.state.name()))?;
     let file = directory.read_callback_file(&name, subsystem, &|subsystem, f| {
         subsystem.registration.state.counters().fmt(f)?;
@@ -211,8 +219,8 @@ fn show_subsystem(directory: &debugfs::Dir, subsystem: Subsystem) -> Result<Show
     KBox::pin_init(file, GFP_KERNEL)
 }
 
-fn describe_incoming(subsystem: &Subsystem, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let Subsystem {
+fn describe_incoming(subsystem: &RegisteredSubsystem, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let RegisteredSubsystem {
         registration,
         entry,
     } = subsystem;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the module needs and Rust cannot say. Each function says why it is here.
+ * What the module needs and Rust cannot express. The comment of each function begins
+ * with why it is here.
  */
 #define pr_fmt(fmt) "luo_handlers: " fmt
 
@@ -22,9 +23,10 @@
 #undef MODULE_PARAM_PREFIX
 #define MODULE_PARAM_PREFIX "luo_handlers."
 
+/* A handler that is switched off takes no new files, and releases what came in for it. */
 static char *disable;
 module_param(disable, charp, 0444);
-MODULE_PARM_DESC(disable, "Handlers that take no new files, by name, separated by commas");
+MODULE_PARM_DESC(disable, "Handlers and subsystems to switch off, by name, separated by commas");
 
 /* Parameters are declared by macros; Rust's have no texts yet. */
 const char *luo_disabled(void)
@@ -54,9 +56,9 @@ const char *luo_switched_on(void)
 }
 
 /*
- * Symbols of the linker, weak because there is no section without any entry. One
- * that the linker script does not know is put where the linker likes, with lld
- * behind the end of the kernel's memory: that is not to be touched.
+ * Symbols of the linker, weak because there is no section without any entry. One that
+ * the linker script does not know is put where the linker likes, with lld after the
+ * end of the kernel's memory: that must not be touched.
  */
 #define LUO_SECTION(name)								\
 extern const void *__start_##name[] __weak;						\
@@ -86,8 +88,8 @@ void luo_flb_did_not_come(struct liveupdate_flb *flb)
 
 /*
  * Bytes that cross are whole pages from kho_alloc_preserve(). Until the jump the
- * first of them says in page->private that it is one of ours, and how long the
- * bytes are, so that a number that is no handle is not taken for one.
+ * first of them has in page->private a mark that it is ours, and the length of the
+ * bytes, so that a wrong number is not taken for a handle.
  */
 #define BYTES_MAGIC 0x4c554f42UL /* ASCII for 'LUOB' */
 
@@ -120,7 +122,7 @@ void *luo_bytes_outgoing(unsigned long pfn, size_t len)
 }
 
 /*
- * What the previous kernel kept is looked at and given back under this: two sessions
+ * What the previous kernel preserved is read and given back under this: two sessions
  * that name the same memory may be finished at the same time.
  */
 DEFINE_MUTEX(luo_incoming);
@@ -128,7 +130,7 @@ DEFINE_MUTEX(luo_incoming);
 /* The same on the other side of the jump; the caller holds luo_incoming. */
 static void *bytes_incoming(unsigned long pfn, size_t len)
 {
-	int order = luo_kept_order(pfn);
+	int order = luo_preserved_order(pfn);
 
 	if (order < 0 || !len || len > PAGE_SIZE << order)
 		return NULL;
@@ -162,7 +164,7 @@ void luo_bytes_unpreserve(void *bytes)
 	kho_unpreserve_free(bytes);
 }
 
-/* The lock, and no binding. Does nothing if there are none. */
+/* The lock, and no binding. Does nothing if there are no such bytes. */
 void luo_bytes_free(unsigned long pfn, size_t len)
 {
 	void *bytes;
@@ -174,12 +176,11 @@ void luo_bytes_free(unsigned long pfn, size_t len)
 }
 
 /*
- * How KHO marks, on the new side, the first page of each preservation that nobody
- * has restored yet: kernel/liveupdate/kexec_handover.c. It keeps this to itself and
- * warns when asked to restore anything else. But a number that comes from the
- * previous kernel is no reason for a warning, and with panic_on_warn for a panic,
- * so we look before we ask. Should the mark change, every restore fails with an
- * error; nothing worse.
+ * How KHO marks, on the new side, the first page of each preservation that nobody has
+ * restored yet: kernel/liveupdate/kexec_handover.c. It does not export this and warns
+ * when asked to restore anything else. But a number that comes from the previous
+ * kernel must not cause a warning, or with panic_on_warn a panic, so we look before
+ * we ask. Should the mark change, every restore fails with an error; nothing worse.
  */
 #define KHO_PAGE_MAGIC 0x4b484f50U
 
@@ -192,7 +193,7 @@ union kho_page_info {
 };
 
 /* page->private: order of what the previous kernel preserved at @pfn, or -ENOENT. */
-int luo_kept_order(unsigned long pfn)
+int luo_preserved_order(unsigned long pfn)
 {
 	struct page *page = pfn_to_online_page(pfn);
 	union kho_page_info info;

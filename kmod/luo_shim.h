@@ -31,7 +31,7 @@ int luo_bytes_copy(unsigned long pfn, size_t len, size_t offset, void *buffer, s
 void luo_bytes_unpreserve(void *bytes);
 void luo_bytes_free(unsigned long pfn, size_t len);
 extern struct mutex luo_incoming;
-int luo_kept_order(unsigned long pfn);
+int luo_preserved_order(unsigned long pfn);
 
 /* luo_shim.c: checksums */
 u32 luo_crc32c(u32 so_far, const void *bytes, size_t len);

@@ -7,7 +7,7 @@ use core::ffi::CStr;
 
 use kernel::prelude::*;
 use luo_handler_api::{
-    kernel::{Around, Phase},
+    kernel::{Around, Callback},
     Compatible, Errno, Host,
 };
 
@@ -67,9 +67,9 @@ impl Around for Participant {
         Host::new(&self.incoming)
     }
 
-    fn ended(&self, phase: Phase, nanoseconds: u64, result: Result<(), Errno>) {
-        self.counters.count(phase, nanoseconds, result.is_err());
-        if let (Phase::Retrieve, Err(errno)) = (phase, result) {
+    fn ended(&self, callback: Callback, nanoseconds: u64, result: Result<(), Errno>) {
+        self.counters.count(callback, nanoseconds, result.is_err());
+        if let (Callback::Retrieve, Err(errno)) = (callback, result) {
             pr_warn!("{} was not retrieved: {}\n", self.name(), Shown(&errno));
         }
     }
@@ -105,7 +105,8 @@ fn is_listed(list: &str, name: &str) -> bool {
     list.split(',').any(|listed| listed.trim() == name)
 }
 
-/// The boot parameter `luo_handlers.disable`.
+/// The boot parameter `luo_handlers.disable`: names of handlers that take no new files and only
+/// release what came in for them, and of subsystems that are not registered.
 fn disabled_names() -> &'static str {
     // SAFETY: the shim returns a C string: the text of a parameter that cannot be written after
     // boot, or a literal. Both live as long as the kernel.

@@ -17,7 +17,7 @@ use luo_orchestrator::registry::Registry;
 
 const CONTENTS: &[u8] = &[0x5a; 4096];
 
-/// Open files that each memfd needs: its own, the offered, the kept and the one that crossed.
+/// Open files that each memfd needs: its own, the offered, the preserved and the one that crossed.
 const DESCRIPTORS: usize = 4;
 
 fn small_memfd(_: usize) -> File {

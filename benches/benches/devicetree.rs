@@ -2,7 +2,7 @@
 //! The devicetree that crosses: written, read, and read with every file restored from it.
 //!
 //! `restore` is a new side's whole work: the orchestrator arrives, reads the devicetree and
-//! retrieves every file. Its handler hands out files that were opened before the clock started, so
+//! retrieves every file. Its handler returns files that were opened before the clock started, so
 //! its own work, which `handler alone` shows, is a lock and a pop. Closing the files is not
 //! measured either.
 //!

@@ -4,7 +4,7 @@
 //! Each way does the same work for the same handler; `prepare+cancel` makes room for the private
 //! state, fills it, lends it to cancel and drops it. The way by `HandlerOps` is the one of a host,
 //! with panics caught and answers checked; the others do neither. Every question ends in the same
-//! plain answer, and what is prepared lies in memory until it is cancelled, as a host keeps it.
+//! plain answer, and what is prepared lies in memory until it is cancelled, as in a host.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -69,7 +69,7 @@ impl<T: FileHandler> DynPrepared for PreparedBy<T> {
     }
 }
 
-/// The private state is boxed here too: a host keeps it for longer than a stack frame.
+/// The private state is boxed here too: in a host it lives longer than a stack frame.
 fn prepare_and_cancel(handler: &Counting, file: FileRef<'_>, host: Host<'_>) -> Result<(), Errno> {
     let mut prepared = Box::new(FileHandler::prepare(handler, file, host)?);
     handler.cancel(Preserved {

@@ -12,7 +12,7 @@ use luo_handler_api::{
 
 /// Takes every file and counts its private states.
 ///
-/// Each of its calls can panic as far as a compiler can tell, as with most handlers: otherwise the
+/// Each of its calls can panic as far as a compiler knows, as with most handlers: otherwise the
 /// catching of panics would be optimized away.
 #[derive(Debug)]
 pub struct Counting;
@@ -72,7 +72,7 @@ impl FileHandler for Counting {
     fn finish(&self, _: Crossed<'_>) {}
 }
 
-/// Retrieves files that were put there before, the last one first; `ENFILE` once there are none.
+/// Retrieves files that were put there before, the last one first; `ENFILE` once they are used up.
 #[derive(Debug)]
 pub struct Stock(Mutex<Vec<OwnedFile>>);
 

@@ -73,7 +73,7 @@ pub fn memfd(name: &str) -> File {
     options.create(name).expect("a memfd").into_file()
 }
 
-/// Lets this process open as many files as it may, and tells how many a bench can use.
+/// Lets this process open as many files as it may, and returns how many a bench can use.
 pub fn raise_file_limit() -> usize {
     let now = getrlimit(Resource::Nofile);
     let wanted = (*FILES.iter().max().unwrap_or(&0) as u64) + OTHER_FILES;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Hostile records of devices, ports and sockets: whatever the previous side kept, nothing panics,
-//! and only the device or socket that was recorded is handed over.
+//! Hostile records of devices, ports and sockets: with any of them nothing panics, and only the
+//! device or socket that was recorded is handed over.
 //!
 //! The first eight bytes of an input are what crossed of a port. The next one chooses: with its
 //! lowest bit the rest is a record, without it changes bytes of a true one. With the next bit
@@ -35,7 +35,7 @@ fn handler() -> &'static Handler {
     DEVICE.get_or_init(|| VfioHandler(UserBackend(Imagined::new(edu()))))
 }
 
-/// A host that keeps a true record and its file, and the handle of the record.
+/// A host that holds a sound record and its file, and the handle of the record.
 fn true_record() -> (FakeHost, u64) {
     let host = FakeHost::default();
     let null = File::open("/dev/null").expect("a file");
@@ -69,7 +69,7 @@ fn socket(choice: u8, input: &[u8]) {
     let handler = SocketHandler(luo_handler_socket::UserBackend);
     let prepared = handler.prepare(socket.as_fd().into(), host.lend());
     let data = prepared.expect("a record").data;
-    let truth = luo_handler_socket::Record::read(host.lend(), data).expect("a record");
+    let truth = luo_handler_socket::SocketRecord::read(host.lend(), data).expect("a record");
     let mut bytes = changed(&host.bytes(data), choice, input);
     if choice & 2 != 0 {
         make_right(&mut bytes);
@@ -77,7 +77,7 @@ fn socket(choice: u8, input: &[u8]) {
     host.replace(data, &bytes);
     let file = handler.retrieve(data, host.lend()).map(OwnedFd::from);
     if file.is_ok() {
-        let record = luo_handler_socket::Record::read(host.lend(), data);
+        let record = luo_handler_socket::SocketRecord::read(host.lend(), data);
         assert_eq!(record, Ok(truth), "another socket was handed over");
     }
     let retrieved = match &file {
@@ -91,7 +91,7 @@ fn socket(choice: u8, input: &[u8]) {
     });
     assert!(
         !host.all_bytes().contains_key(&data),
-        "the record stays behind"
+        "the record is left"
     );
 }
 
@@ -111,7 +111,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     let data = u64::from_le_bytes(*port);
-    if let Ok(port) = luo_handler_ioport::Record::from_u64(data) {
+    if let Ok(port) = luo_handler_ioport::PortRecord::from_u64(data) {
         assert!(port.is_possible() && port.to_u64() == data);
     }
 
@@ -136,6 +136,6 @@ fuzz_target!(|input: &[u8]| {
     });
     assert!(
         !host.all_bytes().contains_key(&data),
-        "the record stays behind"
+        "the record is left"
     );
 });

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Hostile handovers: a devicetree and a memory file, taken through retrieve and finish.
 //!
-//! The first two bytes of the input say how long the devicetree is; the memory file follows. Half
-//! of the inputs get the right header, so that the blocks behind it are reached.
+//! The first two bytes of the input are the length of the devicetree; the memory file follows. Half
+//! of the inputs get the right header, so that the blocks after it are reached.
 
 #![no_main]
 

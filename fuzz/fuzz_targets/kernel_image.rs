@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Whatever a file holds, reading it as a kernel's image ends with an answer or an error.
+//! Reading any file as a kernel's image ends with an answer or an error.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Hostile records of memfds: whatever the previous side kept, nothing panics.
+//! Hostile records of memfds: with any of them nothing panics.
 //!
-//! The first byte of an input chooses. With its lowest bit the rest is what the host keeps, each
+//! The first byte of an input chooses. With its lowest bit the rest is what the host holds, each
 //! object with its length before it; without, it changes bytes of a true record. With the next bit
-//! the checksums are made right, as somebody would who means harm. With the next the true record
+//! the checksums are made right, as an attacker would. With the next the true record
 //! is one of the kernel, with extents.
 //!
 //! `make fuzz FUZZ=memfd_record` runs it with coverage on a stable compiler; cargo-fuzz does as
@@ -37,7 +37,7 @@ const BLOCK_HEADER: usize = 32;
 const CONTENTS_IN: usize = 47;
 const CHAIN: usize = 64;
 
-/// Keeps bytes and hands out one file.
+/// Holds bytes and returns one file.
 #[derive(Default)]
 struct FuzzHost {
     bytes: Mutex<Objects>,
@@ -101,7 +101,7 @@ fn bare_memfd(size: u64) -> Option<File> {
     Some(memfd.into_file())
 }
 
-/// What a host keeps of a memfd with a few runs of pages, in a process and in the kernel; the
+/// What a host holds of a memfd with a few runs of pages, in a process and in the kernel; the
 /// record is the last.
 fn true_objects() -> &'static [Objects; 2] {
     static OBJECTS: OnceLock<[Objects; 2]> = OnceLock::new();

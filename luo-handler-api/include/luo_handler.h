@@ -2,14 +2,15 @@
 /*
  * The C form of a handler for live updates: what a plugin exports, and what it is called with.
  *
- * A plugin is a shared object with one symbol, LUO_PLUGIN, a struct luo_plugin. A host opens it,
- * keeps it open until the process ends, and calls its handlers.
+ * A plugin is a shared object with one symbol, LUO_PLUGIN, a struct luo_plugin. A
+ * host opens it, leaves it open until the process ends, and calls its handlers.
  *
- * Version means meaning, size means growth. All structs here belong to LUO_ABI_VERSION; it changes
- * when a field or a callback changes its place or its meaning. Within a version, structs grow at
- * their end: each says its size as it was built, and neither side looks at what the other does not
- * have. An optional callback may be NULL. New structs must be zeroed before they are filled: C does
- * that in an initializer.
+ * Version means meaning, size means growth. All structs here belong to
+ * LUO_ABI_VERSION; it changes when a field or a callback changes its place or its
+ * meaning. Within a version, structs grow at their end: each has its size as it was
+ * built, and neither side looks at what the other does not have. An optional callback
+ * may be NULL. New structs must be zeroed before they are filled: C does that in an
+ * initializer.
  *
  * Functions return 0 or a negative error number of Linux, and questions 1 for yes and 0 for no. A
  * callback must not unwind: C++ catches its exceptions. A host calls for one file at a time, and
@@ -95,9 +96,10 @@ struct luo_ops_header {
 };
 
 /*
- * A handler. A file is a descriptor, lent for the call. retrieve gives an open one away. For
- * retrieved, 0 says that nobody asked for the file, a negative error number that it could not be
- * rebuilt, 1 that it was: file is open then, and LUO_NO_FILE otherwise.
+ * A handler. A file is a descriptor, lent for the call. retrieve gives an open one
+ * away. For retrieved, 0 means that nobody asked for the file, a negative error
+ * number that it could not be rebuilt, 1 that it was: file is open then, and
+ * LUO_NO_FILE otherwise.
  */
 struct luo_handler_ops {
 	struct luo_ops_header header;

@@ -22,7 +22,7 @@ pub(crate) fn answer(result: Result<bool, Errno>) -> i32 {
     }
 }
 
-/// Stores what a call returned and tells its status.
+/// Stores what a call returned and returns its status.
 ///
 /// # Safety
 ///

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The checksum of what crosses: CRC-32C, as iSCSI and Btrfs have it (RFC 3720, appendix B.4).
 
-/// Continues a checksum: `so_far` is that of all bytes before, 0 of none. The inversion before and
-/// after is part of it.
+/// Continues a checksum: `so_far` is that of all bytes before, 0 for no bytes. The inversion before
+/// and after is part of it.
 ///
 /// ```
 /// use luo_handler_api::crc32c;

@@ -19,14 +19,14 @@ pub const COMPATIBLE_LENGTH: usize = 48;
 #[repr(transparent)]
 pub struct Compatible([u8; COMPATIBLE_LENGTH]);
 
-/// Why a name is no [`Compatible`].
+/// Why a name is not a [`Compatible`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidCompatible {
     /// Nothing before the first NUL.
     Empty,
     /// More than 47 bytes, or no NUL among the 48.
     TooLong,
-    /// A byte that is no letter, digit or one of `,._+-`; its place counts from 0.
+    /// A byte other than a letter, a digit or one of `,._+-`; its place counts from 0.
     BadByte {
         /// Where it stands.
         position: usize,
@@ -58,7 +58,7 @@ impl Compatible {
             Err(InvalidCompatible::Empty) => panic!("compatible is empty"),
             Err(InvalidCompatible::TooLong) => panic!("compatible is longer than 47 bytes"),
             Err(InvalidCompatible::BadByte { .. }) => {
-                panic!("compatible has a byte that is no letter, digit or one of ,._+-")
+                panic!("compatible has a byte other than letters, digits and ,._+-")
             }
         }
     }
@@ -158,14 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_hides_behind_the_nul() {
+    fn nothing_hides_after_the_nul() {
         assert!(Compatible::parse(b"memfd-v1\0\0").is_ok());
         assert!(Compatible::parse(b"memfd-v1\0x").is_err());
     }
 
     proptest! {
         #[test]
-        fn whatever_parses_prints_as_it_was(name in "[a-zA-Z0-9,._+-]{1,47}") {
+        fn what_parses_prints_as_it_was(name in "[a-zA-Z0-9,._+-]{1,47}") {
             let compatible = Compatible::parse(name.as_bytes()).unwrap();
             prop_assert_eq!(compatible.as_str(), name);
         }

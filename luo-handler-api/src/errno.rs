@@ -90,8 +90,8 @@ impl Errno {
         }
     }
 
-    /// Reads what a C function returned that yields nothing: a status above 0 is garbage, told as
-    /// `EIO`.
+    /// Reads what a C function returned that yields nothing: a status above 0 is garbage and
+    /// becomes `EIO`.
     pub const fn check(status: i32) -> Result<(), Self> {
         match Self::from_status(status) {
             Ok(0) => Ok(()),

@@ -19,7 +19,7 @@ pub struct FileRef<'a> {
     lent: PhantomData<&'a ()>,
 }
 
-/// A file that a handler rebuilt and hands over; closed when dropped, in a hosted process and in
+/// A file that a handler rebuilt and gives away; closed when dropped, in a hosted process and in
 /// the kernel.
 #[derive(Debug)]
 pub struct OwnedFile(RawFile);
@@ -53,8 +53,8 @@ impl OwnedFile {
         Self(raw)
     }
 
-    /// Gives the file away in its C form; whoever takes it closes it.
-    // Without a host there is no Drop to keep from running.
+    /// Gives the file away in its C form; the one who takes it closes it.
+    // Without a host the type has no Drop that must not run.
     #[cfg_attr(not(any(feature = "std", luo_kernel)), allow(clippy::forget_non_drop))]
     pub const fn into_raw(self) -> RawFile {
         let raw = self.0;

@@ -14,7 +14,7 @@ use crate::{Compatible, Errno, FileRef, Host, OwnedFile, Pairs};
 /// The host calls in the order of the methods below, and never two at once for the same file. Times
 /// are in nanoseconds and sizes in bytes wherever a host reports them; the `u64` that crosses has
 /// no unit but that of the handler. An error is an [`Errno`] with the kernel's meaning; where the
-/// number does not say enough, [`Host::refuse`] adds a reason.
+/// number is not enough, [`Host::refuse`] adds a reason.
 pub trait FileHandler: Sync + 'static {
     /// Names the serialized format; unique among all handlers of a host.
     ///
@@ -52,8 +52,8 @@ pub trait FileHandler: Sync + 'static {
     /// RFC and mainline `can_preserve`.
     fn can_preserve(&self, file: FileRef<'_>) -> bool;
 
-    /// Under which identity a second offer of the same file is refused (`EBUSY`). `None` leaves it
-    /// to the host: in a process that is the inode of a regular file and otherwise the open file
+    /// The identity under which a second offer of the same file is refused (`EBUSY`). `None` leaves
+    /// it to the host: in a process that is the inode of a regular file and otherwise the open file
     /// (several eventfds share an inode), in the kernel always the open file.
     ///
     /// Not in the RFC; mainline `get_id`.
@@ -68,7 +68,7 @@ pub trait FileHandler: Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Any; nothing is left behind then.
+    /// Any; nothing of it is left then.
     fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno>;
 
     /// Picks up what changed since prepare, now that the workload is stopped, and returns the `u64`
@@ -103,7 +103,7 @@ pub trait FileHandler: Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Any; the host remembers it and returns it to whoever asks for the file again.
+    /// Any; the host remembers it and returns it to anyone who asks for the file again.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno>;
 
     /// Whether [`finish`](Self::finish) may come now; a `false` leaves the whole set unfinished.
@@ -116,7 +116,7 @@ pub trait FileHandler: Sync + 'static {
 
     /// Releases what is left. If nobody retrieved the file, that is all that crossed for it.
     ///
-    /// RFC `finish`, which is told whether the file was reclaimed; mainline `finish`, with
+    /// RFC `finish`, which gets whether the file was reclaimed; mainline `finish`, with
     /// `retrieve_status`.
     fn finish(&self, file: Crossed<'_>);
 
@@ -187,7 +187,7 @@ impl<'a> Retrieved<'a> {
         }
     }
 
-    /// Whether somebody asked for it, with whatever success.
+    /// Whether somebody asked for it, successfully or not.
     pub const fn was_asked(self) -> bool {
         !matches!(self, Self::NotAsked)
     }

@@ -81,7 +81,7 @@ pub trait HostServices: Sync {
     }
 
     /// Takes the reason why the call under way is about to fail, for people: an error number alone
-    /// does not say which of many things was wrong. The kernel logs it, a process adds it to its
+    /// does not show which of many things was wrong. The kernel logs it, a process adds it to its
     /// error. From a retrieve that succeeds, it is what differs from the time of freeze.
     fn explain(&self, reason: &str) {
         let _ = reason;
@@ -174,8 +174,8 @@ impl<'h> Host<'h> {
     /// # Safety
     ///
     /// `raw.ops` points to a [`HostOps`], of which `size` bytes are there, aligned. Its functions
-    /// do what [`HostServices`] says and may be called with `raw.context`, for as long as the value
-    /// is used.
+    /// do what [`HostServices`] describes and may be called with `raw.context`, for as long as the
+    /// value is used.
     #[cfg(not(luo_kernel))]
     pub(crate) const unsafe fn from_raw(raw: RawHost) -> Self {
         Self {
@@ -307,8 +307,8 @@ impl HostOps {
 }
 
 // The functions below are the fields of `HostOps::of::<H>()`. Only `Host` calls them, with the
-// context that `Host::new` took from a `&H`; a plugin calls them as `luo_handler.h` says, with that
-// context.
+// context that `Host::new` took from a `&H`; a plugin calls them as `luo_handler.h` demands, with
+// that context.
 
 /// The host that a context stands for.
 ///

@@ -142,7 +142,7 @@ impl Drop for Room {
 }
 
 impl State {
-    /// Calls a prepare with room for its state, and keeps what it makes.
+    /// Calls a prepare with room for its state, and holds what it makes.
     #[inline]
     fn of(
         header: &ops::OpsHeader,
@@ -174,7 +174,7 @@ impl Drop for State {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: by the invariant the room holds a state for this function, and this is its only
-        // end. A panic in the drop was caught and printed; there is nobody to hand its status to.
+        // end. A panic in the drop was caught and printed; nobody can take its status.
         unsafe { (self.drop_private)(self.room.as_ptr()) };
     }
 }
@@ -247,7 +247,7 @@ fn initialize(
     })
 }
 
-/// Calls a describe and keeps what it reports.
+/// Calls a describe and collects what it reports.
 fn description(
     describe: impl FnOnce(&Pairs<'_>) -> i32,
 ) -> (Vec<(String, String)>, Result<(), Errno>) {

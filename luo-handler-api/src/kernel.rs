@@ -5,12 +5,12 @@
 //!
 //! As `rust/kernel/miscdevice.rs` makes a `file_operations` from its trait, this makes a `struct
 //! liveupdate_file_ops` from [`FileHandler`] and a `struct liveupdate_flb_ops` from [`Subsystem`]:
-//! one function of Rust for each op, with nothing in between. Mainline's `get_id` is not told whose
-//! op it is, so the functions are made for the place of a handler, a [`Static`], and not for its
-//! type.
+//! one function of Rust for each op, with nothing in between. Mainline's `get_id` does not get the
+//! handler whose op it is, so the functions are made for the place of a handler, a [`Static`], and
+//! not for its type.
 //!
-//! The kernel module finds an [`Entry`] for each of them in a linker section, and puts its own
-//! services, counters and switches around the calls: [`Around`].
+//! The kernel module finds a [`SectionEntry`] for each of them in a linker section, and puts its
+//! own services, counters and switches around the calls: [`Around`].
 
 #![allow(unsafe_code)] // an edge: functions that C calls
 
@@ -40,7 +40,7 @@ pub trait Static: 'static {
 }
 
 /// What the section `luo_handlers` has of a handler and `luo_subsystems` of a subsystem.
-pub struct Entry<Ops: 'static> {
+pub struct SectionEntry<Ops: 'static> {
     /// The name of its format.
     pub compatible: Compatible,
     /// The crate it comes from.
@@ -55,16 +55,16 @@ pub struct Entry<Ops: 'static> {
 }
 
 /// Of a handler.
-pub type HandlerEntry = Entry<bindings::liveupdate_file_ops>;
+pub type HandlerEntry = SectionEntry<bindings::liveupdate_file_ops>;
 /// Of a subsystem.
-pub type SubsystemEntry = Entry<bindings::liveupdate_flb_ops>;
+pub type SubsystemEntry = SectionEntry<bindings::liveupdate_flb_ops>;
 
 // SAFETY: functions, static text and a NULL owner; nobody writes them.
-unsafe impl<Ops> Sync for Entry<Ops> {}
+unsafe impl<Ops> Sync for SectionEntry<Ops> {}
 
-/// A phase of a handler or a subsystem, in the order they come.
+/// A callback of a handler or a subsystem, in the order in which they are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum Callback {
     /// See [`FileHandler::prepare`].
     Prepare,
     /// See [`FileHandler::freeze`].
@@ -83,7 +83,8 @@ pub enum Phase {
 
 /// What the kernel module puts around the calls of one handler or subsystem.
 pub trait Around: Sync + 'static {
-    /// Whether it takes new files and gives those back that came in.
+    /// Whether it takes new files and rebuilds those that came in. One that is switched off takes
+    /// no new files; what came in for it is released and not rebuilt.
     fn is_enabled(&self) -> bool;
 
     /// The host on the old side of the jump.
@@ -92,8 +93,8 @@ pub trait Around: Sync + 'static {
     /// The host on the new side.
     fn incoming(&self) -> Host<'_>;
 
-    /// Counts a call of a phase that has ended.
-    fn ended(&self, phase: Phase, nanoseconds: u64, result: Result<(), Errno>);
+    /// Counts a call that has ended.
+    fn ended(&self, callback: Callback, nanoseconds: u64, result: Result<(), Errno>);
 }
 
 /// A handler or a subsystem as mainline knows it, beside what its kernel module knows of it.
@@ -121,7 +122,7 @@ pub type HandlerRegistration<A> = Registration<bindings::liveupdate_file_handler
 /// Of a subsystem.
 pub type SubsystemRegistration<A> = Registration<bindings::liveupdate_flb, A>;
 
-/// The beginning of every [`Registration`] of a kind, whatever its module knows.
+/// The beginning of every [`Registration`] of a kind, for any type of `state`.
 #[repr(C)]
 struct Head<Known> {
     known: Opaque<Known>,
@@ -143,14 +144,14 @@ impl<Known, A: Around> Registration<Known, A> {
         };
         let whole = KBox::into_raw(KBox::new(registration, GFP_KERNEL)?);
         // SAFETY: `whole` is a box that nobody else knows. The reference to `state` ends with the
-        // box: it is used by ops alone, and there are none unless mainline registers it, after
-        // which the box stays.
+        // box: only ops use it, and none is called unless mainline registers it, after which the
+        // box stays.
         unsafe { (*whole).around = Some(&(*whole).state) };
         match register(whole.cast()) {
             // SAFETY: mainline has it, and it is never unregistered nor freed.
             Ok(()) => Ok(unsafe { &*whole }),
             Err(error) => {
-                // SAFETY: `whole` comes from a box. Mainline keeps no pointer to what it does not
+                // SAFETY: `whole` comes from a box. Mainline has no pointer to what it does not
                 // register, and the references made above are not used any more.
                 drop(unsafe { KBox::from_raw(whole) });
                 Err(error)
@@ -268,17 +269,17 @@ const fn name(compatible: &Compatible) -> [::kernel::ffi::c_char; crate::COMPATI
     *compatible.as_bytes()
 }
 
-/// Makes a call of a phase and reports its end.
+/// Makes a call and reports its end.
 fn timed<T>(
     around: &dyn Around,
-    phase: Phase,
+    callback: Callback,
     call: impl FnOnce() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
     let begun = Instant::<Monotonic>::now();
     let result = call();
     let nanoseconds = begun.elapsed().as_nanos().max(0) as u64;
     let ended = result.as_ref().map(|_| ()).map_err(|errno| *errno);
-    around.ended(phase, nanoseconds, ended);
+    around.ended(callback, nanoseconds, ended);
     result
 }
 
@@ -380,7 +381,7 @@ where
             FileRef::from_raw((*args).file as isize),
         )
     };
-    let prepared = timed(around, Phase::Prepare, || {
+    let prepared = timed(around, Callback::Prepare, || {
         let room = room()?;
         let prepared = S::value().prepare(file, around.outgoing())?;
         Ok((prepared.data, KBox::write(room, prepared.private)))
@@ -400,7 +401,7 @@ fn room<T>() -> Result<KBox<MaybeUninit<T>>, Errno> {
     KBox::new_uninit(GFP_KERNEL).map_err(|_| Errno::ENOMEM)
 }
 
-/// A file on the old side, as mainline hands it to an op.
+/// A file on the old side, as mainline gives it to an op.
 ///
 /// # Safety
 ///
@@ -429,7 +430,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let frozen = timed(around, Phase::Freeze, || {
+    let frozen = timed(around, Callback::Freeze, || {
         // SAFETY: by the safety section `preserve` took the file, and its lock is held.
         S::value().freeze(unsafe { preserved(args, around) })
     });
@@ -449,7 +450,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let _ = timed(around, Phase::Unfreeze, || {
+    let _ = timed(around, Callback::Unfreeze, || {
         // SAFETY: by the safety section `preserve` took the file, and its lock is held.
         S::value().unfreeze(unsafe { preserved(args, around) });
         Ok(())
@@ -466,7 +467,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let _ = timed(around, Phase::Cancel, || {
+    let _ = timed(around, Callback::Cancel, || {
         // SAFETY: by the safety section `preserve` took the file, and no other op of it runs.
         S::value().cancel(unsafe { preserved(args, around) });
         // SAFETY: the private data is the box that `preserve` put there, and no op looks at it
@@ -491,7 +492,7 @@ where
 {
     // SAFETY: by the safety section the args are there and the handler is registered.
     let (around, data) = unsafe { (around((*args).handler), (*args).serialized_data) };
-    let retrieved = timed(around, Phase::Retrieve, || {
+    let retrieved = timed(around, Callback::Retrieve, || {
         let host = around.incoming();
         if !around.is_enabled() {
             return Err(host.refuse(
@@ -508,7 +509,7 @@ where
     }))
 }
 
-/// A file on the new side, as mainline hands it to an op.
+/// A file on the new side, as mainline gives it to an op.
 ///
 /// # Safety
 ///
@@ -543,7 +544,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let answer = timed(around, Phase::CanFinish, || {
+    let answer = timed(around, Callback::CanFinish, || {
         // Nobody can ask a handler that is switched off for its files.
         // SAFETY: by the safety section the file came in, and LUO holds it if it was retrieved.
         Ok(!around.is_enabled() || S::value().can_finish(unsafe { crossed(args, around) }))
@@ -560,7 +561,7 @@ where
 {
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
-    let _ = timed(around, Phase::Finish, || {
+    let _ = timed(around, Callback::Finish, || {
         // SAFETY: by the safety section the file came in, and LUO holds it if it was retrieved.
         S::value().finish(unsafe { crossed(args, around) });
         Ok(())
@@ -600,7 +601,7 @@ impl SubsystemEntry {
 
 type FlbArgs = *mut bindings::liveupdate_flb_op_args;
 
-/// What came in for a subsystem: mainline hands `finish` the object alone.
+/// What came in for a subsystem: mainline gives `finish` the object alone.
 struct Arrived {
     data: u64,
     retrieved: bool,
@@ -615,7 +616,7 @@ where
 {
     // SAFETY: by the safety section the args are there and the subsystem is registered.
     let around = unsafe { around((*args).flb) };
-    let prepared = timed(around, Phase::Prepare, || {
+    let prepared = timed(around, Callback::Prepare, || {
         let room = room::<<S::Value as Subsystem>::Private>()?;
         let Prepared { data, private } = S::value().prepare(around.outgoing())?;
         Ok((data, KBox::write(room, private)))
@@ -647,14 +648,14 @@ where
             KBox::from_raw((*args).obj.cast::<<S::Value as Subsystem>::Private>()),
         )
     };
-    let _ = timed(around, Phase::Cancel, || {
+    let _ = timed(around, Callback::Cancel, || {
         S::value().cancel(data, &mut private, around.outgoing());
         Ok(())
     });
 }
 
 /// Never fails but for want of memory: mainline would warn when the last file is finished, and what
-/// the previous kernel wrote is no reason for a warning.
+/// the previous kernel wrote must not cause one.
 ///
 /// # Safety
 ///
@@ -666,7 +667,7 @@ where
     // SAFETY: by the safety section the args are there and the subsystem is registered.
     let (around, data) = unsafe { (around((*args).flb), (*args).data) };
     let arrived = room().map(|room| {
-        let retrieved = timed(around, Phase::Retrieve, || {
+        let retrieved = timed(around, Callback::Retrieve, || {
             let host = around.incoming();
             if !around.is_enabled() {
                 return Err(host.refuse(
@@ -680,7 +681,7 @@ where
         KBox::write(room, Arrived { data, retrieved })
     });
     status(arrived.map(|arrived| {
-        // SAFETY: by the safety section the args are this call's, and mainline keeps the object
+        // SAFETY: by the safety section the args are this call's, and mainline stores the object
         // when it returns 0.
         unsafe { (*args).obj = KBox::into_raw(arrived).cast::<c_void>() }
     }))
@@ -702,7 +703,7 @@ where
             KBox::from_raw((*args).obj.cast::<Arrived>()),
         )
     };
-    let _ = timed(around, Phase::Finish, || {
+    let _ = timed(around, Callback::Finish, || {
         S::value().finish(arrived.data, arrived.retrieved, around.incoming());
         Ok(())
     });

@@ -80,7 +80,7 @@ pub struct OpsHeader {
 /// # Invariants
 ///
 /// The value was made by [`HandlerOps::of`] or read by [`HandlerOps::read`]: its pointers lead to
-/// what lives as long as the program, and its callbacks do what `include/luo_handler.h` says.
+/// what lives as long as the program, and its callbacks do what `include/luo_handler.h` demands.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HandlerOps {
@@ -154,7 +154,7 @@ pub struct InvalidHandler {
 /// What is wrong with a [`HandlerOps`] or a [`SubsystemOps`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidReason {
-    /// There is no struct at this address: it is NULL or not aligned.
+    /// The address is not that of a struct: it is NULL or not aligned.
     Address,
     /// It was built for another version of the C form.
     AbiVersion {
@@ -188,7 +188,7 @@ pub enum InvalidReason {
     Origin,
     /// A subsystem does not name handlers, or too many.
     NeededBy,
-    /// It keeps itself out.
+    /// It cannot work here.
     Init {
         /// The error that `init` returned.
         errno: Errno,
@@ -214,8 +214,8 @@ pub(crate) unsafe trait Ops: Copy + 'static {
     fn header(&self) -> &OpsHeader;
 }
 
-// SAFETY: integers, pointers and optional functions are all zero in none of them or NULL; `header`
-// is the first field of a repr(C) struct.
+// SAFETY: integers may be zero, pointers NULL and optional functions absent, and all bytes zero is
+// that; `header` is the first field of a repr(C) struct.
 unsafe impl Ops for HandlerOps {
     const FIRST_SIZE: usize = offset_of!(Self, describe);
 
@@ -263,7 +263,7 @@ unsafe impl Ops for SubsystemOps {
 /// # Safety
 ///
 /// If `ops` is not NULL and aligned, the first three fields of an [`OpsHeader`] are there, in any
-/// version; in this version as many bytes of an `O` as `size` counts, and they keep the contract of
+/// version; in this version as many bytes of an `O` as `size` counts, and they meet the contract of
 /// `include/luo_handler.h`.
 unsafe fn read<O: Ops>(ops: *const O) -> Result<O, InvalidHandler> {
     if ops.is_null() || !ops.is_aligned() {
@@ -298,7 +298,7 @@ unsafe fn read<O: Ops>(ops: *const O) -> Result<O, InvalidHandler> {
     let known = there.min(size_of::<O>());
     let mut copy = MaybeUninit::<O>::zeroed();
     // SAFETY: the safety section has `size` bytes at `ops`; `known` is at most that and at most the
-    // size of `copy`. Behind the first size there are only optional functions, of which each is
+    // size of `copy`. After the first size there are only optional functions, of which each is
     // copied whole or stays zero, which is one of their values by the contract of Ops.
     Ok(unsafe {
         core::ptr::copy_nonoverlapping(ops.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), known);
@@ -430,12 +430,13 @@ impl HandlerOps {
     ///
     /// # Errors
     ///
-    /// [`InvalidHandler`] if there are none, or of another version, or too few bytes of them.
+    /// [`InvalidHandler`] if the address is not that of ops, if they are of another version, or if
+    /// they are too short.
     ///
     /// # Safety
     ///
     /// If `ops` is not NULL and aligned, a `struct luo_handler_ops` of any version is there that
-    /// keeps the contract of `include/luo_handler.h` and lives as long as the program.
+    /// meets the contract of `include/luo_handler.h` and lives as long as the program.
     pub unsafe fn read(ops: *const Self) -> Result<Self, InvalidHandler> {
         // SAFETY: a `struct luo_handler_ops` begins with a header, whose `size` counts its bytes.
         unsafe { read(ops) }
@@ -505,12 +506,13 @@ impl SubsystemOps {
     ///
     /// # Errors
     ///
-    /// [`InvalidHandler`] if there are none, or of another version, or too few bytes of them.
+    /// [`InvalidHandler`] if the address is not that of ops, if they are of another version, or if
+    /// they are too short.
     ///
     /// # Safety
     ///
     /// If `ops` is not NULL and aligned, a `struct luo_subsystem_ops` of any version is there that
-    /// keeps the contract of `include/luo_handler.h` and lives as long as the program.
+    /// meets the contract of `include/luo_handler.h` and lives as long as the program.
     pub unsafe fn read(ops: *const Self) -> Result<Self, InvalidHandler> {
         // SAFETY: a `struct luo_subsystem_ops` begins with a header, whose `size` counts its bytes.
         unsafe { read(ops) }
@@ -530,7 +532,7 @@ impl SubsystemOps {
         self.header.origin()
     }
 
-    /// Whose files need it; `None` if there is no list where one is announced, or a wild count.
+    /// Whose files need it; `None` if the list is missing, or its count is out of bounds.
     pub fn needed_by(&self) -> Option<NeededBy> {
         let count = self.header.needed_by_count;
         if count == 0 {
@@ -1143,7 +1145,7 @@ mod tests {
         let whole = size_of::<HandlerOps>() as u32;
         let least = HandlerOps::FIRST_SIZE as u32;
         let mut ops = usable();
-        // SAFETY: a whole HandlerOps is there, whatever it counts as its size.
+        // SAFETY: a whole HandlerOps is there, with any number in its size.
         let mut read = |size| unsafe {
             ops.header.size = size;
             HandlerOps::read(&ops)

@@ -74,7 +74,7 @@ impl PluginDescriptor {
     /// # Safety
     ///
     /// `descriptor` is aligned and leads to a `struct luo_plugin` of any version: the first two
-    /// fields are there, in this version as many bytes as `size` counts. It keeps the contract of
+    /// fields are there, in this version as many bytes as `size` counts. It meets the contract of
     /// `include/luo_handler.h`, and the plugin stays open.
     pub unsafe fn read(descriptor: *const Self) -> Result<Self, ForeignPlugin> {
         // SAFETY: the safety section has these two fields there in every version. They are read one
@@ -95,7 +95,7 @@ impl PluginDescriptor {
         };
         let mut copy = MaybeUninit::<Self>::zeroed();
         // SAFETY: the safety section has `size` bytes at `descriptor`; `known` is at most that and
-        // at most the size of `copy`. The fields behind it may be zero: a pointer and a count.
+        // at most the size of `copy`. The fields after it may be zero: a pointer and a count.
         Ok(unsafe {
             let bytes = descriptor.cast::<u8>();
             core::ptr::copy_nonoverlapping(bytes, copy.as_mut_ptr().cast(), known);
@@ -181,7 +181,7 @@ mod hosted {
         }
     }
 
-    /// A list in C form, where NULL is none.
+    /// A list in C form, where NULL is an empty one.
     ///
     /// # Safety
     ///

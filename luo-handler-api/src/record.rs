@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Records of a fixed length: how handlers keep the bytes that cross, and know them again.
+//! Records of a fixed length: how handlers preserve the bytes that cross, and recognize them.
 //!
 //! Every record begins alike; the numbers are little-endian:
 //!
 //! ```text
 //!  0        magic: names the format, as the compatible does
 //!  8        bytes of the record
-//! 12        CRC-32C of the record with this field as zero
-//! 16        what the format says
+//! 12        CRC-32C of the record with this field as zero 16        what the format defines
 //! ```
 //!
-//! A checksum is no signature: who can write a record can say anything in it. Whoever reads one
-//! checks what it says.
+//! A checksum is not a signature: anyone who can write a record can put anything into it. The
+//! reader of a record checks its contents.
 
 use crate::{crc32c, Errno, Host};
 
@@ -21,7 +20,8 @@ pub const PREFIX: usize = 16;
 const LENGTH: core::ops::Range<usize> = 8..12;
 const CHECKSUM: core::ops::Range<usize> = 12..PREFIX;
 
-/// Has the host keep `record`, once its length and checksum are filled in; yields its handle.
+/// Fills in the length and the checksum of `record` and has the host preserve it; returns its
+/// handle.
 ///
 /// # Errors
 ///
@@ -34,7 +34,7 @@ pub fn keep(host: Host<'_>, record: &mut [u8]) -> Result<u64, Errno> {
     host.preserve_bytes(record)
 }
 
-/// Fills `record` with the one that the host keeps under `handle`.
+/// Fills `record` with the one that the host holds under `handle`.
 ///
 /// # Errors
 ///
@@ -48,11 +48,11 @@ pub fn load(host: Host<'_>, handle: u64, magic: &[u8; 8], record: &mut [u8]) -> 
     if !record.starts_with(magic) || get(record, LENGTH)? as usize != record.len() {
         return Err(Errno::EINVAL);
     }
-    let said = get(record, CHECKSUM)?;
-    if said != checksum(record)? {
+    let stored = get(record, CHECKSUM)?;
+    if stored != checksum(record)? {
         return Err(Errno::EBADMSG);
     }
-    put(record, CHECKSUM, said)
+    put(record, CHECKSUM, stored)
 }
 
 /// The checksum of a record; its field is zero afterwards.
@@ -80,10 +80,10 @@ mod tests {
 
     const MAGIC: &[u8; 8] = b"tests-v1";
 
-    /// A host that keeps a record, and its handle.
-    fn kept(said: &[u8]) -> (FakeHost, u64) {
+    /// A host that holds a record with these contents, and its handle.
+    fn held(contents: &[u8]) -> (FakeHost, u64) {
         let host = FakeHost::default();
-        let mut record = [MAGIC.as_slice(), &[0; 8], said].concat();
+        let mut record = [MAGIC.as_slice(), &[0; 8], contents].concat();
         let handle = keep(host.lend(), &mut record).unwrap();
         (host, handle)
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_short_to_be_a_record_is_none() {
+    fn what_is_too_short_is_not_a_record() {
         let host = FakeHost::default();
         assert_eq!(keep(host.lend(), &mut [0; 15]), Err(Errno::EINVAL));
         let handle = host.lend().preserve_bytes(MAGIC).unwrap();
@@ -109,23 +109,23 @@ mod tests {
     proptest! {
         #[test]
         fn a_record_comes_back_and_one_that_was_changed_does_not(
-            said in proptest::collection::vec(any::<u8>(), 0..200),
+            contents in proptest::collection::vec(any::<u8>(), 0..200),
             place in any::<proptest::sample::Index>(),
             change in 1..=u8::MAX,
         ) {
-            let kept = kept(&said);
-            let length = PREFIX + said.len();
-            let record = load_from(&kept, MAGIC, length).unwrap();
-            prop_assert_eq!(&record[PREFIX..], &said[..]);
-            prop_assert_eq!(load_from(&kept, b"tests-v2", length), Err(Errno::EINVAL));
-            prop_assert_eq!(load_from(&kept, MAGIC, length + 1), Err(Errno::EINVAL));
+            let held = held(&contents);
+            let length = PREFIX + contents.len();
+            let record = load_from(&held, MAGIC, length).unwrap();
+            prop_assert_eq!(&record[PREFIX..], &contents[..]);
+            prop_assert_eq!(load_from(&held, b"tests-v2", length), Err(Errno::EINVAL));
+            prop_assert_eq!(load_from(&held, MAGIC, length + 1), Err(Errno::EINVAL));
 
             let place = place.index(length);
             let mut bytes = record;
             bytes[place] ^= change;
-            kept.0.replace(kept.1, &bytes);
+            held.0.replace(held.1, &bytes);
             let expected = if place < CHECKSUM.start { Errno::EINVAL } else { Errno::EBADMSG };
-            prop_assert_eq!(load_from(&kept, MAGIC, length), Err(expected));
+            prop_assert_eq!(load_from(&held, MAGIC, length), Err(expected));
         }
     }
 }

@@ -73,7 +73,7 @@ pub fn refuse_duplicates(handlers: &[&HandlerOps]) -> Result<(), InvalidHandler>
     Ok(())
 }
 
-/// The crate at the beginning of what `module_path!()` says.
+/// The crate at the beginning of what `module_path!()` returns.
 #[doc(hidden)]
 pub const fn crate_of(module_path: &'static str) -> &'static str {
     let bytes = module_path.as_bytes();
@@ -111,7 +111,7 @@ pub const fn crate_of(module_path: &'static str) -> &'static str {
 /// ```
 ///
 /// A crate that is only named in `Cargo.toml` is dropped by the linker, handlers and all: a program
-/// that wants them says `use luo_handler_memfd as _;`.
+/// that wants them has `use luo_handler_memfd as _;`.
 ///
 /// Only a [`FileHandler`](crate::FileHandler) can be registered:
 ///

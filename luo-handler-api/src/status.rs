@@ -44,8 +44,8 @@ const FLAGS: [(u32, u32); 4] = {
 
 /// What is preserved of flags of this architecture, as `F_GETFL` or `f_flags` report them.
 pub fn from_flags(flags: u32) -> u32 {
-    let kept = FLAGS.iter().filter(|(flag, _)| flags & flag == *flag);
-    kept.fold(flags & ACCESS, |status, (_, bit)| status | bit)
+    let preserved = FLAGS.iter().filter(|(flag, _)| flags & flag == *flag);
+    preserved.fold(flags & ACCESS, |status, (_, bit)| status | bit)
 }
 
 /// The flags of this architecture for what was preserved; bits that mean nothing here are left out.

@@ -50,7 +50,7 @@ pub trait Subsystem: Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Any; nothing is left behind then.
+    /// Any; nothing of it is left then.
     fn prepare(&self, host: Host<'_>) -> Result<Prepared<Self::Private>, Errno>;
 
     /// Picks up what changed since prepare and returns the `u64` that crosses.
@@ -98,7 +98,7 @@ pub trait Subsystem: Sync + 'static {
         true
     }
 
-    /// Releases what is left; `retrieved` tells whether the state was taken back.
+    /// Releases what is left; `retrieved` is whether the state was taken back.
     ///
     /// RFC `finish`; mainline `finish`, after the last file's own.
     fn finish(&self, data: u64, retrieved: bool, host: Host<'_>);

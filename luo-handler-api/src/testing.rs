@@ -18,7 +18,7 @@ use crate::{
     Retrieved,
 };
 
-/// Keeps bytes and files in memory, counts the calls that may fail, and lets one of them fail.
+/// Holds bytes and files in memory, counts the calls that may fail, and lets one of them fail.
 #[derive(Debug, Default)]
 pub struct FakeHost(Mutex<State>);
 
@@ -50,27 +50,27 @@ impl FakeHost {
         state.fails_at.is_some_and(|at| at < state.calls)
     }
 
-    /// Whether nothing is kept.
+    /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
         let state = self.0.lock().unwrap();
         state.bytes.is_empty() && state.files.is_empty()
     }
 
-    /// All that is kept but files, by handle.
+    /// All bytes that are held, by handle.
     pub fn all_bytes(&self) -> BTreeMap<u64, Vec<u8>> {
         self.0.lock().unwrap().bytes.clone()
     }
 
-    /// What is kept under `handle`.
+    /// The bytes that are held under `handle`.
     ///
     /// # Panics
     ///
-    /// If that is nothing.
+    /// If there are no bytes under it.
     pub fn bytes(&self, handle: u64) -> Vec<u8> {
         self.0.lock().unwrap().bytes[&handle].clone()
     }
 
-    /// Puts other bytes in the place of kept ones, as somebody would who means harm.
+    /// Replaces held bytes by others, as an attacker would.
     pub fn replace(&self, handle: u64, bytes: &[u8]) {
         self.0
             .lock()
@@ -79,7 +79,7 @@ impl FakeHost {
             .insert(handle, Vec::from(bytes));
     }
 
-    /// Puts another file in the place of a kept one.
+    /// Replaces a held file by another.
     pub fn replace_file(&self, handle: u64, file: OwnedFd) {
         self.0.lock().unwrap().files.insert(handle, file);
     }

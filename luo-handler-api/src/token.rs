@@ -3,14 +3,14 @@
 
 use core::{fmt, str::FromStr};
 
-/// Chosen by whoever offers a file, and the name under which it is asked for after the jump.
+/// Chosen by the program that offers a file: the name under which it is asked for after the jump.
 ///
 /// Prints as its devicetree node is called: `0x` and hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct Token(pub u64);
 
-/// A text that is no [`Token`]: not `0x` and 1 to 16 hexadecimal digits.
+/// A text that is not a [`Token`]: not `0x` and 1 to 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidToken;
 
@@ -36,7 +36,7 @@ impl FromStr for Token {
 
 impl fmt::Display for InvalidToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a token: `0x` and 1 to 16 hexadecimal digits are")
+        f.write_str("not a token: expected `0x` and 1 to 16 hexadecimal digits")
     }
 }
 
@@ -48,7 +48,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_no_token() {
+    fn what_is_not_a_token() {
         for name in [
             "",
             "0x",

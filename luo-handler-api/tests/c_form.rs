@@ -127,7 +127,7 @@ fn a_handler_in_c_explains_a_refusal() {
 
 #[test]
 fn a_host_takes_a_plugin_of_the_previous_layout() {
-    // Behind its structs lies what is not theirs: whoever reads it, crashes.
+    // After its structs comes memory that is not theirs: a read of it crashes.
     let (_directory, handler, subsystems) = open(&["-DPREVIOUS_LAYOUT"]);
     assert_eq!(cross(handler), []);
     assert!(subsystems.is_empty());

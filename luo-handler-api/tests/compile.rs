@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What must compile does, and what must not does not, with an error that says why.
+//! What must compile compiles; what must not is refused, with an error that names the reason.
 
 use std::process::Command;
 

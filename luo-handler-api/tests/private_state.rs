@@ -13,7 +13,7 @@ use luo_handler_api::{
     Prepared, Preserved,
 };
 
-/// A host that keeps nothing.
+/// A host that preserves nothing.
 struct NoServices;
 
 impl HostServices for NoServices {}
@@ -255,7 +255,7 @@ fn every_callback_may_fail<P: State>() {
         assert_eq!(run(Call::Freeze), [EIO, Ok(()), Ok(())]);
         assert_eq!(run(Call::Unfreeze), [Ok(()), EIO, Ok(())]);
         assert_eq!(run(Call::Cancel), [Ok(()), Ok(()), EIO]);
-        assert_eq!(run(Call::Drop), [Ok(()); 3], "there is nobody to tell");
+        assert_eq!(run(Call::Drop), [Ok(()); 3], "nobody can take the error");
     }
 }
 

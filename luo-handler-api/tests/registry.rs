@@ -48,7 +48,7 @@ impl Subsystem for Clock {
 }
 
 register_handler!(
-    /// Attributes and visibility are kept.
+    /// Attributes and visibility are preserved.
     pub(crate) FIRST: Null<0> = Null
 );
 

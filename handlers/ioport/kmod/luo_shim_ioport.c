@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the ioport handler needs and Rust cannot say: fields of struct file and
+ * What the ioport handler needs and Rust cannot express: fields of struct file and
  * struct inode, and functions internal to fs. What to do with all this is decided in
  * Rust.
  */
@@ -15,7 +15,7 @@
 #include "../../fs/internal.h"
 #include "luo_shim_ioport.h"
 
-/* Among the memory devices; drivers/char/mem.c keeps the number to itself. */
+/* Among the memory devices; drivers/char/mem.c does not export the number. */
 #define PORT MKDEV(MEM_MAJOR, 4)
 
 /* file_inode() is a static inline, S_ISCHR() and MKDEV() are macros. */

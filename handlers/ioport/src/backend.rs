@@ -3,7 +3,7 @@
 
 use luo_handler_api::{Errno, FileRef, OwnedFile};
 
-use crate::record::Record;
+use crate::record::PortRecord;
 
 /// The handler's backend: all that touches files.
 pub trait PortBackend: Sync + 'static {
@@ -15,12 +15,12 @@ pub trait PortBackend: Sync + 'static {
     /// # Errors
     ///
     /// Those of the system.
-    fn look(&self, file: FileRef<'_>) -> Result<Record, Errno>;
+    fn look(&self, file: FileRef<'_>) -> Result<PortRecord, Errno>;
 
     /// Opens the port device as recorded, with the caller's rights.
     ///
     /// # Errors
     ///
     /// `EPERM` without `CAP_SYS_RAWIO`, others of the system.
-    fn open(&self, record: Record) -> Result<OwnedFile, Errno>;
+    fn open(&self, record: PortRecord) -> Result<OwnedFile, Errno>;
 }

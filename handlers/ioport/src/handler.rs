@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The policy: what happens to a port file in each phase, whoever its host is.
+//! The policy: what happens to a port file in each phase, on any host.
 
 use luo_handler_api::{
     Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,
@@ -8,7 +8,7 @@ use luo_handler_api::{
 
 use crate::{
     backend::PortBackend,
-    record::{Record, PORTS},
+    record::{PortRecord, PORTS},
 };
 
 /// Preserves open port devices across a live update, through the backend `B`.
@@ -20,7 +20,7 @@ impl<B: PortBackend> IoportHandler<B> {
     fn record(&self, file: FileRef<'_>, host: Host<'_>) -> Result<u64, Errno> {
         let record = self.0.look(file)?;
         if !record.is_possible() {
-            let Record { position, status } = record;
+            let PortRecord { position, status } = record;
             return Err(host.refuse(
                 Errno::EOPNOTSUPP,
                 format_args!(
@@ -60,9 +60,9 @@ impl<B: PortBackend> FileHandler for IoportHandler<B> {
 
     /// # Errors
     ///
-    /// As [`Record`] and [`PortBackend::open`] list them.
+    /// As [`PortRecord`] and [`PortBackend::open`] list them.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
-        let record = Record::from_u64(data)
+        let record = PortRecord::from_u64(data)
             .map_err(|errno| host.refuse(errno, format_args!("{data:#x} is not a port file")))?;
         self.0.open(record)
     }
@@ -71,7 +71,7 @@ impl<B: PortBackend> FileHandler for IoportHandler<B> {
 
     /// The position, and the status flags with the values of `include/uapi/asm-generic/fcntl.h`.
     fn describe(&self, data: u64, _: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {
-        let record = Record::from_u64(data)?;
+        let record = PortRecord::from_u64(data)?;
         pairs.put("position", record.position);
         pairs.put("status", record.status);
         Ok(())
@@ -86,18 +86,18 @@ mod tests {
 
     /// A port device, and what the last file was opened with.
     struct FakePort {
-        looks_like: Mutex<Record>,
-        opened: Mutex<Option<Record>>,
+        looks_like: Mutex<PortRecord>,
+        opened: Mutex<Option<PortRecord>>,
     }
 
     impl PortBackend for FakePort {
         fn is_port(&self, _: FileRef<'_>) -> bool {
             true
         }
-        fn look(&self, _: FileRef<'_>) -> Result<Record, Errno> {
+        fn look(&self, _: FileRef<'_>) -> Result<PortRecord, Errno> {
             Ok(*self.looks_like.lock().unwrap())
         }
-        fn open(&self, record: Record) -> Result<OwnedFile, Errno> {
+        fn open(&self, record: PortRecord) -> Result<OwnedFile, Errno> {
             *self.opened.lock().unwrap() = Some(record);
             Ok(OwnedFd::from(File::open("/dev/null")?).into())
         }
@@ -105,7 +105,7 @@ mod tests {
 
     fn rehearsal(position: u64, status: u32) -> Rehearsal<IoportHandler<FakePort>> {
         Rehearsal::with_any_file(IoportHandler(FakePort {
-            looks_like: Mutex::new(Record { position, status }),
+            looks_like: Mutex::new(PortRecord { position, status }),
             opened: Mutex::default(),
         }))
     }
@@ -115,7 +115,7 @@ mod tests {
         let update = rehearsal(0x70, 2);
         let FakePort { looks_like, opened } = &update.handler.0;
         let mut prepared = update.prepare().unwrap();
-        let moved = Record {
+        let moved = PortRecord {
             position: 0x71,
             status: status::APPEND,
         };

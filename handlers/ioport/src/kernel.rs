@@ -5,7 +5,7 @@
 
 use luo_handler_api::{register_handler, status, Errno, FileRef, OwnedFile};
 
-use crate::{backend::PortBackend, handler::IoportHandler, record::Record};
+use crate::{backend::PortBackend, handler::IoportHandler, record::PortRecord};
 
 register_handler!(
     /// The handler of this kernel.
@@ -22,16 +22,16 @@ impl PortBackend for KernelBackend {
         unsafe { shim::luo_port_is_known(file.as_ptr()) }
     }
 
-    fn look(&self, file: FileRef<'_>) -> Result<Record, Errno> {
+    fn look(&self, file: FileRef<'_>) -> Result<PortRecord, Errno> {
         let mut flags = 0;
         // SAFETY: a FileRef is open as long as it is borrowed; `flags` is borrowed until the call
         // returns.
         let position = unsafe { shim::luo_port_look(file.as_ptr(), &mut flags) };
         let status = status::from_flags(flags);
-        Ok(Record { position, status })
+        Ok(PortRecord { position, status })
     }
 
-    fn open(&self, record: Record) -> Result<OwnedFile, Errno> {
+    fn open(&self, record: PortRecord) -> Result<OwnedFile, Errno> {
         let flags = status::to_flags(record.status);
         // SAFETY: luo_port_open() returns an ERR_PTR(), or a file whose one reference is the
         // caller's.

@@ -6,11 +6,12 @@
 //! |  version |    status    |    position     |
 //! ```
 //!
-//! The layout belongs to the compatible `luo-handlers,ioport-v1`: who changes one changes the other.
+//! The layout belongs to the compatible `luo-handlers,ioport-v1`: a new layout needs a new
+//! compatible.
 
 use luo_handler_api::{status, Errno};
 
-/// The number of ports, and so the position behind the last one.
+/// The number of ports, and so the position after the last one.
 pub const PORTS: u64 = 1 << 16;
 
 const VERSION: u64 = 1;
@@ -21,14 +22,14 @@ const POSITION_MASK: u64 = 0xffff_ffff;
 
 /// What makes an open `/dev/port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct PortRecord {
     /// The port that is read or written next, at most [`PORTS`].
     pub position: u64,
-    /// Access mode and status flags, as [`luo_handler_api::status`] keeps them.
+    /// Access mode and status flags, as [`luo_handler_api::status`] has them.
     pub status: u32,
 }
 
-impl Record {
+impl PortRecord {
     /// Whether a port file can be like this.
     pub const fn is_possible(&self) -> bool {
         self.position <= PORTS && status::is_possible(self.status)
@@ -65,14 +66,14 @@ mod tests {
         #[test]
         fn what_is_recorded_is_read_back(position in 0..=PORTS, flags: u32, access in 0u32..3) {
             let status = flags & status::ALL & !status::ACCESS | access;
-            let record = Record { position, status };
+            let record = PortRecord { position, status };
             prop_assert!(record.is_possible());
-            prop_assert_eq!(Record::from_u64(record.to_u64()), Ok(record));
+            prop_assert_eq!(PortRecord::from_u64(record.to_u64()), Ok(record));
         }
 
         #[test]
         fn no_number_reads_as_what_it_is_not(data: u64) {
-            if let Ok(record) = Record::from_u64(data) {
+            if let Ok(record) = PortRecord::from_u64(data) {
                 prop_assert_eq!(record.to_u64(), data);
                 prop_assert!(record.is_possible());
             }
@@ -83,7 +84,7 @@ mod tests {
     fn hostile_numbers_are_refused() {
         let status = 2 | status::NONBLOCK;
         let position = 0x71;
-        let true_one = Record { position, status }.to_u64();
+        let true_one = PortRecord { position, status }.to_u64();
         for (data, errno) in [
             (0, Errno::EOPNOTSUPP),
             (u64::MAX, Errno::EOPNOTSUPP),
@@ -93,7 +94,7 @@ mod tests {
             (true_one | 3 << STATUS_SHIFT, Errno::EINVAL),
             (true_one | 1 << 55, Errno::EINVAL),
         ] {
-            assert_eq!(Record::from_u64(data), Err(errno), "{data:#x}");
+            assert_eq!(PortRecord::from_u64(data), Err(errno), "{data:#x}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use luo_handler_api::{register_handler, status, Errno, FileRef, OwnedFile};
 use rustix::fs::{fcntl_getfl, fstat, makedev, open, seek, FileType, Mode, OFlags, SeekFrom};
 
-use crate::{backend::PortBackend, handler::IoportHandler, record::Record};
+use crate::{backend::PortBackend, handler::IoportHandler, record::PortRecord};
 
 register_handler!(
     /// The handler of this process.
@@ -39,16 +39,16 @@ impl PortBackend for UserBackend {
         })
     }
 
-    fn look(&self, file: FileRef<'_>) -> Result<Record, Errno> {
+    fn look(&self, file: FileRef<'_>) -> Result<PortRecord, Errno> {
         let flags = fcntl_getfl(file.as_fd())?;
-        Ok(Record {
+        Ok(PortRecord {
             position: seek(file.as_fd(), SeekFrom::Current(0))?,
             status: status::from_flags(flags.bits()),
         })
     }
 
     /// `ENODEV` if something else has taken the name of the device.
-    fn open(&self, record: Record) -> Result<OwnedFile, Errno> {
+    fn open(&self, record: PortRecord) -> Result<OwnedFile, Errno> {
         let flags = OFlags::from_bits_retain(status::to_flags(record.status));
         let flags = flags | OFlags::CLOEXEC;
         let file = open(self.path, flags, Mode::empty())?;
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
 
-    /// Devices that every machine has, with everything that a port has but a position.
+    /// Devices that every machine has, like a port in all but its position.
     const NULL: UserBackend = UserBackend {
         path: "/dev/null",
         minor: 3,
@@ -92,7 +92,7 @@ mod tests {
             1 | status::APPEND,
             2 | status::NONBLOCK | status::NOATIME,
         ] {
-            let record = Record {
+            let record = PortRecord {
                 position: 0,
                 status,
             };
@@ -107,7 +107,7 @@ mod tests {
             path: "/dev/zero",
             ..NULL
         };
-        let record = Record {
+        let record = PortRecord {
             position: 0,
             status: 0,
         };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the lineage subsystem needs and Rust cannot say.
+ * What the lineage subsystem needs and Rust cannot express.
  */
 #include <linux/version.h>
 

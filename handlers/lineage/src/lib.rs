@@ -35,6 +35,6 @@ mod user;
 #[cfg(luo_kernel)]
 pub use kernel::LINEAGE;
 pub use lineage::Lineage;
-pub use record::{Record, Release};
+pub use record::{LineageRecord, Release};
 #[cfg(not(luo_kernel))]
 pub use user::LINEAGE;

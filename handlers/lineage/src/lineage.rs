@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use luo_handler_api::{Compatible, Errno, Host, Hosts, NeededBy, Pairs, Prepared, Subsystem};
 
-use crate::record::{Record, Release};
+use crate::record::{LineageRecord, Release};
 
 /// Records which kernel preserved the files and how many live updates they have crossed.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Subsystem for Lineage {
     type Private = ();
 
     fn prepare(&self, _: Host<'_>) -> Result<Prepared<()>, Errno> {
-        let record = Record {
+        let record = LineageRecord {
             release: (self.release)(),
             live_updates: self.before.load(Relaxed).saturating_add(1),
         };
@@ -49,7 +49,7 @@ impl Subsystem for Lineage {
     ///
     /// `EOPNOTSUPP` for a record of another version.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<(), Errno> {
-        let record = Record::from_u64(data).map_err(|errno| {
+        let record = LineageRecord::from_u64(data).map_err(|errno| {
             host.refuse(
                 errno,
                 format_args!("{data:#x} is a record of another version"),
@@ -62,7 +62,7 @@ impl Subsystem for Lineage {
     fn finish(&self, _: u64, _: bool, _: Host<'_>) {}
 
     fn describe(&self, data: u64, _: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {
-        let record = Record::from_u64(data)?;
+        let record = LineageRecord::from_u64(data)?;
         pairs.put("preserved_by", record.release);
         pairs.put("live_updates", record.live_updates);
         Ok(())
@@ -97,11 +97,11 @@ mod tests {
         let new = Lineage::new(release);
         new.retrieve(again.data, host.lend()).unwrap();
         let second = new.prepare(host.lend()).unwrap().data;
-        let expected = Record {
+        let expected = LineageRecord {
             release: release(),
             live_updates: 2,
         };
-        assert_eq!(Record::from_u64(second), Ok(expected));
+        assert_eq!(LineageRecord::from_u64(second), Ok(expected));
         new.finish(again.data, true, host.lend());
         assert!(host.is_empty());
     }
@@ -112,7 +112,7 @@ mod tests {
         let new = Lineage::new(release);
         assert_eq!(new.retrieve(7, host.lend()), Err(Errno::EOPNOTSUPP));
         assert!(host.reason().contains("0x7"));
-        let next = Record::from_u64(new.prepare(host.lend()).unwrap().data).unwrap();
+        let next = LineageRecord::from_u64(new.prepare(host.lend()).unwrap().data).unwrap();
         assert_eq!(next.live_updates, 1);
     }
 
@@ -120,7 +120,7 @@ mod tests {
     fn a_count_at_its_end_stays_there() {
         let host = FakeHost::default();
         let new = Lineage::new(release);
-        let last = Record {
+        let last = LineageRecord {
             release: release(),
             live_updates: u32::MAX,
         };

@@ -6,7 +6,7 @@
 //! |  version |  major  |  minor  |  patch  |  live updates   |
 //! ```
 //!
-//! The layout belongs to the compatible: who changes one changes the other.
+//! The layout belongs to the compatible: a new layout needs a new compatible.
 
 use core::fmt;
 
@@ -27,14 +27,14 @@ pub struct Release {
 
 /// What crosses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct LineageRecord {
     /// The kernel that preserved the files.
     pub release: Release,
     /// How many live updates there were, this one included.
     pub live_updates: u32,
 }
 
-impl Record {
+impl LineageRecord {
     /// What crosses of it.
     pub const fn to_u64(self) -> u64 {
         let Release {
@@ -50,7 +50,7 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for another version. All else may be true.
+    /// `EOPNOTSUPP` for another version. All other values are possible.
     pub const fn from_u64(data: u64) -> Result<Self, Errno> {
         let [version, major, minor, patch, a, b, c, d] = data.to_be_bytes();
         if version != VERSION {
@@ -81,7 +81,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_number_reads_as_what_it_is_not(data: u64) {
-            match Record::from_u64(data) {
+            match LineageRecord::from_u64(data) {
                 Ok(record) => prop_assert_eq!(record.to_u64(), data),
                 Err(errno) => {
                     prop_assert_eq!(errno, Errno::EOPNOTSUPP);
@@ -94,8 +94,8 @@ mod tests {
         fn what_is_recorded_is_read_back(numbers: [u8; 3], live_updates: u32) {
             let [major, minor, patch] = numbers;
             let release = Release { major, minor, patch };
-            let record = Record { release, live_updates };
-            prop_assert_eq!(Record::from_u64(record.to_u64()), Ok(record));
+            let record = LineageRecord { release, live_updates };
+            prop_assert_eq!(LineageRecord::from_u64(record.to_u64()), Ok(record));
         }
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the memfd handler needs and Rust cannot say: functions that are internal to
- * mm, static inlines, and loops over pages that are too hot for a call each. Each
- * function says why it is here. What to do with all this is decided in Rust.
+ * What the memfd handler needs and Rust cannot express: functions that are internal
+ * to mm, static inlines, and loops over pages that are too hot for a call each. Each
+ * function's comment begins with why it is here. What to do with all this is decided
+ * in Rust.
  */
 #include <linux/debugfs.h>
 #include <linux/fcntl.h>
@@ -34,7 +35,7 @@ static_assert(sizeof(struct luo_found) == 24);
 static_assert(sizeof(struct luo_run) == 32);
 
 /* The status flags that F_SETFL can change, and O_ACCMODE. */
-#define KEPT_FLAGS (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME)
+#define PRESERVED_FLAGS (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME)
 
 /* The name of a memfd's dentry, before what was given to memfd_create(). */
 #define NAME_PREFIX "memfd:"
@@ -145,7 +146,7 @@ int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attribu
 		.size = i_size_read(inode),
 		.position = file->f_pos,
 		.seals = seals,
-		.flags = file->f_flags & (O_ACCMODE | KEPT_FLAGS),
+		.flags = file->f_flags & (O_ACCMODE | PRESERVED_FLAGS),
 		.mode = inode->i_mode & 01777,
 		.uid = i_uid_read(inode),
 		.gid = i_gid_read(inode),
@@ -296,7 +297,7 @@ late_initcall(show_moved_bytes);
 
 /*
  * memfd_pin_folios() has no binding. It moves what it pins out of CMA and movable
- * memory, which is all we want of it. It fills holes: there must be none.
+ * memory, which is all we want of it. It fills holes: the range must not have any.
  */
 int luo_memfd_move(struct file *file, u64 index, u64 last)
 {
@@ -347,7 +348,7 @@ u64 luo_frames_sound(u64 pfn, u64 pages, u8 order)
 	return sound;
 }
 
-/* As shmem does on the first fault, whoever comes first; all of it static inlines. */
+/* As shmem does on the first fault, for the task that comes first; all of it static inlines. */
 void luo_frames_write_zeros(u64 pfn)
 {
 	struct folio *folio = pfn_folio(pfn);
@@ -410,23 +411,23 @@ void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order)
 }
 
 /*
- * Takes one preservation back that begins at @pfn and has at most @pages: as a
- * folio if @order says so and this kernel has large ones, as single pages otherwise.
- * Answers their number, 0 if there is none.
+ * Takes one preservation back that begins at @pfn and has at most @pages: as a folio
+ * if @order is above 0 and this kernel has large ones, as single pages otherwise.
+ * Returns their number, 0 without such a preservation.
  */
 static u64 take_back(u64 pfn, u64 pages, u8 order)
 {
 	bool large = order && IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE);
-	int kept;
+	int found;
 
 	guard(mutex)(&luo_incoming);
-	kept = luo_kept_order(pfn);
-	if (kept < 0 || 1ULL << kept > pages || (order && kept != order))
+	found = luo_preserved_order(pfn);
+	if (found < 0 || 1ULL << found > pages || (order && found != order))
 		return 0;
 	if (large ? !kho_restore_folio(PFN_PHYS(pfn)) :
-		    !kho_restore_pages(PFN_PHYS(pfn), 1UL << kept))
+		    !kho_restore_pages(PFN_PHYS(pfn), 1UL << found))
 		return 0;
-	return 1ULL << kept;
+	return 1ULL << found;
 }
 
 /* Order of the folios that take_back() makes. */
@@ -504,7 +505,7 @@ struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes)
 	i_gid_write(inode, attributes->gid);
 	/* The exec seal may imply others, depending on the mode. */
 	inode->i_mode = (inode->i_mode & ~07777) | (attributes->mode & 01777);
-	/* Adding a seal waits for pages that others hold: there are none yet. */
+	/* Adding a seal waits for pages that others hold: nobody holds one yet. */
 	err = memfd_add_seals(file, attributes->seals);
 	if (!err && memfd_get_seals(file) != attributes->seals)
 		err = -EINVAL;
@@ -524,7 +525,7 @@ struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes)
 		fput(file);
 		file = other;
 	}
-	file->f_flags = (file->f_flags & ~KEPT_FLAGS) | (attributes->flags & KEPT_FLAGS);
+	file->f_flags = (file->f_flags & ~PRESERVED_FLAGS) | (attributes->flags & PRESERVED_FLAGS);
 	file->f_iocb_flags = iocb_flags(file);
 	err = vfs_setpos(file, attributes->position, MAX_LFS_FILESIZE) < 0 ? -EINVAL : 0;
 	if (err)
@@ -615,8 +616,8 @@ static void publish(struct folio **folios, unsigned int count)
 }
 
 /*
- * As shmem_add_to_page_cache(), for all of them under one lock. @number is how many went in:
- * none goes where there is one already.
+ * As shmem_add_to_page_cache(), for all of them under one lock. @number is how many
+ * went in: a place that has a page already does not take another.
  */
 static int store(struct insertion *insertion, unsigned int *number)
 {
@@ -668,7 +669,7 @@ static int ready(struct insertion *insertion)
 		folio->index = insertion->index + i;
 		folio->flags.f |= BIT(PG_swapbacked) | BIT(PG_uptodate) | BIT(PG_dirty);
 	}
-	/* The contents come before whoever finds the page up to date. */
+	/* The contents must be there before anybody finds the page up to date. */
 	smp_wmb();
 	return 0;
 }

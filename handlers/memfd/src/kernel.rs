@@ -6,10 +6,10 @@
 //! `keep` forbids changes of the file's size and its holes, as mainline's `shmem_freeze` does for
 //! its own handler. Page faults and writes still fill holes, so the page cache only grows from then
 //! on. `populated` walks it: the page cache over a hole is asked, never filled. Each folio that is
-//! found is pinned, which keeps reclaim, migration, collapse and splitting away from it, and each
-//! run of frames is one preservation of KHO.
+//! found is pinned, which prevents reclaim, migration, collapse and splitting of it, and each run
+//! of frames is one preservation of KHO.
 //!
-//! From `freeze` on nothing new comes in: whoever fills a hole waits until `thaw`, or for the next
+//! From `freeze` on nothing new comes in: tasks that fill a hole wait until `thaw`, or for the next
 //! kernel (`shmem.patch`, in kmod/). At that moment the number of pages is compared, and only if
 //! some were added the gaps between what is held are walked again. Memory that has failed since
 //! prepare is looked for only if some of the machine's did.
@@ -17,10 +17,10 @@
 //! # How it comes back
 //!
 //! A frame is only touched if KHO marked it as preserved and not restored. So a number in a record
-//! leads at most to memory that the previous kernel preserved, for whatever file; what is not
-//! claimed by then can be claimed in the name of another. Pages that follow each other in the file
-//! go into the page cache, its accounts and the LRU together. They come back dirty and up to date:
-//! a clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
+//! leads at most to memory that the previous kernel preserved, for this file or another; what is
+//! not claimed by then can be claimed for another file. Pages that follow each other in the file go
+//! into the page cache, its accounts and the LRU together. They come back dirty and up to date: a
+//! clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
 //! without large folios as single pages.
 
 #![allow(unsafe_code)]
@@ -53,7 +53,7 @@ pub struct KernelBackend;
 /// Each folio of each extent is pinned once and preserved. `runs` ascends, `late` does between two
 /// walks, and no two extents in them overlap.
 #[derive(Debug)]
-pub struct Kept {
+pub struct PreservedFrames {
     /// What prepare found.
     runs: KVVec<Extent>,
     /// What came later.
@@ -75,7 +75,7 @@ impl AsMut<[u8]> for Buffer {
 }
 
 impl MemfdBackend for KernelBackend {
-    type Kept = Kept;
+    type Kept = PreservedFrames;
     type Buffer = Buffer;
 
     fn contents_in(&self) -> Contents {
@@ -110,7 +110,7 @@ impl MemfdBackend for KernelBackend {
         Some(unsafe { shim::luo_memfd_id(file.as_ptr()) } as u64)
     }
 
-    fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, Kept), Errno> {
+    fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, PreservedFrames), Errno> {
         let shmem = Shmem::new(file).ok_or_else(|| {
             host.refuse(
                 Errno::EOPNOTSUPP,
@@ -121,17 +121,17 @@ impl MemfdBackend for KernelBackend {
             )
         })?;
         shmem.fix_size(true);
-        let kept = Kept {
+        let frames = PreservedFrames {
             runs: KVVec::new(),
             late: KVVec::new(),
             pages: 0,
             poisoned: poisoned_pages(),
         };
-        Ok((0, kept))
+        Ok((0, frames))
     }
 
-    fn release(&self, file: FileRef<'_>, _: u64, kept: &mut Kept, _: Host<'_>) {
-        kept.give_up();
+    fn release(&self, file: FileRef<'_>, _: u64, frames: &mut PreservedFrames, _: Host<'_>) {
+        frames.give_up();
         if let Some(shmem) = Shmem::new(file) {
             // Who waits to fill a hole may hold the lock that the size is changed under.
             shmem.release_holes();
@@ -161,30 +161,30 @@ impl MemfdBackend for KernelBackend {
     fn populated(
         &self,
         file: FileRef<'_>,
-        kept: &mut Kept,
+        frames: &mut PreservedFrames,
         size: u64,
         host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
-        kept.fill_gaps(Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?, size, host)?;
-        core::mem::swap(&mut kept.runs, &mut kept.late);
-        show_all(&kept.runs, show)
+        frames.fill_gaps(Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?, size, host)?;
+        core::mem::swap(&mut frames.runs, &mut frames.late);
+        show_all(&frames.runs, show)
     }
 
     fn freeze(
         &self,
         file: FileRef<'_>,
-        kept: &mut Kept,
+        frames: &mut PreservedFrames,
         size: u64,
         host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
         let shmem = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?;
-        if shmem.hold_holes() != kept.pages {
-            kept.fill_gaps(shmem, size, host)?;
+        if shmem.hold_holes() != frames.pages {
+            frames.fill_gaps(shmem, size, host)?;
         }
-        kept.look_for_poison(shmem, host)?;
-        show_all(&kept.late, show)
+        frames.look_for_poison(shmem, host)?;
+        show_all(&frames.late, show)
     }
 
     fn thaw(&self, file: FileRef<'_>) {
@@ -257,7 +257,7 @@ impl<'a> Shmem<'a> {
         unsafe { shim::luo_memfd_fix_size(self.0.as_ptr(), fix) };
     }
 
-    /// Holds off whoever fills a hole; returns the number of pages, in memory and in swap.
+    /// Holds off tasks that fill a hole; returns the number of pages, in memory and in swap.
     fn hold_holes(self) -> u64 {
         // SAFETY: by the type's invariant it is an open memfd.
         unsafe { shim::luo_memfd_hold_holes(self.0.as_ptr()) }
@@ -318,7 +318,7 @@ impl<'a> Shmem<'a> {
     }
 }
 
-impl Kept {
+impl PreservedFrames {
     /// Pins and preserves every folio in the first `size` bytes that is not held yet.
     fn fill_gaps(&mut self, file: Shmem<'_>, size: u64, host: Host<'_>) -> Result<(), Errno> {
         let end = size.div_ceil(1 << PAGE_SHIFT);
@@ -335,7 +335,7 @@ impl Kept {
         filled
     }
 
-    /// Holds the folios from page `next` up to `end`, where none is held.
+    /// Holds the folios from page `next` up to `end`, none of which is held yet.
     fn fill_gap(
         &mut self,
         file: Shmem<'_>,
@@ -343,7 +343,7 @@ impl Kept {
         end: u64,
         host: Host<'_>,
     ) -> Result<(), Errno> {
-        let mut open: Option<Held> = None;
+        let mut open: Option<PinnedRun> = None;
         while next < end {
             pause()?;
             let mut batch = file.find(&mut next, end - 1);
@@ -357,7 +357,7 @@ impl Kept {
                     batch.make_way(&found, file, end, host)?;
                     break;
                 }
-                let held = Held::new(&found)?;
+                let held = PinnedRun::new(&found)?;
                 let rest = match &mut open {
                     Some(run) => run.join(held),
                     None => Some(held),
@@ -371,7 +371,7 @@ impl Kept {
     }
 
     /// Preserves a run that does not grow any more, and remembers it.
-    fn close(&mut self, held: Option<Held>) -> Result<(), Errno> {
+    fn close(&mut self, held: Option<PinnedRun>) -> Result<(), Errno> {
         let Some(held) = held else { return Ok(()) };
         let run = held.0;
         let extent = Extent::of_folios(run.index(), run.frame(), run.length(), run.order());
@@ -436,20 +436,20 @@ struct Gaps {
 }
 
 impl Gaps {
-    fn new(kept: &Kept) -> Self {
+    fn new(frames: &PreservedFrames) -> Self {
         Self {
             next: 0,
             places: [0; 2],
-            late: kept.late.len(),
+            late: frames.late.len(),
         }
     }
 
     /// The next pages before `end` that are not held: the first, and the one after the last.
-    fn next(&mut self, kept: &Kept, end: u64) -> Option<(u64, u64)> {
-        let late = kept.late.get(..self.late)?;
+    fn next(&mut self, frames: &PreservedFrames, end: u64) -> Option<(u64, u64)> {
+        let late = frames.late.get(..self.late)?;
         loop {
             let (first, mut gap_end) = (self.next, end);
-            for (place, list) in self.places.iter_mut().zip([&kept.runs[..], late]) {
+            for (place, list) in self.places.iter_mut().zip([&frames.runs[..], late]) {
                 while let Some(run) = list.get(*place) {
                     if run.index() > self.next {
                         gap_end = gap_end.min(run.index());
@@ -475,9 +475,9 @@ impl Gaps {
 /// # Invariants
 ///
 /// The frames are those of folios of the run's order; the value owns a pin of each of them.
-struct Held(Run);
+struct PinnedRun(Run);
 
-impl Held {
+impl PinnedRun {
     /// Takes over the pin of what was found.
     fn new(found: &shim::Found) -> Result<Self, Errno> {
         let run = Run::new(found.index, found.pfn, found.pages.into(), found.order);
@@ -497,7 +497,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for PinnedRun {
     fn drop(&mut self) {
         // SAFETY: by the type's invariant the pins are ours.
         unsafe { shim::luo_frames_unpin(self.0.frame(), self.0.length(), self.0.order()) };
@@ -579,7 +579,7 @@ impl shim::Found {
     /// Gives the pin back; for what is pinned, and no more than once.
     fn unpin(&self) {
         if self.is_pinned() {
-            // SAFETY: `luo_memfd_find` pins what it reports in these states, and whoever owns the
+            // SAFETY: `luo_memfd_find` pins what it reports in these states, and the owner of the
             // batch or the folio gives the pin back once.
             unsafe { shim::luo_frames_unpin(self.pfn, self.pages.into(), self.order) };
         }

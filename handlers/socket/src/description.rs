@@ -82,7 +82,7 @@ pub const NAME_MAX: usize = 108;
 pub enum Address {
     /// A Unix socket that was not bound.
     Unnamed,
-    /// The path of a Unix socket, at least one byte and none of them zero.
+    /// The path of a Unix socket, at least one byte, without zeros.
     Path(Box<[u8]>),
     /// The name of a Unix socket that is not in the file system.
     Abstract(Box<[u8]>),
@@ -153,7 +153,7 @@ impl Description {
         self.address.suits(self.kind) && (self.kind.can_listen() || !self.listening)
     }
 
-    /// In what `found` is not the socket that was described, in words; `None` if it is.
+    /// How `found` differs from the socket that was described; `None` if it is the same one.
     pub fn difference<'a>(&'a self, found: &'a Self) -> Option<Difference<'a>> {
         Some(if self.kind != found.kind {
             Difference::Kind(self.kind, found.kind)

@@ -11,10 +11,10 @@ use luo_handler_api::{
 use crate::{
     backend::{Seen, SocketBackend},
     description::Description,
-    record::Record,
+    record::SocketRecord,
 };
 
-/// Keeps sockets alive across a live update, by what `B` sees of them.
+/// Preserves sockets across a live update, through the backend `B`.
 #[derive(Debug)]
 pub struct SocketHandler<B>(pub B);
 
@@ -55,7 +55,7 @@ impl<B: SocketBackend> SocketHandler<B> {
     /// Has the host hold a record of the socket as it is now.
     fn record(&self, socket: FileRef<'_>, file: u64, host: Host<'_>) -> Result<u64, Errno> {
         let description = self.look(socket, host)?;
-        Record { description, file }.keep(host)
+        SocketRecord { description, file }.keep(host)
     }
 }
 
@@ -112,10 +112,10 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
 
     /// # Errors
     ///
-    /// As [`Record`] lists them; `ENOENT` if the socket did not cross, or is another one than was
-    /// recorded.
+    /// As [`SocketRecord`] lists them; `ENOENT` if the socket did not cross, or is another one than
+    /// was recorded.
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
-        let record = Record::read(host, data)
+        let record = SocketRecord::read(host, data)
             .map_err(|errno| host.refuse(errno, format_args!("record {data:#x} is unsound")))?;
         let was = &record.description;
         let socket = host
@@ -138,11 +138,11 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
         Ok(socket.into())
     }
 
-    /// Of a record that cannot be read only the record itself is released: what it names might be
-    /// anybody's.
+    /// If the record cannot be read, only the record itself is released: what it names may belong
+    /// to somebody else.
     fn finish(&self, file: Crossed<'_>) {
         if file.retrieved.file().is_none() {
-            if let Ok(record) = Record::read(file.host, file.data) {
+            if let Ok(record) = SocketRecord::read(file.host, file.data) {
                 file.host.release_file(record.file);
             }
         }
@@ -155,7 +155,7 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
             listening,
             cookie,
             address,
-        } = Record::read(host, data)?.description;
+        } = SocketRecord::read(host, data)?.description;
         pairs.put("kind", kind);
         pairs.put("listening", listening);
         pairs.put("address", address);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Keeps listening and connected sockets alive across a live update of a process.
+//! Preserves listening and connected sockets across a live update of a process.
 //!
 //! Nothing has to be called: linking the crate in registers the handler, and a host finds it.
 //!
@@ -47,12 +47,12 @@
 //!
 //! # Trust
 //!
-//! The record is checked before it is used; the errors are listed at [`Record`]. The socket that
-//! crossed is then compared with it: domain, type and protocol, the local address, whether it
+//! The record is checked before it is used; the errors are listed at [`SocketRecord`]. The socket
+//! that crossed is then compared with it: domain, type and protocol, the local address, whether it
 //! listens, and `SO_COOKIE`, which no other socket of a running kernel has. So a descriptor that
 //! stands in the place of another one is refused with `ENOENT`, also if it is bound to the same
-//! address. A checksum is not a signature: who can write a record can describe any socket in it,
-//! and name any of the host's handles.
+//! address. A checksum is not a signature: anyone who can write a record can describe any socket in
+//! it, and name any of the host's handles.
 
 mod backend;
 pub mod description;
@@ -65,5 +65,5 @@ mod user;
 pub use backend::{Seen, SocketBackend};
 pub use description::Description;
 pub use handler::{Private, SocketHandler};
-pub use record::Record;
+pub use record::SocketRecord;
 pub use user::{UserBackend, SOCKET};

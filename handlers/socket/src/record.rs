@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every arrow is a handle of the host. The layout belongs to the compatible
-//! `luo-handlers,socket-v1`: who changes one changes the other.
+//! `luo-handlers,socket-v1`: a new layout needs a new compatible.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -50,7 +50,7 @@ pub struct RecordBytes {
     pub reserved: U16,
     /// Scope of an IPv6 address; zero for others.
     pub scope: U32,
-    /// Name of a Unix socket, or the bytes of an internet address; zero behind its end.
+    /// Name of a Unix socket, or the bytes of an internet address; zero after its end.
     pub name: [u8; NAME_MAX],
     /// Zero.
     pub padding: U64,
@@ -88,14 +88,14 @@ pub enum AddressKind {
 ///
 /// Whether the socket is the one that the record describes is not checked here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct SocketRecord {
     /// What the socket is.
     pub description: Description,
     /// The handle of the open socket.
     pub file: u64,
 }
 
-impl Record {
+impl SocketRecord {
     /// Reads the record that the host holds under `handle`.
     ///
     /// # Errors
@@ -162,11 +162,11 @@ impl RecordBytes {
         self.name[..length].copy_from_slice(&name[..length]);
     }
 
-    fn parse(&self) -> Option<Record> {
+    fn parse(&self) -> Option<SocketRecord> {
         let kind = Kind::ALL
             .into_iter()
             .find(|&kind| kind as u8 == self.kind)?;
-        Some(Record {
+        Some(SocketRecord {
             description: Description {
                 kind,
                 listening: self.listening == 1,
@@ -206,20 +206,20 @@ mod tests {
     use luo_handler_api::testing::FakeHost;
     use proptest::prelude::*;
 
-    fn sample() -> Record {
-        Record {
+    fn sample() -> SocketRecord {
+        SocketRecord {
             description: listener(),
             file: 7,
         }
     }
 
-    /// Keeps the sample with one thing changed and its checksum right, and reads it.
-    fn read_changed(change: impl FnOnce(&mut RecordBytes)) -> Result<Record, Errno> {
+    /// Preserves the sample with one thing changed and its checksum right, and reads it.
+    fn read_changed(change: impl FnOnce(&mut RecordBytes)) -> Result<SocketRecord, Errno> {
         let host = FakeHost::default();
         let mut bytes = sample().to_bytes();
         change(&mut bytes);
         let handle = record::keep(host.lend(), bytes.as_mut_bytes()).unwrap();
-        Record::read(host.lend(), handle)
+        SocketRecord::read(host.lend(), handle)
     }
 
     #[test]
@@ -242,7 +242,7 @@ mod tests {
             ("a Unix address", |r| r.address = 1),
             ("a short address", |r| r.name_length = 3),
             ("a name that is too long", |r| r.name_length = 109),
-            ("bytes behind the name", |r| r.name[4] = 1),
+            ("bytes after the name", |r| r.name[4] = 1),
             ("scope", |r| r.scope = U32::new(1)),
             ("reserved", |r| r.reserved = U16::new(1)),
             ("padding", |r| r.padding = U64::new(1)),
@@ -259,17 +259,20 @@ mod tests {
         let mut bytes = host.bytes(handle);
         bytes[24] ^= 1;
         host.replace(handle, &bytes);
-        assert_eq!(Record::read(host.lend(), handle), Err(Errno::EBADMSG));
-        assert_eq!(Record::read(host.lend(), handle + 1), Err(Errno::ENOENT));
+        assert_eq!(SocketRecord::read(host.lend(), handle), Err(Errno::EBADMSG));
+        assert_eq!(
+            SocketRecord::read(host.lend(), handle + 1),
+            Err(Errno::ENOENT)
+        );
     }
 
     proptest! {
         #[test]
         fn what_is_recorded_is_read_back(description in possible(), file: u64) {
             let host = FakeHost::default();
-            let record = Record { description, file };
+            let record = SocketRecord { description, file };
             let handle = record.keep(host.lend()).unwrap();
-            prop_assert_eq!(Record::read(host.lend(), handle), Ok(record));
+            prop_assert_eq!(SocketRecord::read(host.lend(), handle), Ok(record));
         }
 
         #[test]
@@ -278,12 +281,12 @@ mod tests {
             changes in prop::collection::vec((16..160usize, any::<u8>()), 0..4),
         ) {
             let host = FakeHost::default();
-            let mut bytes = Record { description, file: 1 }.to_bytes();
+            let mut bytes = SocketRecord { description, file: 1 }.to_bytes();
             for (place, byte) in changes {
                 bytes.as_mut_bytes()[place] = byte;
             }
             let handle = record::keep(host.lend(), bytes.as_mut_bytes()).unwrap();
-            if let Ok(record) = Record::read(host.lend(), handle) {
+            if let Ok(record) = SocketRecord::read(host.lend(), handle) {
                 prop_assert!(record.description.is_possible());
                 let again = record.keep(host.lend()).unwrap();
                 prop_assert_eq!(host.bytes(handle), host.bytes(again));

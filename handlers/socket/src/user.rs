@@ -95,7 +95,7 @@ fn address(file: FileRef<'_>, family: AddressFamily) -> io::Result<Option<Addres
     })
 }
 
-/// By std, whatever type the socket has: rustix panics on a path of the full length.
+/// By std, for each type of socket: rustix panics on a path of the full length.
 fn unix_address(file: FileRef<'_>) -> io::Result<Address> {
     let socket = UnixDatagram::from(file.as_fd().try_clone_to_owned()?);
     let address = socket.local_addr()?;
@@ -330,7 +330,7 @@ mod tests {
         let (first, second) = pair().unwrap();
         let update = rehearsal(first);
         let data = update.frozen();
-        let file = crate::record::Record::read(update.host.lend(), data)
+        let file = crate::record::SocketRecord::read(update.host.lend(), data)
             .unwrap()
             .file;
         update.host.replace_file(file, second);
@@ -341,7 +341,7 @@ mod tests {
             update.host.reason()
         );
         let data = update.frozen();
-        let file = crate::record::Record::read(update.host.lend(), data)
+        let file = crate::record::SocketRecord::read(update.host.lend(), data)
             .unwrap()
             .file;
         update

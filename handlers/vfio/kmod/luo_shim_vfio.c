@@ -46,8 +46,8 @@ static struct vfio_device_file *device_file(struct file *file)
 }
 
 /*
- * A driver beside vfio-pci may keep a state of its own in the device, and without an
- * IOMMU there is no character device to go on with.
+ * A driver other than vfio-pci may have a state of its own in the device, and without
+ * an IOMMU there is no character device to go on with.
  */
 static bool is_vfio_pci(struct vfio_device *device)
 {
@@ -162,7 +162,7 @@ static void crossing_remove(u64 address)
  */
 static DEFINE_XARRAY(held);
 
-/* A registration keeps the driver from being unbound; its functions are internal. */
+/* A registration prevents the driver from being unbound; its functions are internal. */
 static int hold(struct vfio_pci_core_device *vdev)
 {
 	int err;
@@ -357,8 +357,8 @@ int luo_vfio_describe(void *device, bool is_open, struct luo_vfio_description *f
 }
 
 /*
- * device_lock() does not end. Whoever resets a device holds its lock for a second or
- * two, whoever unbinds it until its files are closed, ours among them.
+ * device_lock() does not end. A reset holds the device's lock for a second or two, an
+ * unbind until its files are closed, ours among them.
  */
 #define PATIENCE (10 * HZ)
 
@@ -388,13 +388,13 @@ static int lock_device(struct pci_dev *pdev)
  * From here to the jump or to luo_vfio_resume() nothing makes the device do anything:
  *
  * - interrupts are off, and igate keeps them off;
- * - the memory lock keeps everybody from its BARs, which are unmapped, from its power
+ * - the memory lock locks everybody out of its BARs, which are unmapped, from its power
  *   state, and in VFIO from its command register;
  * - with config access locked neither VFIO nor sysfs writes to its configuration.
  *
- * Who comes meanwhile waits, as for a reset, and goes on if the jump is aborted. The
- * locks are taken in VFIO's order. Lockdep is told that they are released, as when a
- * file system is frozen: there may be many of one class. The task that freezes also
+ * Tasks that come meanwhile wait, as for a reset, and go on if the jump is aborted.
+ * The locks are taken in VFIO's order. For lockdep they are released, as when a file
+ * system is frozen: there may be many of one class. The task that freezes also
  * resumes; mainline does both within one reboot(2).
  *
  * Nobody may wait for these locks with the device's own lock, which device_shutdown()
@@ -465,8 +465,9 @@ void luo_vfio_resume(void *device, const struct luo_vfio_quiet *quiet)
 }
 
 /*
- * A device that came from the previous kernel belongs to whoever retrieves it. Until
- * its session is finished, its character device and its group return EBUSY to others.
+ * A device that came from the previous kernel belongs to the process that retrieves
+ * it. Until its session is finished, its character device and its group return EBUSY
+ * to others.
  */
 struct reservation {
 	struct list_head list;
@@ -551,8 +552,8 @@ static struct vfio_pci_core_device *bound_device(struct pci_dev *pdev)
 }
 
 /*
- * Before a device is unbound its reservation ends, for good: who unbinds it decides
- * what becomes of it.
+ * Before a device is unbound its reservation ends, for good: the administrator who
+ * unbinds it decides what becomes of it.
  */
 static int on_driver(struct notifier_block *block, unsigned long action, void *data)
 {
@@ -749,9 +750,9 @@ void luo_vfio_lose(void *device)
 }
 
 /*
- * One file from the previous kernel is finished: @device is what was retrieved, or NULL.
- * With the last of them whatever is still reserved is let go, also where the record was
- * unreadable and @address is LUO_VFIO_NOWHERE.
+ * One file from the previous kernel is finished: @device is what was retrieved, or
+ * NULL. With the last of them all that is still reserved is released, also where the
+ * record was unreadable and @address is LUO_VFIO_NOWHERE.
  */
 void luo_vfio_finish(void *device, u64 address)
 {
@@ -785,7 +786,7 @@ struct file *luo_vfio_open(void *device, u32 flags)
 	struct vfio_device_file *df;
 	struct file *file;
 
-	/* open() refuses this to every file without direct I/O. */
+	/* open() refuses O_DIRECT for every file without direct I/O. */
 	if (flags & O_DIRECT)
 		return ERR_PTR(-EINVAL);
 	df = vfio_allocate_device_file(&vdev->vdev);

@@ -46,7 +46,7 @@ impl Kind {
             ),
             Self::Foreign => (
                 Errno::EOPNOTSUPP,
-                "only PCI devices behind an IOMMU that are bound to vfio-pci itself are preserved",
+                "only PCI devices with an IOMMU that are bound to vfio-pci itself are preserved",
             ),
             Self::VirtualFunction => (
                 Errno::EOPNOTSUPP,
@@ -63,7 +63,7 @@ impl Kind {
 /// The policy calls `pin` before anything else about a file, and ends with one `unpin`, or with the
 /// jump.
 pub trait VfioBackend: Sync + 'static {
-    /// What keeps a device from being removed, and what has to be remembered of it.
+    /// Prevents a device from being removed, and remembers what is needed to release it.
     type Pin: Send + 'static;
 
     /// A device after the jump, before its file is handed over.
@@ -85,8 +85,8 @@ pub trait VfioBackend: Sync + 'static {
     /// Those of the system.
     fn address(&self, file: FileRef<'_>) -> Result<Address, Errno>;
 
-    /// Under which identity a second offer of the same device is refused; `None` if `pin` does
-    /// that.
+    /// The identity under which a second offer of the same device is refused; `None` if `pin`
+    /// refuses it.
     fn file_id(&self, file: FileRef<'_>) -> Option<u64>;
 
     /// Holds the device of `file`; yields the handle of the file where the host holds it, else 0.
@@ -107,8 +107,8 @@ pub trait VfioBackend: Sync + 'static {
     /// is in low power, from which only its owner wakes it; those of the system.
     fn describe(&self, file: FileRef<'_>) -> Result<Description, Errno>;
 
-    /// Stops the device, and whoever uses it, until [`resume`](Self::resume) or the jump, where it
-    /// has to stand still for that. It may not be described meanwhile.
+    /// Stops the device and its users until [`resume`](Self::resume) or the jump, on a host where
+    /// it has to stand still for the jump. It must not be described meanwhile.
     ///
     /// # Errors
     ///
@@ -141,7 +141,7 @@ pub trait VfioBackend: Sync + 'static {
     /// Those of the system.
     fn open(&self, found: Self::Found, record: &DeviceRecord) -> Result<OwnedFile, Errno>;
 
-    /// Releases what the file holds as one that crossed; if nobody retrieved it, all of it. There
-    /// is no record if it cannot be read, any more or at all.
+    /// Releases what the file holds as one that crossed; if nobody retrieved it, all of it.
+    /// `record` is `None` if it cannot be read.
     fn finish(&self, record: Option<&DeviceRecord>, retrieved: Retrieved<'_>, host: Host<'_>);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The policy: what happens to a device file in each phase, whoever its host is.
+//! The policy: what happens to a device file in each phase, on any host.
 
 use core::mem::replace;
 
@@ -181,7 +181,7 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         opened.map_err(|errno| refuse(errno, "cannot be opened"))
     }
 
-    /// Of a record that cannot be read only the record itself is released: the device that it names
+    /// If the record cannot be read, only the record itself is released: the device that it names
     /// may be somebody else's.
     fn finish(&self, file: Crossed<'_>) {
         let record = DeviceRecord::read_any(file.host, file.data).ok();

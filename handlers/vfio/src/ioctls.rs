@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The seam between this crate and the system: what a process can ask of a file of VFIO.
 //!
-//! [`System`] asks the kernel. Whoever has no device, for a test, or has one elsewhere, implements
-//! [`VfioFiles`] and gives it to [`UserBackend`](crate::UserBackend); all that is built on the
-//! answers stays the same.
+//! [`System`] asks the kernel. A test without a device, or a program whose device is
+//! elsewhere, implements [`VfioFiles`] and gives it to [`UserBackend`](crate::UserBackend); all
+//! that is built on the answers stays the same.
 
 use std::{
     fs, io,

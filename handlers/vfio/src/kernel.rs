@@ -35,7 +35,7 @@ pub struct Pinned {
     quiet: Option<shim::Quiet>,
 }
 
-// SAFETY: the device belongs to no thread: whatever is done to it is done under the locks of VFIO.
+// SAFETY: the device belongs to no thread: all that is done to it is done under the locks of VFIO.
 // What quiesce locks is unlocked by the thread that froze, for mainline unfreezes in the call that
 // froze.
 unsafe impl Send for Pinned {}
@@ -52,7 +52,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         self.resume();
-        // SAFETY: by the invariant the device is pinned; the value that said so ends here.
+        // SAFETY: by the invariant the device is pinned; the value with this invariant ends here.
         unsafe { shim::luo_vfio_unpin(self.device.as_ptr()) };
     }
 }
@@ -67,7 +67,7 @@ pub struct Found(NonNull<c_void>);
 
 impl Drop for Found {
     fn drop(&mut self) {
-        // SAFETY: by the invariant the device is held; the value that said so ends here.
+        // SAFETY: by the invariant the device is held; the value with this invariant ends here.
         unsafe { shim::luo_vfio_lose(self.0.as_ptr()) };
     }
 }
@@ -187,7 +187,7 @@ impl VfioBackend for KernelBackend {
                 Errno::EBUSY,
                 "its reset, or a change of its driver, did not end in time",
             ),
-            Err(Errno::EINTR) => (Errno::EINTR, "whoever waited for it was killed"),
+            Err(Errno::EINTR) => (Errno::EINTR, "the task that waited for it was killed"),
             Ok(None) | Err(Errno::ENOENT) => (Errno::ENODEV, "there is no such device"),
             Err(errno) => (errno, "it cannot be held"),
         };
@@ -224,7 +224,7 @@ impl VfioBackend for KernelBackend {
 
 /// # Safety
 ///
-/// Somebody holds the device, and `is_open` tells whether it is open.
+/// Somebody holds the device, and `is_open` is whether it is open.
 unsafe fn describe(device: NonNull<c_void>, is_open: bool) -> Result<Description, Errno> {
     let mut found = shim::Description::default();
     // SAFETY: by our contract the device is held and `is_open` is right; `found` is ours.

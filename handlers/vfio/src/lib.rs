@@ -25,7 +25,7 @@
 //! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process, which
 //!   knows devices through the seam [`ioctls`], and that through `sys`; `kernel`: those of the
 //!   kernel
-//! - `imagined`: a device behind that seam, for tests on machines without one (feature `testing`)
+//! - `imagined`: a device at that seam, for tests on machines without one (feature `testing`)
 //!
 //! # What is preserved
 //!
@@ -37,22 +37,22 @@
 //! new side all that was recorded is compared with what the device reports now.
 //!
 //! *In the kernel* the device is found again by segment and BDF. If it is the same one and bound to
-//! vfio-pci, whoever retrieves it gets a file as if freshly opened from the character device: not
-//! bound to an iommufd yet, also where the old one came from a group. Between prepare and the jump
-//! the device cannot be unbound.
+//! vfio-pci, retrieve returns a file as if freshly opened from the character device: not bound to
+//! an iommufd yet, also where the old one came from a group. Between prepare and the jump the
+//! device cannot be unbound.
 //!
 //! # From freeze to the jump
 //!
 //! In the kernel the device stands still. A device whose interrupts are enabled refuses to freeze.
-//! Bus mastering is switched off and INTx disabled, the BARs are unmapped, and whoever touches the
-//! BARs, the configuration, the interrupts or the power state waits: for the jump, in which all
-//! tasks end, or until the jump is aborted, and then goes on as if nothing had been. A task that is
-//! killed meanwhile ends after that wait. Only a reset through sysfs is refused instead of waiting
-//! (`ENOTTY`), for it would wait with the device's lock, and the kernel's shutdown of devices takes
-//! that lock as well. For the same reason a device is refused (`EAGAIN`) that is being reset, bound
-//! or unbound when it is frozen; and nobody should unbind one, or change its number of virtual
-//! functions, in between. Accesses to BARs of I/O ports still reach the device: VFIO has no lock
-//! for them.
+//! Bus mastering is switched off and INTx disabled, the BARs are unmapped, and a task that touches
+//! the BARs, the configuration, the interrupts or the power state waits: for the jump, in which all
+//! tasks end, or until the jump is aborted, and then it goes on as if nothing had happened. A task
+//! that is killed meanwhile ends after that wait. Only a reset through sysfs is refused instead of
+//! waiting (`ENOTTY`), for it would wait with the device's lock, and the kernel's shutdown of
+//! devices takes that lock as well. For the same reason a device is refused (`EAGAIN`) that is
+//! being reset, bound or unbound when it is frozen; and nobody should unbind one, or change its
+//! number of virtual functions, in between. Accesses to BARs of I/O ports still reach the device:
+//! VFIO has no lock for them.
 //!
 //! A device that its owner has put into low power (`VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY`) is
 //! refused by prepare and by freeze (`EBUSY`): to look at it would wake it, and take the wake event
@@ -67,9 +67,9 @@
 //! **Bind the devices before they are retrieved**, by `vfio-pci.ids=` on the kernel's command line
 //! or by `driver_override`. LUO remembers a failed retrieve, and a device that is not bound to
 //! vfio-pci when it is retrieved is lost to its session. The kernel's log names at boot the devices
-//! that are preserved and not bound. What passes is waited for, ten seconds at most, unless the
-//! task is killed: a reset, a driver that is just being bound, somebody else who has the device
-//! open. The log then names them.
+//! that are preserved and not bound. Retrieve waits ten seconds at most, unless the task is killed,
+//! for what passes by itself: a reset, a driver that is just being bound, somebody else who has the
+//! device open. The log then names them.
 //!
 //! A session may be finished, or closed, whether or not its devices were retrieved: those that
 //! nobody asked for are released, and may be opened by everybody again.
@@ -100,11 +100,11 @@
 //!
 //! Nothing in a record is ever written to a device. All that a record can do is to name an address:
 //! the new kernel then wakes the device there and reads its identity. It is opened only if it looks
-//! as recorded and an administrator has given it to vfio-pci; whoever retrieves it then has what
-//! opening `/dev/vfio/devices/vfioN` gives, and no IOMMU mapping. Two records that name one device
-//! get one file. The list of reserved devices comes from the previous kernel as well: with a wrong
-//! one devices are reserved that nobody retrieves, until the last session is finished or they are
-//! unbound.
+//! as recorded and an administrator has given it to vfio-pci; the process that retrieves it then
+//! has what opening `/dev/vfio/devices/vfioN` gives, and no IOMMU mapping. Two records that name
+//! one device get one file. The list of reserved devices comes from the previous kernel as well:
+//! with a wrong one devices are reserved that nobody retrieves, until the last session is finished
+//! or they are unbound.
 
 mod backend;
 pub mod description;

@@ -6,8 +6,8 @@
 //!            file ───────► the open file       (hosted)
 //! ```
 //!
-//! Every arrow is a handle of the host. The layout belongs to the compatible `luo-handlers,vfio-v1`: who changes
-//! one changes the other.
+//! Every arrow is a handle of the host. The layout belongs to the compatible
+//! `luo-handlers,vfio-v1`: a new layout needs a new compatible.
 
 use luo_handler_api::{record, status, Errno, Host};
 
@@ -116,7 +116,7 @@ pub struct IrqBytes {
 /// | `EINVAL` | anything else that is malformed: length, magic, counts, what should be zero, … |
 /// | `EOPNOTSUPP` | a status flag that this version does not know, or a device that is not PCI |
 ///
-/// That there is such a device is not checked here, nor that it is this one.
+/// Whether there is such a device, and whether it is the same one, is not checked here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceRecord {
     /// The device and how it was opened.

@@ -48,7 +48,7 @@ impl<F: VfioFiles> UserBackend<F> {
     }
 }
 
-/// The default for what a kind of device does not have: a region of VGA for one, or on older
+/// Zero for what this kind of device does not have: a region of VGA, for example, or on older
 /// kernels the interrupt index of a PCIe error.
 fn if_any<T: Default>(answer: Result<T, Errno>) -> Result<T, Errno> {
     match answer {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 const DIRECTORY: &str = "/sys/kernel/debug/luo_handlers";
 /// Bytes held for the next kernel beside the files' contents; a file beside those of the handlers.
-const KEPT_BYTES: &str = "kept_bytes";
+const PRESERVED_BYTES: &str = "preserved_bytes";
 /// Bytes that prepare moved to other memory, in kernels whose handlers count them.
 const MOVED_BYTES: &str = "moved_bytes";
 /// The file of a handler begins with the name of its first column.
@@ -36,10 +36,10 @@ pub fn obstacle() -> Option<String> {
 
 /// The counters of a handler, or of several together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters(BTreeMap<String, Phase>);
+pub struct Counters(BTreeMap<String, Calls>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Phase {
+struct Calls {
     count: u64,
     errors: u64,
 }
@@ -119,12 +119,12 @@ impl Counters {
             let name = words.next()?.to_owned();
             let mut number = || words.next()?.parse().ok();
             let (count, errors) = (number()?, number()?);
-            Some((name, Phase { count, errors }))
+            Some((name, Calls { count, errors }))
         };
         Self(text.lines().skip(1).filter_map(phase).collect())
     }
 
-    fn phase(&self, name: &str) -> Phase {
+    fn phase(&self, name: &str) -> Calls {
         self.0.get(name).copied().unwrap_or_default()
     }
 
@@ -135,7 +135,7 @@ impl Counters {
 
     /// Calls of a phase that went well.
     pub fn successes(&self, phase: &str) -> u64 {
-        let Phase { count, errors } = self.phase(phase);
+        let Calls { count, errors } = self.phase(phase);
         count.saturating_sub(errors)
     }
 
@@ -153,8 +153,8 @@ impl Counters {
 /// # Errors
 ///
 /// Those of reading debugfs.
-pub fn kept_bytes() -> Result<u64> {
-    read_number(&Path::new(DIRECTORY).join(KEPT_BYTES))
+pub fn preserved_bytes() -> Result<u64> {
+    read_number(&Path::new(DIRECTORY).join(PRESERVED_BYTES))
 }
 
 /// Bytes that our handlers moved to other memory since boot; 0 if this kernel does not count them.
@@ -178,7 +178,7 @@ fn read_number(path: &Path) -> Result<u64> {
 
 impl AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
-        for (name, Phase { count, errors }) in other.0 {
+        for (name, Calls { count, errors }) in other.0 {
             let phase = self.0.entry(name).or_default();
             phase.count += count;
             phase.errors += errors;

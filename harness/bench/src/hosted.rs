@@ -42,8 +42,7 @@ const STATE_MAX: u64 = 64 << 20;
 ///
 /// # Errors
 ///
-/// Whatever keeps it from doing so. What was changed by the jump is reported as a part of the
-/// outcome.
+/// Those of the work. What was changed by the jump is reported as a part of the outcome.
 pub fn work(task: &str) -> Result<()> {
     match serde_json::from_str(task).context("this is not a task of a bench")? {
         Task::Depart {
@@ -95,8 +94,8 @@ fn depart(case: &Case, directory: &Path, worker: &Worker) -> Result<()> {
     }
     let Err(error) = jump(&files, update, directory, worker);
     if !Path::new("/proc/self").exists() {
-        // Handlers look at open files there. One that can do without does not fail.
-        Message::Skipped(format!("{error:#}; mount /proc, it is not there")).send();
+        // Handlers look at open files there. One that does not need it does not fail.
+        Message::Skipped(format!("{error:#}; mount /proc: it is missing")).send();
         return Ok(());
     }
     Err(error)

@@ -11,8 +11,7 @@
 //! series and what came of it so far, crosses in a memfd of its own; the moment of the jump is
 //! written to it last. Only a fresh kernel in which our handler is switched off cannot take over a
 //! memfd that ours has preserved: it finds a note on the disk instead, which its command line
-//! names. How a kernel is loaded, and what is done with the figures, is up to whoever makes the
-//! journey.
+//! names. The caller decides how a kernel is loaded, and what is done with the figures.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -30,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::Implementation;
 use crate::clock::Moment;
-use crate::counters::{self, kept_bytes, moved_bytes, Counters};
+use crate::counters::{self, moved_bytes, preserved_bytes, Counters};
 use crate::limits::allow_many_files;
 use crate::memory::free_bytes;
 use crate::outcome::Outcome;
@@ -53,12 +52,12 @@ const FILE_ROOM: usize = 128;
 const STATE_MAX: u64 = 64 << 20;
 const SESSION: &str = "luo-bench";
 const GARBLED: &str = "what the previous kernel left cannot be continued";
-/// The kernel parameter that names the note; its prefix makes the kernel leave it to us.
+/// The kernel parameter that names the note; the kernel ignores parameters with this prefix.
 const NOTE_PARAMETER: &str = "luo.bench_note=";
 /// What mainline's handler writes of each folio, `struct memfd_luo_folio_ser`.
 const MAINLINE_FOLIO_BYTES: u64 = 16;
 
-/// A journey through kernels. `E` is what whoever makes it needs in each of them.
+/// A journey through kernels. `E` is what the caller needs in each of them.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Journey<E> {
     series: Series,
@@ -68,7 +67,7 @@ pub struct Journey<E> {
     note: PathBuf,
     /// Of the first steps of the series.
     outcomes: Vec<Outcome>,
-    /// For whoever makes the journey.
+    /// For the caller.
     pub extra: E,
     /// Whether this kernel has measured nothing yet.
     #[serde(skip)]
@@ -130,7 +129,7 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         journey.series.check()?;
         journey.fresh = departure.is_none();
         if let Some(departure) = departure {
-            let step = journey.step().context("all was measured before")?;
+            let step = journey.step().context("nothing is left to measure")?;
             let outcome = arrive(&device, &step, departure, &arrived);
             journey.outcomes.push(outcome);
         }
@@ -158,7 +157,7 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from jumping. Then nothing is loaded any more, the sessions are given up,
+    /// The reason why it did not jump. Then nothing is loaded any more, the sessions are given up,
     /// and all runs on.
     pub fn go_on(&self, load: impl FnOnce(&E, &str) -> Result<()>) -> Result<()> {
         let Some(step) = self.step() else {
@@ -311,7 +310,7 @@ fn parse_state<J: DeserializeOwned>(state: &File) -> Result<J> {
     let length = state.metadata()?.len();
     ensure!(
         length <= STATE_MAX,
-        "it has {length} bytes, {STATE_MAX} are the most"
+        "it has {length} bytes, expected at most {STATE_MAX}"
     );
     let mut text = vec![0; length as usize];
     state.read_exact_at(&mut text, 0)?;
@@ -340,7 +339,7 @@ fn preserve(session: &Session, files: &Files) -> Result<()> {
 struct Before {
     free_bytes: u64,
     counters: Counters,
-    kept_bytes: u64,
+    preserved_bytes: u64,
     moved_bytes: u64,
 }
 
@@ -348,7 +347,7 @@ impl Before {
     fn look() -> Result<Self> {
         Ok(Self {
             counters: Counters::read()?,
-            kept_bytes: kept_bytes()?,
+            preserved_bytes: preserved_bytes()?,
             moved_bytes: moved_bytes()?,
             free_bytes: free_bytes()?,
         })
@@ -365,11 +364,11 @@ impl Before {
         };
         ensure!(
             prepared == expected,
-            "our handler prepared {prepared} files, {expected} were for it"
+            "our handler prepared {prepared} files, expected {expected}"
         );
         outcome.moved_bytes = moved_bytes()?.saturating_sub(self.moved_bytes);
         outcome.metadata_bytes = match step.implementation {
-            Implementation::Ours => kept_bytes()?.saturating_sub(self.kept_bytes),
+            Implementation::Ours => preserved_bytes()?.saturating_sub(self.preserved_bytes),
             Implementation::MainlineC => mainline_metadata(step),
         };
         Ok(())
@@ -462,7 +461,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(STATE_MAX + 1).unwrap();
         let error = parse_state::<State<Journey<u8>>>(&file).err().unwrap();
-        assert!(error.to_string().contains("the most"), "{error}");
+        assert!(error.to_string().contains("expected at most"), "{error}");
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn find_initrd(boot: &Path, release: &str) -> Result<PathBuf> {
         .into_iter();
     files.find(|file| file.exists()).with_context(|| {
         format!(
-            "there is no initrd of {release} in {}; name one with --initrd",
+            "{release} has no initrd in {}; name one with --initrd",
             boot.display()
         )
     })
@@ -125,7 +125,7 @@ fn note_place(note: Option<&Path>, is_needed: bool) -> Result<PathBuf> {
     let directory = place.parent().context("--note takes a file")?;
     ensure!(
         directory.is_dir() && !["tmpfs", "ramfs"].contains(&file_system(directory).as_str()),
-        "{} is not there in the next kernel; --note names a file on a disk",
+        "{} is missing in the next kernel; --note names a file on a disk",
         directory.display()
     );
     Ok(place)
@@ -143,7 +143,7 @@ impl Ready {
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from doing so, with what to do about it.
+    /// The reason why it cannot, with what to do about it.
     pub fn new(series: Series, next: &NextKernel, outputs: &Outputs) -> Result<Self> {
         if let Some(reason) = kexec::obstacle()
             .map(str::to_owned)
@@ -168,7 +168,7 @@ impl Ready {
         })
     }
 
-    /// What is going to happen, for whoever has to agree to it.
+    /// What is going to happen, for the user to agree to.
     pub fn announcement(&self) -> &str {
         &self.announcement
     }
@@ -177,7 +177,7 @@ impl Ready {
     ///
     /// # Errors
     ///
-    /// Whatever keeps this machine from jumping; then it runs on as before.
+    /// The reason why this machine did not jump; then it runs on as before.
     pub fn go(&self, notify: &dyn Fn(&str)) -> Result<Infallible> {
         self.journey
             .go_on(|baggage, command_line| baggage.load(command_line, notify))?;
@@ -252,7 +252,7 @@ impl Underway {
     ///
     /// # Errors
     ///
-    /// Whatever keeps the machine from jumping on.
+    /// The reason why the machine did not jump.
     pub fn go_on(&self, notify: &dyn Fn(&str)) -> Result<()> {
         self.0
             .go_on(|baggage, command_line| baggage.load(command_line, notify))

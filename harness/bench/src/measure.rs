@@ -214,7 +214,7 @@ impl Measurement<'_> {
         }
         let status = child.wait()?;
         if self.stop.is_stopped() {
-            bail!("interrupted; nothing is left behind");
+            bail!("interrupted; all files of the bench are removed");
         }
         match ended? {
             Some(ended) if status.success() => Ok(ended),

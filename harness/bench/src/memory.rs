@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::fstat;
 
-/// The unit of `st_blocks`, whatever the file system's block is.
+/// The unit of `st_blocks`, on every file system.
 const STAT_BLOCK: u64 = 512;
 const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
 /// The value with which the kernel promises no more memory than there is.

@@ -20,10 +20,10 @@ pub enum Message {
 }
 
 impl Message {
-    /// Sends it to who started this process.
+    /// Sends it to the process that started this one.
     pub fn send(&self) {
         if let Ok(line) = serde_json::to_string(self) {
-            // Without a reader there is no use for the run either.
+            // Without a reader the run is of no use.
             if writeln!(std::io::stdout(), "{line}").is_err() {
                 std::process::exit(1);
             }

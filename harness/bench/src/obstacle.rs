@@ -28,7 +28,8 @@ pub fn obstacle(case: &Case, place: Option<&Place>) -> Option<String> {
     match case.subject {
         Subject::Memfd { pages, .. } => memfds_obstacle(case, pages, place),
         Subject::Vfio if case.transport == Transport::Image => Some(
-            "an image holds contents, and a device has none; exec hands open files over".into(),
+            "an image holds contents, which a device does not have; exec passes open files on"
+                .into(),
         ),
         Subject::Vfio => {
             let (needed, found) = (case.files as usize, vfio::bound_devices().len());

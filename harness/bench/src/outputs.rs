@@ -32,7 +32,7 @@ impl Outputs {
         files.filter(|file| *file != Path::new("-"))
     }
 
-    /// Sees to it that the files can be written, before the work and not after it.
+    /// Checks that the files can be written, before the work and not after it.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl Outputs {
     ///
     /// # Errors
     ///
-    /// The standard output is not another process's.
+    /// If one of them is the standard output, which belongs to this process.
     pub fn absolute(&self) -> Result<Self> {
         ensure!(
             !self.json_is_printed(),
@@ -132,7 +132,7 @@ mod tests {
             html: None,
         };
         outputs.check().unwrap();
-        assert!(!file.exists(), "a check leaves nothing behind");
+        assert!(!file.exists(), "a check leaves no file");
         write(&file, b"one").unwrap();
         outputs.check().unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"one");

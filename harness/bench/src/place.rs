@@ -52,7 +52,7 @@ impl Place {
         match (best, failed) {
             (Some(place), _) => Ok(place),
             (None, Some(error)) => Err(error),
-            (None, None) => anyhow::bail!("there is no place for images; --image-dir names one"),
+            (None, None) => anyhow::bail!("no directory for images found; --image-dir names one"),
         }
     }
 

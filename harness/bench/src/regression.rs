@@ -22,7 +22,7 @@ pub enum Verdict {
     Slower,
     /// Likewise.
     Faster,
-    /// Less than the threshold, or too little to tell it from chance.
+    /// Less than the threshold, or too little to rule out chance.
     Same,
 }
 
@@ -276,7 +276,7 @@ mod tests {
         // U = 21 of 5 and 5: 0.0476 in the tables.
         assert!((p(&[1, 2, 3, 4, 9], &[5, 6, 7, 8, 10]) - 0.0476).abs() < 1e-4);
         assert_eq!(p(&[], &[1]), 1.0);
-        // All alike: there is nothing to tell them apart.
+        // All are equal: nothing distinguishes them.
         assert!(p(&[7; 5], &[7; 5]) > 0.4);
     }
 
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(
             verdict(&[100], &[200]),
             Verdict::Same,
-            "one run is no evidence"
+            "one run is not enough"
         );
     }
 

@@ -74,7 +74,7 @@ impl Sample {
         }
     }
 
-    /// Makes it. `progress` is told the bytes as they are written.
+    /// Makes it. `progress` gets the bytes as they are written.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Sample {
         }
     }
 
-    /// Compares what crossed with what was made. `progress` is told the bytes as they are compared,
+    /// Compares what crossed with what was made. `progress` gets the bytes as they are compared,
     /// from any thread.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ impl Sample {
             }
             (Contents::Ioport(port), _) => port.verify(file),
             (Contents::Memfd(_), Before::Nothing) => {
-                ensure!(false, "what was known of it before did not cross");
+                ensure!(false, "what was known of it before the jump is missing");
                 Ok(())
             }
         };

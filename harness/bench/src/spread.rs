@@ -17,7 +17,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// The spread of `values`; zero if there is none.
+    /// The spread of `values`; zero without values.
     pub fn of(values: impl IntoIterator<Item = u64>) -> Self {
         let samples: Vec<u64> = values.into_iter().collect();
         let mut sorted = samples.clone();

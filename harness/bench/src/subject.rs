@@ -53,7 +53,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// Bytes of a file, holes among them; what is not a memfd has none.
+    /// Bytes of a file, holes among them; 0 if it is not a memfd.
     pub const fn size(&self) -> u64 {
         match self {
             Self::Memfd { size, .. } => *size,

@@ -235,7 +235,7 @@ fn image_speed(report: &Report) -> Option<String> {
 
 /// What each phase costs a file, of files that have no data to compare them by.
 fn per_file(row: &Row) -> Option<String> {
-    // The handover and the blackout are the transport's, whatever crosses.
+    // The handover and the blackout are the transport's, not a file's.
     const OF_HANDLERS: [Phase; 4] = [
         Phase::Prepare,
         Phase::Freeze,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! One measured live update, whatever its transport: the files are made, cross, are retrieved and
+//! One measured live update, by any transport: the files are made, cross, are retrieved and
 //! compared.
 //!
 //! [`Update`] is what crosses beside the files. The transports differ in how they prepare and jump;
@@ -54,7 +54,7 @@ pub trait NewSide {
 }
 
 impl Update {
-    /// Makes the files of a case. `progress` is told the bytes as they are written.
+    /// Makes the files of a case. `progress` gets the bytes as they are written.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Update {
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from doing so.
+    /// Those of the handlers.
     pub fn take_back(&mut self, side: &impl NewSide, progress: impl Fn(u64) + Sync) -> Result<()> {
         let samples = self.case.samples();
         ensure!(

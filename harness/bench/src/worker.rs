@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The program that makes the live updates, and what it is told.
+//! The program that makes the live updates, and its tasks.
 
 use std::path::PathBuf;
 use std::process::Command;

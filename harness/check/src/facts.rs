@@ -36,13 +36,13 @@ pub enum Origin {
 pub struct Facts {
     /// Where this is from.
     pub origin: Origin,
-    /// The ABI of the Live Update Orchestrator, such as `luo-v5`; `None` if it has none.
+    /// The ABI of the Live Update Orchestrator, such as `luo-v5`; `None` if it is missing.
     pub luo: Option<String>,
-    /// The ABI of Kexec Handover, such as `kho-v4`; `None` if it has none.
+    /// The ABI of Kexec Handover, such as `kho-v4`; `None` if it is missing.
     pub kho: Option<String>,
     /// Whether Kexec Handover is on without `kho=on`; `None` if not known.
     pub kho_enabled: Option<bool>,
-    /// The compatibles of our handlers. Guessed: whatever looks like one.
+    /// The compatibles of our handlers. In a guess, all text that looks like one.
     pub handlers: BTreeSet<String>,
     /// Those of the kernel's own.
     pub own_handlers: BTreeSet<String>,
@@ -65,7 +65,8 @@ impl Facts {
         self.handlers.contains(compatible) || self.own_handlers.contains(compatible)
     }
 
-    /// From an image's notes, or those that the running kernel shows; `None` if none is from kmod.
+    /// From an image's notes, or those that the running kernel shows; `None` without a note from
+    /// kmod.
     ///
     /// # Errors
     ///

@@ -88,7 +88,7 @@ impl Image {
             let kernel = compression.decode(compressed, LIMIT as usize)?;
             return Self::from_elf(kernel.as_slice(), Format::Vmlinux, Some(compression));
         }
-        Err(ImageError::NotAKernel("it begins like none"))
+        Err(ImageError::NotAKernel("it does not begin like one"))
     }
 
     fn from_uki<'data, R: ReadRef<'data>>(data: R) -> Result<Self, ImageError> {
@@ -401,8 +401,8 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_not_a_kernel_is_refused_with_the_reason() {
-        refused(b"", "it begins like none");
-        refused(b"#!/bin/sh\n", "it begins like none");
+        refused(b"", "it does not begin like one");
+        refused(b"#!/bin/sh\n", "it does not begin like one");
         refused(&vmlinux(&[], b"no banner\0"), "no `Linux version`");
         refused(&vmlinux(&[], b"")[..20], "not a little-endian one");
         refused(&uki(b"x", b""), "no setup header");

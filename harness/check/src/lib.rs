@@ -13,8 +13,8 @@
 //! # Ok::<(), luo_check::image::ImageError>(())
 //! ```
 //!
-//! Images are untrusted: whatever is in a file, reading it ends with an answer or an error, and
-//! takes no more memory than [`image::LIMIT`] and what a decoder needs.
+//! Images are untrusted: reading any file ends with an answer or an error, and takes no more memory
+//! than [`image::LIMIT`] and what a decoder needs.
 //!
 //! # Map
 //!

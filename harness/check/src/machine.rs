@@ -17,7 +17,7 @@ const MEMORY: &str = "proc/meminfo";
 /// What the update starts from.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Machine {
-    /// What this kernel's notes say; `None` if they are not there or not from kmod.
+    /// What this kernel's notes report; `None` if they are missing or not from kmod.
     pub facts: Option<Facts>,
     /// How many files are preserved, by compatible.
     pub preserved: BTreeMap<String, u64>,
@@ -152,7 +152,7 @@ mod tests {
             "sys/kernel/debug/luo_handlers/vfio",
             b"phase\nprepare 0 0 0\ncancel 0 0 0\n",
         );
-        write("sys/kernel/debug/luo_handlers/kept_bytes", b"4096\n");
+        write("sys/kernel/debug/luo_handlers/preserved_bytes", b"4096\n");
         write(SCRATCH, b"0x100000\n0x4000000\n");
         write(MEMORY, b"MemTotal: 9 kB\nMemAvailable:   2048 kB\n");
         let machine = Machine::read_below(root.path());

@@ -61,7 +61,7 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// The files, by format.
     pub files: Vec<Files>,
-    /// Whether no answer is no.
+    /// Whether none of the answers is [`Answer::No`].
     pub can_jump: bool,
 }
 
@@ -227,7 +227,10 @@ fn missing_parameters(line: &str, next: &Facts) -> Vec<&'static str> {
 fn disabled(line: &str) -> String {
     match parameter(line, "luo_handlers.disable") {
         Some(names) if !names.is_empty() => {
-            format!("live update is on; {names} will take no new files (luo_handlers.disable)")
+            format!(
+                "live update is on; files of {names} are released and not rebuilt \
+                 (luo_handlers.disable)"
+            )
         }
         _ => "live update is on".to_owned(),
     }

@@ -57,10 +57,10 @@ impl Job {
             return Ok(Self::Run(decode(command)?));
         }
         let stage = || -> Result<usize> {
-            let stage = value_of(command_line, "luo.stage").context("there is no luo.stage")?;
+            let stage = value_of(command_line, "luo.stage").context("luo.stage is missing")?;
             stage
                 .parse()
-                .with_context(|| format!("luo.stage is no number: {stage}"))
+                .with_context(|| format!("luo.stage is not a number: {stage}"))
         };
         if let Some(options) = value_of(command_line, "luo.soak") {
             return Ok(Self::Soak {
@@ -71,7 +71,7 @@ impl Job {
         if let Some(series) = value_of(command_line, "luo.bench") {
             let series = decode(series)?.concat();
             let series = serde_json::from_str(&series)
-                .with_context(|| format!("luo.bench is no series: {series}"))?;
+                .with_context(|| format!("luo.bench is not a series: {series}"))?;
             return Ok(Self::Bench {
                 series,
                 stage: stage()?,
@@ -146,7 +146,8 @@ fn decode_argument(argument: &str) -> Result<String> {
                 .and_then(|digits| std::str::from_utf8(digits).ok())
                 .context("a % without its digits")?;
             bytes.push(
-                u8::from_str_radix(digits, 16).with_context(|| format!("%{digits} is no byte"))?,
+                u8::from_str_radix(digits, 16)
+                    .with_context(|| format!("%{digits} is not a byte"))?,
             );
             rest = &tail[2..];
         } else {

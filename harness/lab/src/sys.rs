@@ -123,7 +123,7 @@ impl Registers {
     pub(crate) fn write_and_read(&mut self, written: u64, value: u32, read: u64) -> u32 {
         let at = |register: u64| {
             let inside = register < LENGTH as u64 && register.is_multiple_of(4);
-            assert!(inside, "there is no register at {register:#x}");
+            assert!(inside, "{register:#x} is not the place of a register");
             self.0.as_ptr().wrapping_byte_add(register as usize)
         };
         // SAFETY: both registers are aligned and, by the invariant, in the mapping.

@@ -114,7 +114,7 @@ fn session_argument(name: &str, action: impl Fn() -> String) -> Result<SessionAr
         return Err(Error::new(
             action(),
             io::ErrorKind::InvalidInput.into(),
-            "; a session's name has 1 to 63 bytes, none of them zero",
+            "; a session's name has 1 to 63 bytes, without zeros",
         ));
     }
     let mut padded = [0; NAME_LENGTH];

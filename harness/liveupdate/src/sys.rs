@@ -173,7 +173,7 @@ pub(crate) fn kexec_file_load(
 pub(crate) fn kexec_file_unload() -> io::Result<()> {
     /// `KEXEC_FILE_UNLOAD` of `include/uapi/linux/kexec.h`.
     const UNLOAD: usize = 1;
-    // SAFETY: with this flag the kernel reads none of the other arguments.
+    // SAFETY: with this flag the kernel does not read the other arguments.
     let result =
         unsafe { libc::syscall(libc::SYS_kexec_file_load, -1, -1, 0usize, 0usize, UNLOAD) };
     checked(result)

@@ -27,7 +27,7 @@ use luo_liveupdate::kexec;
 
 /// The hidden command that is both sides of one update.
 pub const WORKER_COMMAND: &str = "bench-worker";
-/// Where the help has what a kexec may be told.
+/// Where the help lists the options of a kexec.
 const HEADING: &str = "With --transport kexec";
 /// The width of the table where no terminal has one.
 const WIDTH: usize = 120;
@@ -68,7 +68,7 @@ pub struct BenchArguments {
     print_unit: bool,
 }
 
-/// What a kexec may be told.
+/// The options of a kexec.
 #[derive(Args, Clone, Debug, Default)]
 struct KexecArguments {
     /// The kernel to jump into; by default that of the running one in /boot
@@ -117,7 +117,7 @@ impl KexecArguments {
 ///
 /// # Errors
 ///
-/// Whatever kept it from measuring.
+/// The reason why it could not measure.
 pub fn run(arguments: BenchArguments) -> Result<ExitCode> {
     if arguments.resume {
         return resume();
@@ -320,7 +320,7 @@ fn print_notice(text: &str) {
 fn consents() -> Result<bool> {
     ensure!(
         io::stdin().is_terminal(),
-        "there is no terminal to ask on whether this machine may jump; --yes allows it"
+        "without a terminal, nobody can be asked whether this machine may jump; --yes allows it"
     );
     eprint!("Jump now? [y/N] ");
     io::stderr().flush().context("asking")?;
@@ -343,7 +343,7 @@ fn give_up_on_interrupt() -> Result<()> {
 }
 
 /// Continues after a jump: measures, and jumps on or reports. What was measured is also reported if
-/// something keeps the machine from jumping on.
+/// the machine cannot jump on.
 fn resume() -> Result<ExitCode> {
     const NOTHING: &str = "There is nothing to continue";
     if !luo_liveupdate::is_available() {

@@ -22,7 +22,7 @@ use luo_bench::hosted;
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
 
-/// Keeps file descriptors alive across live updates, and measures how fast
+/// Preserves file descriptors across live updates, and measures how fast
 #[derive(Debug, Parser)]
 #[command(name = "luo", version, propagate_version = true)]
 struct Cli {

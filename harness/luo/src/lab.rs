@@ -75,12 +75,13 @@ pub enum LabCommand {
         /// Handlers from elsewhere
         #[command(flatten)]
         more: HandlerArguments,
-        /// List the tests and run none
+        /// List the tests without running them
         #[arg(long)]
         list: bool,
         /// Run your own test program, a script or statically linked: before the kexec with the
-        /// argument `before`, after it with `after`. It passes if it exits with 0 both times; what
-        /// has to stay open until the kexec a child of it holds. Without names it is the only test
+        /// argument `before`, after it with `after`. It passes if it exits with 0 both times. A
+        /// child of it holds what has to stay open until the kexec. Without names it is the only
+        /// test
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
         /// Run only the tests whose names contain one of these
@@ -122,7 +123,7 @@ pub enum LabCommand {
     GuestInit,
 }
 
-/// What `luo lab build` may be told.
+/// The options of `luo lab build`.
 #[derive(Args, Clone, Debug)]
 pub struct BuildArguments {
     /// Build the kernel that checks itself (KASAN, lockdep, kmemleak …): slower, in a tree of its
@@ -175,7 +176,7 @@ pub struct HandlerArguments {
     handlers: Vec<PathBuf>,
 }
 
-/// What a command that boots a guest may be told.
+/// The options of a command that boots a guest.
 #[derive(Args, Clone, Debug)]
 pub struct GuestArguments {
     #[command(flatten)]
@@ -195,7 +196,7 @@ pub struct GuestArguments {
     /// command
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Have QEMU listen for gdb on port 1234; the kernel stays where its vmlinux says
+    /// Have QEMU listen for gdb on port 1234; the kernel's addresses are those of its vmlinux
     #[arg(long)]
     gdb: bool,
 }
@@ -235,11 +236,11 @@ fn machine_parser() -> impl clap::builder::TypedValueParser<Value = Machine> {
         let named = Machine::ALL
             .into_iter()
             .find(|machine| machine.name() == name);
-        named.ok_or("there is no such machine")
+        named.ok_or("no machine has this name")
     })
 }
 
-/// What `luo lab bench` may be told.
+/// The options of `luo lab bench`.
 #[derive(Args, Clone, Debug)]
 pub struct LabBenchArguments {
     /// How to boot the guest

@@ -20,7 +20,7 @@ use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 
-/// How the kernel calls a session among a process's open files.
+/// The name of a session among a process's open files.
 const LINK_PREFIX: &str = "anon_inode:[luo_session]";
 
 /// What `luo session` can do.
@@ -37,16 +37,16 @@ pub enum SessionCommand {
         /// Up to 63 bytes
         name: String,
         /// A number of your choice and the file; a memfd of a running process is /proc/PID/fd/N
-        #[arg(required = true, value_name = "TOKEN=FILE", value_parser = parse_entry)]
-        files: Vec<Entry>,
+        #[arg(required = true, value_name = "TOKEN=FILE", value_parser = parse_session_file)]
+        files: Vec<SessionFile>,
     },
     /// Take a session over after the jump, copy its files' contents, and finish it
     Retrieve {
         /// As it was created
         name: String,
         /// The number it was preserved under, and where the contents go
-        #[arg(required = true, value_name = "TOKEN=FILE", value_parser = parse_entry)]
-        files: Vec<Entry>,
+        #[arg(required = true, value_name = "TOKEN=FILE", value_parser = parse_session_file)]
+        files: Vec<SessionFile>,
     },
     /// Finish a session after the jump: what was not retrieved is released
     Finish {
@@ -63,13 +63,13 @@ pub enum SessionCommand {
 
 /// A file of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct SessionFile {
     token: Token,
     file: PathBuf,
 }
 
-fn parse_entry(text: &str) -> Result<Entry, String> {
-    let usage = || format!("{text:?} is no TOKEN=FILE, such as 0x10=/proc/4711/fd/5");
+fn parse_session_file(text: &str) -> Result<SessionFile, String> {
+    let usage = || format!("{text:?} is not TOKEN=FILE, such as 0x10=/proc/4711/fd/5");
     let (token, file) = text.split_once('=').ok_or_else(usage)?;
     let number = match token.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
@@ -77,7 +77,7 @@ fn parse_entry(text: &str) -> Result<Entry, String> {
     };
     match (number, file) {
         (Err(_), _) | (_, "") => Err(usage()),
-        (Ok(token), file) => Ok(Entry {
+        (Ok(token), file) => Ok(SessionFile {
             token: Token(token),
             file: file.into(),
         }),
@@ -103,9 +103,9 @@ pub fn run(command: SessionCommand) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn preserve(name: &str, files: &[Entry]) -> Result<()> {
+fn preserve(name: &str, files: &[SessionFile]) -> Result<()> {
     let session = Device::open()?.create_session(name)?;
-    for Entry { token, file } in files {
+    for SessionFile { token, file } in files {
         let opened = File::options().read(true).write(true).open(file);
         let opened = opened.with_context(|| format!("opening {}", file.display()))?;
         session
@@ -126,9 +126,9 @@ fn hold(session: &Session) -> Result<()> {
     Ok(())
 }
 
-fn retrieve(name: &str, files: &[Entry]) -> Result<()> {
+fn retrieve(name: &str, files: &[SessionFile]) -> Result<()> {
     let session = Device::open()?.retrieve_session(name)?;
-    for Entry { token, file } in files {
+    for SessionFile { token, file } in files {
         let retrieved = File::from(session.retrieve(*token)?);
         let stat = fstat(&retrieved).context("looking at what was retrieved")?;
         copy(&retrieved, file, stat.st_size as u64)
@@ -144,7 +144,7 @@ fn retrieve(name: &str, files: &[Entry]) -> Result<()> {
     Ok(session.finish()?)
 }
 
-/// From its beginning, whatever its position is.
+/// From its beginning, not from its position.
 fn copy(from: &File, to: &PathBuf, size: u64) -> io::Result<()> {
     let from = luo_orchestrator::holes::reopen(from.as_fd())?;
     io::copy(&mut from.take(size), &mut File::create(to)?)?;
@@ -153,7 +153,7 @@ fn copy(from: &File, to: &PathBuf, size: u64) -> io::Result<()> {
 
 /// A session that a process holds.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Held {
+struct HeldSession {
     name: String,
     pid: u32,
     program: String,
@@ -170,14 +170,14 @@ fn list(json: bool) -> Result<()> {
             "no process holds a session; what came from the previous kernel is known by name only"
         );
     }
-    for Held { name, pid, program } in &sessions {
+    for HeldSession { name, pid, program } in &sessions {
         println!("{name}  held by {program} ({pid})");
     }
     Ok(())
 }
 
 /// The kernel has no list, but each session is an open file of somebody.
-fn held_sessions() -> Result<Vec<Held>> {
+fn held_sessions() -> Result<Vec<HeldSession>> {
     let mut sessions = Vec::new();
     for process in fs::read_dir("/proc").context("listing processes")? {
         let process = process.context("listing processes")?;
@@ -198,7 +198,7 @@ fn held_sessions() -> Result<Vec<Held>> {
             };
             if let Some(name) = session_name(&link.to_string_lossy()) {
                 let program = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                sessions.push(Held {
+                sessions.push(HeldSession {
                     name: name.to_owned(),
                     pid,
                     program: program.trim().to_owned(),
@@ -220,14 +220,14 @@ mod tests {
 
     #[test]
     fn entries_have_a_token_and_a_file() {
-        let entry = |token, file: &str| Entry {
+        let entry = |token, file: &str| SessionFile {
             token: Token(token),
             file: file.into(),
         };
-        assert_eq!(parse_entry("0x10=/a=b"), Ok(entry(16, "/a=b")));
-        assert_eq!(parse_entry("7=x"), Ok(entry(7, "x")));
+        assert_eq!(parse_session_file("0x10=/a=b"), Ok(entry(16, "/a=b")));
+        assert_eq!(parse_session_file("7=x"), Ok(entry(7, "x")));
         for wrong in ["", "7", "=x", "x=7", "7=", "-1=x", "0xg=x"] {
-            assert!(parse_entry(wrong).is_err(), "{wrong}");
+            assert!(parse_session_file(wrong).is_err(), "{wrong}");
         }
     }
 }

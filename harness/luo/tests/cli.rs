@@ -17,7 +17,7 @@ fn json(output: &[u8]) -> Value {
     serde_json::from_slice(output).unwrap()
 }
 
-/// What the command says on stderr when it fails with this exit code.
+/// What the command prints on stderr when it fails with this exit code.
 fn failure(arguments: &[&str], code: i32) -> String {
     let output = luo(arguments).assert().code(code).get_output().clone();
     String::from_utf8(output.stderr).unwrap()
@@ -205,7 +205,7 @@ fn devices_and_ports_that_the_machine_does_not_have_are_said_and_skipped() {
         }
     }
     let skipped = report["skipped"].as_array().unwrap();
-    // One case a transport, whatever sizes and fills there are of memfds.
+    // One case for each transport: sizes and fills are those of memfds.
     assert_eq!(results.len() + skipped.len(), 6);
     let reason = |handler: &str, transport: &str| {
         let mut cases = skipped.iter();

@@ -128,13 +128,13 @@ impl PortBackend for Ports {
     fn is_port(&self, _: FileRef<'_>) -> bool {
         true
     }
-    fn look(&self, _: FileRef<'_>) -> Result<luo_handler_ioport::Record, Errno> {
-        Ok(luo_handler_ioport::Record {
+    fn look(&self, _: FileRef<'_>) -> Result<luo_handler_ioport::PortRecord, Errno> {
+        Ok(luo_handler_ioport::PortRecord {
             position: 0x71,
             status: 2,
         })
     }
-    fn open(&self, record: luo_handler_ioport::Record) -> Result<OwnedFile, Errno> {
+    fn open(&self, record: luo_handler_ioport::PortRecord) -> Result<OwnedFile, Errno> {
         assert_eq!(record.position, 0x71);
         Ok(OwnedFd::from(null()).into())
     }

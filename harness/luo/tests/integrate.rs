@@ -312,12 +312,12 @@ fn a_configuration_is_checked_and_what_is_missing_written() {
     assert!(stderr(&written).contains("merge_config.sh"));
     // As merge_config.sh does it: the last line counts.
     let lines = fs::read_to_string(&config).unwrap();
-    let kept = lines
+    let left = lines
         .lines()
         .filter(|line| !line.contains("VFIO_PCI") && !line.contains("not set"));
     fs::write(
         &config,
-        kept.collect::<Vec<_>>().join("\n") + "\n" + &missing,
+        left.collect::<Vec<_>>().join("\n") + "\n" + &missing,
     )
     .unwrap();
     assert_eq!(check(&[]).status.code(), Some(0));

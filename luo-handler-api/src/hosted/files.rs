@@ -34,7 +34,7 @@ pub fn each_data_range<E: From<crate::Errno>>(
 }
 
 /// The first range from `offset` on and below `size` that holds data; `None` if only a hole
-/// follows. What is behind [`each_data_range`], for those who go by steps of their own.
+/// follows. [`each_data_range`] is made of it; for callers that go in steps of their own.
 ///
 /// # Errors
 ///
@@ -49,7 +49,7 @@ pub fn next_data_range(
     }
     let start = match seek(&file, SeekFrom::Data(offset)) {
         Ok(start) => start,
-        // There is none up to the end of the file.
+        // No data up to the end of the file.
         Err(Errno::NXIO) => return Ok(None),
         Err(errno) => return Err(errno),
     };

@@ -459,7 +459,7 @@ fn a_host_of_an_older_version_lacks_services() {
         type Private = ();
         fn prepare(&self, host: Host<'_>) -> Result<Prepared<()>, Errno> {
             // What is not there is not called.
-            host.explain(format_args!("nobody hears this"));
+            host.explain(format_args!("nobody reads this"));
             let data = host.preserve_bytes(b"1")?;
             Ok(Prepared { data, private: () })
         }
@@ -477,7 +477,7 @@ fn a_host_of_an_older_version_lacks_services() {
     // SAFETY: a host's ops are valid as long as the host.
     let whole_ops = unsafe { &*whole.ops };
     let prepared = |size| {
-        // The memory ends where the size says: what is read beyond it is found by Miri or ASan.
+        // The memory ends after this size: what is read beyond it is found by Miri or ASan.
         let mut shorter = vec![0u64; size / 8];
         // SAFETY: `size` is at most that of the ops; the destination has as many bytes.
         unsafe {
@@ -500,7 +500,7 @@ fn a_host_of_an_older_version_lacks_services() {
     };
     let whole_size = size_of::<crate::host::HostOps>();
     assert_eq!(prepared(whole_size), Ok(()));
-    assert_eq!(services.reason(), "nobody hears this");
+    assert_eq!(services.reason(), "nobody reads this");
     assert_eq!(prepared(whole_size - 8), Ok(()));
     assert_eq!(prepared(8), Err(Errno::EOPNOTSUPP));
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * A plugin in C: it preserves pipes' read ends by letting the host hold them, with a record that
- * says how much was in the pipe. Built as it is, against the previous layout (PREVIOUS_LAYOUT: no
- * describe and no init, nothing of subsystems) and against a later one (LATER_LAYOUT: callbacks
- * that this version does not have).
+ * A plugin in C: it preserves pipes' read ends by letting the host hold them, with a
+ * record that holds how much was in the pipe. Built as it is, against the previous
+ * layout (PREVIOUS_LAYOUT: no describe and no init, nothing of subsystems) and
+ * against a later one (LATER_LAYOUT: callbacks that this version does not have).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -184,7 +184,7 @@ static const struct later_ops pipe_ops = {
 		.describe = describe,
 		.init = init,
 #else
-		/* What lies behind a struct of the previous layout is not part of it. */
+		/* What comes after a struct of the previous layout is not part of it. */
 		.describe = (void *)0x1,
 		.init = (void *)0x1,
 #endif

@@ -27,11 +27,11 @@ pub struct Share {
 
 /// Fine enough to name one page of the largest memfd.
 const WHOLE: u64 = 1_000_000_000_000;
-/// Digits behind the point of a percentage.
+/// Digits after the point of a percentage.
 const DECIMALS: usize = 10;
 
 impl Share {
-    /// In percent: the digits before and behind the point.
+    /// In percent: the digits before and after the point.
     fn parse(percent: &str) -> Option<Self> {
         let (whole, decimals) = percent.split_once('.').unwrap_or((percent, ""));
         let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());

@@ -2,8 +2,8 @@
 //! Large memfds to measure with: made, filled so that every byte depends on its place, and compared
 //! after the jump.
 //!
-//! All of them are filled through a mapping: that way each page kind can be asked for, whatever the
-//! host's setting is, and memory that cannot be had is an error instead of a signal.
+//! All of them are filled through a mapping: that way each page kind can be asked for with any
+//! setting of the host, and memory that cannot be had is an error instead of a signal.
 
 use std::fs::{self, File};
 use std::io;
@@ -38,12 +38,12 @@ pub struct Workload {
     pub pages: Pages,
     /// What is filled.
     pub fill: Fill,
-    /// Tells one memfd's contents from another's.
+    /// Makes one memfd's contents different from another's.
     pub seed: u64,
 }
 
-/// What is known of a memfd before the jump and must be the same after it, beside what the workload
-/// itself tells.
+/// What is known of a memfd before the jump and must be the same after it, beside the values of the
+/// workload itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemfdBefore {
     /// `F_GET_SEALS`: a host with `vm.memfd_noexec` adds one of its own.
@@ -109,7 +109,7 @@ const BLOCK_BYTES: u64 = 1 << 20;
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
 impl Workload {
-    /// Makes it and fills it. `progress` is told the bytes as they are written.
+    /// Makes it and fills it. `progress` gets the bytes as they are written.
     ///
     /// # Errors
     ///
@@ -178,7 +178,7 @@ impl Workload {
         ))
     }
 
-    /// Sees to it that it lies in memory as it was asked for.
+    /// Checks that it lies in memory as it was asked for.
     fn check_pages(&self, file: &File) -> Result<(), MakeError> {
         if self.pages.are_hugetlb() {
             return Ok(());
@@ -341,7 +341,7 @@ impl Workload {
     }
 
     /// Compares all there is: size, seals, position, every byte, and where the holes are.
-    /// `progress` is told the bytes as they are compared, from any thread. The position of `file`
+    /// `progress` gets the bytes as they are compared, from any thread. The position of `file`
     /// stays.
     ///
     /// # Errors

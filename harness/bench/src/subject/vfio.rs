@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The machine's VFIO devices: which there are, how one is opened by its own file, and what tells
-//! one from another.
+//! The machine's VFIO devices: which there are, how one is opened by its own file, and how they
+//! differ.
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, BorrowedFd};

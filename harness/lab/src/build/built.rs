@@ -17,7 +17,7 @@ pub struct Built {
     pub artefacts: Artefacts,
 }
 
-/// The paths of one kernel, for whoever wants to boot it.
+/// The paths of one kernel, to boot it or to debug it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Artefacts {
     /// The image, as a boot loader or `kexec_file_load` wants it.

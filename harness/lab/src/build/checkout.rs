@@ -13,7 +13,7 @@ use crate::integrate::Selection;
 ///
 /// # Errors
 ///
-/// There is none, or the given directory is not one.
+/// If no checkout is found, or the given directory is not one.
 pub fn find_checkout(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(directory) = given {
         if !is_checkout(directory) {
@@ -38,7 +38,7 @@ pub fn find_checkout(given: Option<&Path>) -> Result<PathBuf> {
         .chain([built_from])
         .find(|directory| is_checkout(directory));
     found.map(Path::to_path_buf).context(
-        "there is no checkout of luo-handlers here; change into one, or name it with --checkout",
+        "not inside a checkout of luo-handlers; change into one, or name it with --checkout",
     )
 }
 

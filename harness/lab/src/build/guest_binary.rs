@@ -21,8 +21,8 @@ const SOURCES: [&str; 5] = [
     "harness",
 ];
 
-/// Builds the luo of a checkout into its `part` of the cache. Cargo's own directory is shared: it
-/// tells the crates of two checkouts apart, and all others are the same.
+/// Builds the luo of a checkout into its `part` of the cache. Cargo's own directory is shared:
+/// cargo distinguishes the crates of two checkouts, and all others are the same.
 pub(crate) fn build(cache: &Cache, part: &Cache, checkout: &Path) -> Result<PathBuf> {
     let target_directory = cache.path("guest-target");
     let luo = part.path("luo");
@@ -32,7 +32,7 @@ pub(crate) fn build(cache: &Cache, part: &Cache, checkout: &Path) -> Result<Path
         "building luo as a static program",
         &key,
         |progress| {
-            let mut command = Command::new(cargo().context("there is no cargo")?);
+            let mut command = Command::new(cargo().context("cargo is missing")?);
             command
                 .args(["build", "--release", "--package", "luo-cli", "--bin", "luo"])
                 .args(["--target", TARGET])

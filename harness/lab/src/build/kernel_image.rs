@@ -124,15 +124,15 @@ impl Handlers {
 /// Puts the checkout's kmod/ into the source tree. A checkout without one gets the kernel's own
 /// handlers only.
 fn integrate_handlers(checkout: &Path, selection: &Selection, source: &Path) -> Result<Handlers> {
-    // The tree is the lab's, so what was changed in it is nobody's.
+    // The tree is the lab's, so changes in it need not be preserved.
     let edits = LocalEdits::Overwrite;
     if !checkout.join("kmod").is_dir() {
         integrate::remove(source, edits)?;
-        let none = || Key::of(["no kmod"]);
+        let empty = || Key::of(["no kmod"]);
         return Ok(Handlers {
             fragment: String::new(),
-            options: none(),
-            sources: none(),
+            options: empty(),
+            sources: empty(),
             integrated: None,
         });
     }

@@ -28,14 +28,14 @@ impl Profile {
         match self {
             Self::Release => "",
             // KASAN's shadow memory makes KHO ask for scratch memory of a quarter of the machine,
-            // in one piece: a kernel that lies anywhere often leaves none. An interrupt while the
-            // kernel identifies the processor, when it takes five levels of page tables for four,
-            // makes KASAN report memory that is fine.
+            // in one piece: a kernel at a random address often leaves no such piece. An interrupt
+            // while the kernel identifies the processor, when it takes five levels of page tables
+            // for four, makes KASAN report memory that is fine.
             Self::Debug => "nokaslr no5lvl",
         }
     }
 
-    /// What make is told of the compiler: KASAN is allowed beside Rust only with clang.
+    /// The compiler, as make takes it: KASAN is allowed beside Rust only with clang.
     pub(crate) fn make_arguments(self) -> &'static [&'static str] {
         match self {
             Self::Release => &[],

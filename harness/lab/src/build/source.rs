@@ -74,7 +74,7 @@ fn choose_package(mirror: &Mirror, progress: &Progress) -> Result<String> {
     };
     if package != format!("linux-source-{PREFERRED_SERIES}") {
         progress.note(&format!(
-            "there is no linux-source-{PREFERRED_SERIES}; taking {package}"
+            "linux-source-{PREFERRED_SERIES} is missing; taking {package}"
         ));
     }
     Ok(package)

@@ -2,7 +2,7 @@
 //! The Debian build root: the compilers the kernel wants, beside the machine's own.
 //!
 //! Commands run in it with the cache visible under its own path, in a mount namespace of their own:
-//! the mounts vanish with the command, whatever ends it.
+//! the mounts vanish with the command, also if it is killed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -10,9 +10,8 @@
 //! ```
 //!
 //! So two checkouts do not undo each other's work. A build sees its trees where the unchanged
-//! source is, whichever checkout they are of: the objects of one are good for another, and a new
-//! checkout starts with those of the one that was built last, or takes over the trees of one that
-//! is gone.
+//! source is, for every checkout: the objects of one are good for another, and a new checkout
+//! starts with those of the one that was built last, or takes over the trees of one that is gone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +34,7 @@ const RECORD: &str = "checkout.json";
 const SOURCE: &str = "linux";
 /// Of the page table checks, in the kernel's mm/Kconfig.
 const CONDITION: &str = "\tdef_bool y\n\tdepends on !DEVMEM || STRICT_DEVMEM\n";
-/// Digits of a path's digest that tell checkouts of one name apart.
+/// Digits of a path's digest that distinguish checkouts of one name.
 const DIGITS: usize = 12;
 
 /// The part of the cache that belongs to one checkout.
@@ -65,7 +64,7 @@ impl Trees {
         if !part.directory().exists() {
             inherit(cache, &part)?;
         }
-        // Its time also says when these trees were last used.
+        // Its time is also when these trees were last used.
         let owner = Owner {
             checkout: checkout.into(),
         };
@@ -99,7 +98,7 @@ impl Trees {
         self.part.path(format!("build-{}", profile.name()))
     }
 
-    /// Where a build sees both, and finds them whichever checkout they are of.
+    /// Where a build sees both: the same place for every checkout.
     pub(crate) fn seen_at(&self, profile: Profile) -> [PathBuf; 2] {
         let objects = format!("build-{}", profile.name());
         [self.source.tree.clone(), self.source.beside(&objects)]

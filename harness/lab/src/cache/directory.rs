@@ -28,7 +28,7 @@ impl Cache {
             (Some(cache), _) if Path::new(&cache).is_absolute() => PathBuf::from(cache),
             (_, Some(home)) => Path::new(&home).join(".cache"),
             _ => bail!(
-                "neither XDG_CACHE_HOME nor HOME is set; set one, the lab keeps its files there"
+                "neither XDG_CACHE_HOME nor HOME is set; set one, the lab stores its files there"
             ),
         };
         Ok(Self::at(base.join("luo-lab")))
@@ -54,7 +54,7 @@ impl Cache {
         self.directory.join(relative)
     }
 
-    /// Makes the directory and keeps other builds out of it until the answer is dropped.
+    /// Makes the directory and locks other builds out of it until the answer is dropped.
     pub(crate) fn lock(&self) -> Result<File> {
         fs::create_dir_all(&self.directory)
             .with_context(|| format!("creating {}", self.directory.display()))?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What the lab keeps on the host: a directory of steps, each done once for its inputs.
+//! What the lab stores on the host: a directory of steps, each done once for its inputs.
 
 pub mod directory;
 pub(crate) mod files;

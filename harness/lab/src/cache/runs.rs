@@ -13,7 +13,7 @@ use crate::cache::removal::remove_tree;
 
 const DIRECTORY: &str = "runs";
 const LOCK: &str = "lock";
-/// So many finished ones stay, for whoever wants to read a console.
+/// So many finished ones stay, so that their consoles can be read.
 const FINISHED_MAX: usize = 10;
 
 /// The directory of one command's guests. While this lives, nobody removes it.

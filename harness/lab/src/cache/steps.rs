@@ -65,7 +65,7 @@ impl Cache {
         }
     }
 
-    /// Whether the step was done, whatever its inputs were.
+    /// Whether the step was done, with any inputs.
     pub(crate) fn is_done(&self, name: &str) -> bool {
         self.stamp(name).is_some_and(|stamp| stamp.key.is_some())
     }

@@ -27,7 +27,7 @@ pub(crate) fn shell() -> Result<()> {
 /// Runs the user's command, what it prints on a port of its own.
 pub(crate) fn run_command(command: &[String]) -> Result<u8> {
     install_shell_commands()?;
-    let (name, arguments) = command.split_first().context("there is no command")?;
+    let (name, arguments) = command.split_first().context("the command is missing")?;
     let port = open_port(OUTPUT_PORT)?;
     let mut child = program(name, arguments);
     child

@@ -24,7 +24,7 @@ use crate::job::Job;
 pub fn run() -> Result<ExitCode> {
     ensure!(
         std::process::id() == 1,
-        "this is the init of the lab's guests; on a running system it has no use"
+        "this is the init of the lab's guests; it does nothing on a running system"
     );
     let result = mount_all()
         .and_then(|()| Reporter::open())
@@ -40,7 +40,7 @@ pub fn run() -> Result<ExitCode> {
     if let Err(error) = result {
         eprintln!("luo: the guest gives up: {error:#}");
     }
-    // QEMU is told to end at a reboot, and a reboot needs no ACPI.
+    // QEMU ends at a reboot (`-no-reboot`), and a reboot needs no ACPI.
     reboot(RebootCommand::Restart).context("ending the guest")?;
     bail!("the guest did not end");
 }

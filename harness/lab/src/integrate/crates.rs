@@ -37,7 +37,7 @@ pub(super) struct Source {
 
 /// A handler's crate.
 #[derive(Debug)]
-pub(super) struct Handler {
+pub(super) struct HandlerCrate {
     /// As rustc knows it.
     pub(super) name: String,
     /// Without `CONFIG_`.
@@ -55,7 +55,7 @@ const KMOD: &str = "kmod";
 const KCONFIG: &str = "Kconfig";
 const WANTS: &str = "kernel.config";
 
-impl Handler {
+impl HandlerCrate {
     fn read(directory: &Path) -> Result<Self> {
         let refused = || {
             format!(
@@ -148,7 +148,7 @@ fn switch(kconfig: &str) -> Option<(String, Vec<String>)> {
 }
 
 /// Reads the handlers of a selection.
-pub(super) fn select(checkout: &Path, selection: &Selection) -> Result<Vec<Handler>> {
+pub(super) fn select(checkout: &Path, selection: &Selection) -> Result<Vec<HandlerCrate>> {
     let parent = checkout.join("handlers");
     let directories = match selection {
         Selection::All => {
@@ -164,7 +164,7 @@ pub(super) fn select(checkout: &Path, selection: &Selection) -> Result<Vec<Handl
     };
     let handlers = directories
         .iter()
-        .map(|directory| Handler::read(directory))
+        .map(|directory| HandlerCrate::read(directory))
         .collect::<Result<Vec<_>>>()?;
     let mut seen = BTreeSet::from(["luo_handler_api", "luo_handlers"]);
     for handler in &handlers {

@@ -65,7 +65,7 @@ impl Edit {
             .collect()
     }
 
-    /// Whether a line is ours, whatever an editor did to its blanks.
+    /// Whether a line is ours, also if an editor changed its blanks.
     fn is_it(&self, line: &str) -> bool {
         line.split_whitespace().eq(self.line.split_whitespace())
     }

@@ -3,7 +3,7 @@
 //! directory.
 //!
 //! While files are being replaced it has two lines for one of them, with what it was and what it
-//! will be: whichever is found is ours, and everything else is somebody's change.
+//! will be: a file with either is ours, and everything else is somebody's change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -18,13 +18,13 @@ pub(super) const NAME: &str = "luo-integrated";
 /// An earlier name, which that file has a pattern for; it had no checksums.
 pub(super) const FORMER_NAME: &str = ".luo-integrated";
 
-/// Files by their names inside our directory, each with the checksums it may have; none if they are
-/// not known.
+/// Files by their names inside our directory, each with the checksums it may have; no checksums if
+/// they are not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct List(BTreeMap<PathBuf, BTreeSet<String>>);
 
 impl List {
-    /// The list in our `directory`; `None` if there is none.
+    /// The list in our `directory`; `None` if it has no list.
     pub(super) fn read(directory: &Path) -> Result<Option<Self>> {
         let mut list = None;
         for name in [FORMER_NAME, NAME] {

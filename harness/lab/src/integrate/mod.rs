@@ -13,14 +13,14 @@
 //!     luo-integrated                    what we put here: nothing else is overwritten or removed
 //! KERNEL/drivers/Kconfig, Makefile      one line each
 //! KERNEL/include/asm-generic/vmlinux.lds.h
-//!                                       two lines: lld puts what none names after the end
+//!                                       two lines: lld puts sections without a line after the end
 //! KERNEL/rust/bindings/bindings_helper.h
 //!                                       one line: mainline's interface, for our ops
 //! KERNEL/mm/...                         what handlers/*/kmod/*.patch change
 //! ```
 //!
 //! Doing it twice changes nothing, not even a file's time, so that a rebuild builds only what is
-//! new. Whatever stops it, doing it again, or removing, goes on from there.
+//! new. If it is interrupted, doing it again, or removing, goes on from there.
 //!
 //! # Map
 //!

@@ -2,7 +2,7 @@
 //! Patches that a handler brings for files of the kernel tree, applied and reversed in memory.
 //!
 //! Each patch lies in our directory beside the handler that needs it, from before it is applied
-//! until after it was reversed: whatever stops `integrate`, what has to be reversed is known.
+//! until after it was reversed: if `integrate` is interrupted, what has to be reversed is known.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -119,7 +119,7 @@ fn parse<'p>(name: &Path, patch: &'p str) -> Result<Vec<(PathBuf, Patch<'p, str>
         let file = match change.operation().strip_prefix(1) {
             FileOperation::Modify { modified, .. } => PathBuf::from(modified.as_ref()),
             _ => bail!(
-                "{}: a patch changes files, it adds and removes none",
+                "{}: a patch may change files, but not add or remove them",
                 name.display()
             ),
         };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
 
-use super::crates::{self, Handler, Selection, Source};
+use super::crates::{self, HandlerCrate, Selection, Source};
 use super::patches::is_patch;
 use super::tree;
 
@@ -22,7 +22,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Reads a checkout and the crates of the handlers.
-    pub(super) fn read(checkout: &Path, handlers: Vec<Handler>) -> Result<Self> {
+    pub(super) fn read(checkout: &Path, handlers: Vec<HandlerCrate>) -> Result<Self> {
         let kmod = checkout.join("kmod");
         if !kmod.is_dir() {
             bail!(
@@ -80,19 +80,19 @@ pub(super) fn text_of(name: &Path, contents: Vec<u8>) -> Result<String> {
     String::from_utf8(contents).with_context(|| format!("{} is not text", name.display()))
 }
 
-fn kconfig_lines(handlers: &[Handler]) -> String {
-    let line = |handler: &Handler| {
+fn kconfig_lines(handlers: &[HandlerCrate]) -> String {
+    let line = |handler: &HandlerCrate| {
         let kconfig = Path::new(tree::DIRECTORY)
             .join(&handler.name)
-            .join(Handler::kconfig());
+            .join(HandlerCrate::kconfig());
         format!("source \"{}\"\n", kconfig.display())
     };
     handlers.iter().map(line).collect()
 }
 
-fn makefile_lines(handlers: &[Handler]) -> String {
-    let line = |handler: &Handler| {
-        let Handler { switch, name, .. } = handler;
+fn makefile_lines(handlers: &[HandlerCrate]) -> String {
+    let line = |handler: &HandlerCrate| {
+        let HandlerCrate { switch, name, .. } = handler;
         format!(
             "$(eval $(call luo-handler,{switch},{name},{}))\n",
             handler.objects().join(" ")
@@ -103,7 +103,7 @@ fn makefile_lines(handlers: &[Handler]) -> String {
 
 /// The configuration that the module and these handlers want: a fragment, as the kernel's
 /// `merge_config.sh` takes it.
-pub(super) fn fragment(checkout: &Path, handlers: &[Handler]) -> Result<String> {
+pub(super) fn fragment(checkout: &Path, handlers: &[HandlerCrate]) -> Result<String> {
     let mut text = crates::wants_of_module(checkout)?;
     for handler in handlers {
         // Writing to a string cannot fail.
@@ -113,6 +113,6 @@ pub(super) fn fragment(checkout: &Path, handlers: &[Handler]) -> Result<String> 
 }
 
 /// The handlers of a selection.
-pub(super) fn handlers(checkout: &Path, selection: &Selection) -> Result<Vec<Handler>> {
+pub(super) fn handlers(checkout: &Path, selection: &Selection) -> Result<Vec<HandlerCrate>> {
     crates::select(checkout, selection)
 }

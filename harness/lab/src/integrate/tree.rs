@@ -32,8 +32,8 @@ pub(super) const EDITS: [Edit; 5] = [
         line: "obj-$(CONFIG_LUO_HANDLERS)\t+= luo_handlers/",
         place: Place::Last,
     },
-    // What no line names lld puts after the kernel's end. Ours go among the tables of pointers in
-    // the kernel's data.
+    // lld puts sections without a line after the kernel's end. Ours go among the tables of pointers
+    // in the kernel's data.
     Edit {
         file: LINKER_SCRIPT,
         line: "\tBOUNDED_SECTION_BY(luo_handlers, _luo_handlers)\t\t\t\\",
@@ -85,7 +85,8 @@ pub(super) fn check(kernel: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Keeps others who integrate out of the tree until the answer is dropped, or the process ends.
+/// Locks other runs of `integrate` out of the tree until the answer is dropped, or the process
+/// ends.
 pub(super) fn lock(kernel: &Path) -> Result<File> {
     let drivers = kernel.join(DRIVERS);
     let directory = File::open(&drivers).with_context(|| {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::crates::Handler;
+use super::crates::HandlerCrate;
 
 /// What a configuration lacks.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Missing {
 }
 
 /// Compares what is wanted with the text of a `.config`.
-pub(super) fn compare(wanted: &str, handlers: &[Handler], config: &str) -> Missing {
+pub(super) fn compare(wanted: &str, handlers: &[HandlerCrate], config: &str) -> Missing {
     let present = settings(config);
     let value = |option: &str| present.get(option).copied().unwrap_or("n");
     let mut missing = Missing::default();
@@ -43,8 +43,8 @@ pub(super) fn compare(wanted: &str, handlers: &[Handler], config: &str) -> Missi
             _ => comments.clear(),
         }
     }
-    let is_dropped = |handler: &&Handler| {
-        // Kconfig writes a line for whatever can be switched on, be it on or off.
+    let is_dropped = |handler: &&HandlerCrate| {
+        // Kconfig writes a line for every option that can be switched on, whether it is on or off.
         !present.contains_key(format!("CONFIG_{}", handler.switch).as_str())
             && present.get("CONFIG_LUO_HANDLERS") == Some(&"y")
     };
@@ -55,7 +55,7 @@ pub(super) fn compare(wanted: &str, handlers: &[Handler], config: &str) -> Missi
 }
 
 /// Why Kconfig drops a handler.
-fn reason<'a>(handler: &Handler, value: impl Fn(&str) -> &'a str) -> String {
+fn reason<'a>(handler: &HandlerCrate, value: impl Fn(&str) -> &'a str) -> String {
     let mut reason = format!("Kconfig drops {}", handler.switch);
     if handler.depends.is_empty() {
         reason += ", or has not seen it yet: make olddefconfig";
@@ -93,8 +93,8 @@ mod tests {
         "# SPDX-License-Identifier: GPL-2.0-only\n# Why.\nCONFIG_A=y\nCONFIG_B=y\n\
                           # In detail.\nCONFIG_C=y\nCONFIG_LUO_HANDLER_X=y\n";
 
-    fn handler() -> Handler {
-        Handler {
+    fn handler() -> HandlerCrate {
+        HandlerCrate {
             name: "x".into(),
             switch: "LUO_HANDLER_X".into(),
             wants: String::new(),

@@ -80,7 +80,7 @@ impl Display for TestResult {
 /// Which tests to run.
 #[derive(Clone, Debug, Default)]
 pub struct Selected {
-    /// Those whose names contain one of these. If there are none, all are run.
+    /// Those whose names contain one of these; all of them if this is empty.
     pub names: Vec<String>,
     /// Also the user's own test program, which is part of the build; alone, unless there are names.
     pub program: bool,

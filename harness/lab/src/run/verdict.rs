@@ -20,11 +20,11 @@ const KERNEL_REPORTS: [&str; 10] = [
     "list_add corruption",
     "nobody cared",
 ];
-/// Lines that look like a report and are not one.
+/// Lines that look like a report but are not one.
 const HARMLESS: [&str; 4] = [
     "kmemleak: Kernel memory leak detector initialized",
     "kmemleak: Automatic memory scanning thread",
-    // Whose they are, the guest looks up itself.
+    // The guest looks up itself whose leaks they are.
     "new suspected memory leaks",
     "Attempted to kill init! exitcode=0x00000000",
 ];

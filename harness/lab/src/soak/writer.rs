@@ -2,7 +2,7 @@
 //! Somebody who writes to a memfd while the kernel freezes and jumps.
 //!
 //! Into page after page goes the page's number, and only then into the first page how many there
-//! are. So whatever moment the memory that crossed is of, every page up to that number has its own.
+//! are. So at every moment every page up to that number holds its own.
 
 use std::fs::File;
 use std::os::fd::AsFd;

@@ -62,11 +62,11 @@ const SEAL_EXEC: SealFlags = SealFlags::from_bits_retain(0x20);
 /// Flags of memfd_create, and mode and seals of what comes of them with vm.memfd_noexec 0 and 1.
 const CREATED: [(MemfdFlags, [(u32, SealFlags); 2]); 5] = {
     let (exec, noexec) = (0o777, 0o666);
-    let none = SealFlags::empty();
+    let unsealed = SealFlags::empty();
     let sealed = (noexec, SEAL_EXEC);
     [
         (MemfdFlags::empty(), [(exec, SealFlags::SEAL), sealed]),
-        (MemfdFlags::ALLOW_SEALING, [(exec, none), sealed]),
+        (MemfdFlags::ALLOW_SEALING, [(exec, unsealed), sealed]),
         (MemfdFlags::NOEXEC_SEAL, [sealed, sealed]),
         (
             MemfdFlags::EXEC,
@@ -74,7 +74,7 @@ const CREATED: [(MemfdFlags, [(u32, SealFlags); 2]); 5] = {
         ),
         (
             MemfdFlags::EXEC.union(MemfdFlags::ALLOW_SEALING),
-            [(exec, none), (exec, none)],
+            [(exec, unsealed), (exec, unsealed)],
         ),
     ]
 };
@@ -113,7 +113,7 @@ fn send_created(session: &Session) -> Result<()> {
 
 fn take_created(session: &Session) -> Result<()> {
     for (token, noexec, flags, expected) in created() {
-        // It has no say in what comes back.
+        // It must not change what comes back.
         fs::write(NOEXEC, (1 - noexec).to_string())?;
         let file = File::from(session.retrieve(token)?);
         expect_created(&file, expected).with_context(|| format!("{flags:?}"))?;
@@ -141,7 +141,7 @@ fn path_of(file: BorrowedFd<'_>) -> String {
 }
 
 fn send_open_files(session: &Session) -> Result<()> {
-    for (token, flags) in (0..).zip(OPENED) {
+    for (token, flags) in (0..).map(Token).zip(OPENED) {
         let file = memfd("opened", MemfdFlags::empty())?;
         let access = flags & OFlags::RWMODE;
         let again = open(
@@ -150,14 +150,14 @@ fn send_open_files(session: &Session) -> Result<()> {
             Mode::empty(),
         )?;
         fcntl_setfl(&again, flags)?;
-        session.preserve(Token(token), again.as_fd())?;
+        session.preserve(token, again.as_fd())?;
     }
     Ok(())
 }
 
 fn take_open_files(session: &Session) -> Result<()> {
-    for (token, flags) in (0..).zip(OPENED) {
-        let file = File::from(session.retrieve(Token(token))?);
+    for (token, flags) in (0..).map(Token).zip(OPENED) {
+        let file = File::from(session.retrieve(token)?);
         let looked_at = OFlags::RWMODE | OFlags::APPEND | OFlags::NONBLOCK;
         let found = fcntl_getfl(&file)? & looked_at;
         ensure!(

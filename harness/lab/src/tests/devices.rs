@@ -35,10 +35,11 @@ const PORTS: [&str; 2] = ["0000:00:18.0", "0000:00:19.0"];
 const SWAPPED: [&str; 2] = ["0000:01:00.0", "0000:02:00.0"];
 
 /// The token of a session's memfd, in which its devices are described in the order of theirs.
-const DESCRIPTIONS: u64 = 0x100;
+const DESCRIPTIONS: Token = Token(0x100);
 /// That of a session's first device.
-const FIRST: u64 = 1;
-const PORT_FILE: u64 = 0x200;
+const FIRST: Token = Token(1);
+const SECOND: Token = Token(2);
+const PORT_FILE: Token = Token(0x200);
 
 /// Devices, and the ports of the machine.
 pub(crate) static DEVICES: &[Case] = &[
@@ -99,7 +100,7 @@ pub(crate) static DEVICES: &[Case] = &[
     ),
     Case::new(
         "port_unprivileged",
-        "without the right to use ports none is retrieved",
+        "without the right to use ports retrieve fails",
         ports::send_two,
         ports::take_unprivileged,
     ),
@@ -118,30 +119,30 @@ fn preserve(session: &Session, devices: &[Client]) -> Result<()> {
         MemfdFlags::CLOEXEC,
     )?);
     memfd.write_all_at(&serde_json::to_vec(&descriptions)?, 0)?;
-    session.preserve(Token(DESCRIPTIONS), memfd.as_fd())?;
-    for (token, device) in (FIRST..).zip(devices) {
-        session.preserve(Token(token), device.as_fd())?;
+    session.preserve(DESCRIPTIONS, memfd.as_fd())?;
+    for (token, device) in (FIRST.0..).map(Token).zip(devices) {
+        session.preserve(token, device.as_fd())?;
     }
     Ok(())
 }
 
 fn retrieve_descriptions(session: &Session) -> Result<Vec<Description>> {
-    let memfd = File::from(session.retrieve(Token(DESCRIPTIONS))?);
+    let memfd = File::from(session.retrieve(DESCRIPTIONS)?);
     serde_json::from_reader(memfd).context("the memfd beside the devices is damaged")
 }
 
 /// Retrieves a session's devices, compares what they report of themselves, and finishes.
 fn take(session: &Session) -> Result<Vec<Client>> {
     let mut devices = Vec::new();
-    for (token, description) in (FIRST..).zip(retrieve_descriptions(session)?) {
-        let device = Client::retrieved(session.retrieve(Token(token))?)?;
+    for (token, description) in (FIRST.0..).map(Token).zip(retrieve_descriptions(session)?) {
+        let device = Client::retrieved(session.retrieve(token)?)?;
         device
             .expect(&description)
             .with_context(|| format!("token {token}"))?;
         devices.push(device);
     }
     session.finish()?;
-    // The devices are ours now, whatever becomes of the session.
+    // The devices are ours now, also after the session ends.
     devices[0].expect_answers()?;
     Ok(devices)
 }
@@ -183,20 +184,19 @@ fn cancel(_session: &Session) -> Result<()> {
     let before = device.describe();
     // Not the case's own session: it takes a closed one to cancel.
     let session = Device::open()?.create_session("cancelled-device")?;
-    session.preserve(Token(FIRST), device.as_fd())?;
+    session.preserve(FIRST, device.as_fd())?;
     drop(session);
     device.expect(&before)?;
     device.expect_answers()?;
     device.expect_bus_mastering(true)?;
-    // Leaving the driver takes that nobody holds the device.
+    // A device can leave its driver only if nobody holds it.
     drop(device);
     pci::unbind(CANCELLED)
 }
 
 fn refuse(session: &Session) -> Result<()> {
-    let refuse = |file: File, errno, what| {
-        expect_errno(session.preserve(Token(FIRST), file.as_fd()), errno, what)
-    };
+    let refuse =
+        |file: File, errno, what| expect_errno(session.preserve(FIRST, file.as_fd()), errno, what);
     let open = |path| File::options().read(true).write(true).open(path);
     refuse(
         open("/dev/vfio/vfio".into())?,
@@ -217,9 +217,9 @@ fn refuse(session: &Session) -> Result<()> {
     let container = Arc::new(VfioContainer::new(None)?);
     let device = Client::by_group(REFUSED, &container)?;
     let again = Client::by_group(REFUSED, &container)?;
-    session.preserve(Token(FIRST), device.as_fd())?;
+    session.preserve(FIRST, device.as_fd())?;
     expect_errno(
-        session.preserve(Token(FIRST + 1), again.as_fd()),
+        session.preserve(SECOND, again.as_fd()),
         Errno::BUSY,
         "a device preserved twice by two files",
     )?;

@@ -23,9 +23,9 @@ pub(crate) fn expect_errno<T>(
 }
 
 /// Refuses a file that can be retrieved: its failure is for good.
-pub(crate) fn expect_lost(session: &Session, token: u64, errno: Errno) -> Result<()> {
+pub(crate) fn expect_lost(session: &Session, token: Token, errno: Errno) -> Result<()> {
     for attempt in ["retrieving", "retrieving again"] {
-        expect_errno(session.retrieve(Token(token)), errno, attempt)?;
+        expect_errno(session.retrieve(token), errno, attempt)?;
     }
     Ok(())
 }

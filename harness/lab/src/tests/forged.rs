@@ -30,7 +30,7 @@ const SESSION: &str = "forged";
 
 /// What is preserved, and what is done to it.
 struct Forged {
-    token: u64,
+    token: Token,
     file: Kind,
     change: Change,
     /// What retrieving it has to fail with.
@@ -49,7 +49,7 @@ enum Change {
     /// To the handler's serialized data.
     Data(fn(u64) -> u64),
     /// To that of another file.
-    DataOf(u64),
+    DataOf(Token),
     /// To the record of a device's handler. Its checksum is right again afterwards.
     Record(fn(&mut VfioRecord)),
     /// To the record of a memfd and its first extent, which is the only one of its block then. The
@@ -62,12 +62,12 @@ use Kind::{Memfd, Port, VfioDevice};
 
 /// Nobody else has such a token, so it shows where the kernel's list is; it is the first that is
 /// preserved.
-const SOUND_PORT: u64 = 0x666f_7267_6564_0001;
+const SOUND_PORT: Token = Token(0x666f_7267_6564_0001);
 const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 2);
-const SOUND_DEVICE: u64 = 3;
+const SOUND_DEVICE: Token = Token(3);
 const SOUND_ADDRESS: &str = "0000:00:12.0";
 
-const fn forged(token: u64, file: Kind, change: Change, errno: Errno) -> Forged {
+const fn forged(token: Token, file: Kind, change: Change, errno: Errno) -> Forged {
     Forged {
         token,
         file,
@@ -79,68 +79,68 @@ const fn forged(token: u64, file: Kind, change: Change, errno: Errno) -> Forged 
 #[rustfmt::skip]
 static FORGED: &[Forged] = &[
     // Another version; a position after the last port; an access mode that does not exist
-    forged(0x10, Port, Data(|data| data ^ 1 << 63), Errno::OPNOTSUPP),
-    forged(0x11, Port, Data(|data| data | 0xffff_ffff), Errno::INVAL),
-    forged(0x12, Port, Data(|data| data | 3 << 32), Errno::INVAL),
+    forged(Token(0x10), Port, Data(|data| data ^ 1 << 63), Errno::OPNOTSUPP),
+    forged(Token(0x11), Port, Data(|data| data | 0xffff_ffff), Errno::INVAL),
+    forged(Token(0x12), Port, Data(|data| data | 3 << 32), Errno::INVAL),
     // Memory that nobody preserved, and memory that does not exist
-    forged(0x20, Memfd, Data(|_| 1 << 24 | 4096), Errno::NOENT),
+    forged(Token(0x20), Memfd, Data(|_| 1 << 24 | 4096), Errno::NOENT),
     // Frames beyond memory, and more than there are: close(2) of the session must not look for each
     // of them. The same frames for the same places twice
-    forged(0x21, Memfd, Extents(|record, extent| {
+    forged(Token(0x21), Memfd, Extents(|record, extent| {
         record.size = U64::new(i64::MAX as u64);
         record.chain.pages = U64::new(u32::MAX.into());
         *extent = MemfdExtent::new(0, 1 << 39, u32::MAX.into()).expect("an extent");
     }), Errno::INVAL),
-    forged(0x22, Memfd, Extents(|record, _| record.late = record.chain), Errno::INVAL),
-    // The owner that no user is; set-uid; a name without an end
-    forged(0x23, Memfd, Extents(|record, _| record.uid = U32::MAX_VALUE), Errno::INVAL),
-    forged(0x24, Memfd, Extents(|record, _| record.mode = U32::new(0o4755)), Errno::INVAL),
-    forged(0x25, Memfd, Extents(|record, _| record.name = [b'x'; 256]), Errno::INVAL),
-    forged(0x30, VfioDevice("0000:00:10.0"), Data(|_| !0), Errno::NOENT),
+    forged(Token(0x22), Memfd, Extents(|record, _| record.late = record.chain), Errno::INVAL),
+    // An owner that is not a user; set-uid; a name without an end
+    forged(Token(0x23), Memfd, Extents(|record, _| record.uid = U32::MAX_VALUE), Errno::INVAL),
+    forged(Token(0x24), Memfd, Extents(|record, _| record.mode = U32::new(0o4755)), Errno::INVAL),
+    forged(Token(0x25), Memfd, Extents(|record, _| record.name = [b'x'; 256]), Errno::INVAL),
+    forged(Token(0x30), VfioDevice("0000:00:10.0"), Data(|_| !0), Errno::NOENT),
     // A device of another file, which has it already
-    forged(0x31, VfioDevice("0000:00:11.0"), DataOf(SOUND_DEVICE), Errno::BUSY),
+    forged(Token(0x31), VfioDevice("0000:00:11.0"), DataOf(SOUND_DEVICE), Errno::BUSY),
     // More regions than there is room for; a file in a host that preserves no files; a status of
     // another version
-    forged(0x32, VfioDevice("0000:00:13.0"), Record(|record| {
+    forged(Token(0x32), VfioDevice("0000:00:13.0"), Record(|record| {
         record.regions = U32::MAX_VALUE;
     }), Errno::INVAL),
-    forged(0x33, VfioDevice("0000:00:14.0"), Record(|record| {
+    forged(Token(0x33), VfioDevice("0000:00:14.0"), Record(|record| {
         record.crossing = VfioCrossing::OpenFile as u8;
         record.file = U64::MAX_VALUE;
     }), Errno::OPNOTSUPP),
-    forged(0x34, VfioDevice("0000:02:00.0"), Record(|record| {
+    forged(Token(0x34), VfioDevice("0000:02:00.0"), Record(|record| {
         record.status = U32::MAX_VALUE;
     }), Errno::OPNOTSUPP),
     // A segment that does not exist; the machine's host bridge; a device of another vendor
-    forged(0x35, VfioDevice("0000:00:15.0"), Record(|record| {
+    forged(Token(0x35), VfioDevice("0000:00:15.0"), Record(|record| {
         record.segment = U32::new(0xdead);
     }), Errno::NODEV),
-    forged(0x36, VfioDevice("0000:00:16.0"), Record(|record| record.devfn = 0), Errno::NODEV),
-    forged(0x37, VfioDevice("0000:01:00.0"), Record(|record| {
+    forged(Token(0x36), VfioDevice("0000:00:16.0"), Record(|record| {
+        record.devfn = 0;
+    }), Errno::NODEV),
+    forged(Token(0x37), VfioDevice("0000:01:00.0"), Record(|record| {
         record.header[0] ^= 0xff;
     }), Errno::NODEV),
 ];
 
-fn preserve(session: &Session, token: u64, file: Kind) -> Result<()> {
+fn preserve(session: &Session, token: Token, file: Kind) -> Result<()> {
     match file {
         Port => ports::preserve(session, token, &ports::REGISTER),
         Memfd => {
             let workload = Workload {
-                seed: token,
+                seed: token.0,
                 ..SOUND_MEMFD
             };
             memfds::preserve(session, &[workload]).map(|_| ())
         }
-        VfioDevice(address) => {
-            Ok(session.preserve(Token(token), Client::by_cdev(address)?.as_fd())?)
-        }
+        VfioDevice(address) => Ok(session.preserve(token, Client::by_cdev(address)?.as_fd())?),
     }
 }
 
 pub(crate) fn preserve_all(held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.create_session(SESSION)?;
     preserve(&session, SOUND_PORT, Port)?;
-    preserve(&session, SOUND_MEMFD.seed, Memfd)?;
+    preserve(&session, Token(SOUND_MEMFD.seed), Memfd)?;
     preserve(&session, SOUND_DEVICE, VfioDevice(SOUND_ADDRESS))?;
     for forged in FORGED {
         preserve(&session, forged.token, forged.file)?;
@@ -152,10 +152,10 @@ pub(crate) fn preserve_all(held: &mut HeldOpen) -> Result<()> {
 pub(crate) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
     forge_all()?;
     let session = Device::open()?.retrieve_session(SESSION)?;
-    let device = Client::retrieved(session.retrieve(Token(SOUND_DEVICE))?)?;
+    let device = Client::retrieved(session.retrieve(SOUND_DEVICE)?)?;
     for forged in FORGED {
         expect_lost(&session, forged.token, forged.errno)
-            .with_context(|| format!("token {:#x}", forged.token))?;
+            .with_context(|| format!("token {}", forged.token))?;
     }
     ports::retrieve(&session, SOUND_PORT, &ports::REGISTER)?;
     memfds::retrieve(&session, &SOUND_MEMFD)?;
@@ -163,7 +163,7 @@ pub(crate) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
     drop(session);
     device.expect_answers()?;
     drop(device);
-    // Nobody holds a device any more, whatever it was used for.
+    // Nobody holds a device any more, also those of forged records.
     for forged in FORGED {
         if let VfioDevice(address) = forged.file {
             Client::by_cdev(address)?;
@@ -195,9 +195,11 @@ fn forge_all() -> Result<()> {
     let entries: Vec<(u64, FileEntry)> = places
         .map(|at| Ok((at, memory.load(at)?)))
         .collect::<Result<_>>()?;
-    let find = |token: u64| {
-        let found = entries.iter().find(|(_, entry)| entry.token.get() == token);
-        found.with_context(|| format!("token {token:#x} is not in the list of the kernel"))
+    let find = |token: Token| {
+        let found = entries
+            .iter()
+            .find(|(_, entry)| Token(entry.token.get()) == token);
+        found.with_context(|| format!("token {token} is not in the list of the kernel"))
     };
     for forged in FORGED {
         let (at, mut entry) = *find(forged.token)?;
@@ -211,7 +213,7 @@ fn forge_all() -> Result<()> {
                 let mut record: VfioRecord = memory.load(at)?;
                 ensure!(
                     record.magic == VFIO_MAGIC,
-                    "token {:#x} has no record at {at:#x}",
+                    "token {} has no record at {at:#x}",
                     forged.token
                 );
                 change(&mut record);
@@ -234,7 +236,7 @@ fn change_extents(
     let page = rustix::param::page_size() as u64;
     let at = (data >> 24) * page;
     let mut record: MemfdRecord = memory.load(at)?;
-    ensure!(record.magic == MEMFD_MAGIC, "there is no record at {at:#x}");
+    ensure!(record.magic == MEMFD_MAGIC, "{at:#x} has no record");
     let block_at = (record.chain.last_block.get() >> 24) * page;
     let extent_at = block_at + size_of::<MemfdBlock>() as u64;
     let mut block: MemfdBlock = memory.load(block_at)?;
@@ -256,7 +258,7 @@ fn change_extents(
 fn find_list(memory: &PhysicalMemory) -> Result<u64> {
     for at in memory.pages()? {
         let entry: FileEntry = memory.load(at + HEADER)?;
-        if entry.token.get() == SOUND_PORT && entry.compatible.starts_with(PORTS) {
+        if Token(entry.token.get()) == SOUND_PORT && entry.compatible.starts_with(PORTS) {
             return Ok(at);
         }
     }
@@ -269,8 +271,8 @@ mod unit_tests {
 
     #[test]
     fn tokens_are_unique() {
-        let mut tokens: Vec<u64> = FORGED.iter().map(|forged| forged.token).collect();
-        tokens.extend([SOUND_PORT, SOUND_MEMFD.seed, SOUND_DEVICE]);
+        let mut tokens: Vec<Token> = FORGED.iter().map(|forged| forged.token).collect();
+        tokens.extend([SOUND_PORT, Token(SOUND_MEMFD.seed), SOUND_DEVICE]);
         let all = tokens.len();
         tokens.sort_unstable();
         tokens.dedup();

@@ -108,9 +108,9 @@ pub(super) fn freeze_without_a_change(held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.create_session(MANY_SESSION)?;
     held.hold(&session)?;
     let file = every_other_page("many", MANY)?;
-    let before = counters::kept_bytes()?;
+    let before = counters::preserved_bytes()?;
     session.preserve(Token(1), file.as_fd())?;
-    let (prepare, bytes) = (nanoseconds("prepare")?, counters::kept_bytes()?);
+    let (prepare, bytes) = (nanoseconds("prepare")?, counters::preserved_bytes()?);
     ensure!(
         bytes - before >= 16 * MANY,
         "{} bytes hold {MANY} extents",
@@ -132,7 +132,7 @@ pub(super) fn freeze_without_a_change(held: &mut HeldOpen) -> Result<()> {
         freeze < prepare / 100,
         "a freeze without a change took {freeze} ns, prepare took {prepare} ns"
     );
-    let bytes_after = counters::kept_bytes()?;
+    let bytes_after = counters::preserved_bytes()?;
     ensure!(
         bytes_after == bytes,
         "freeze wrote although nothing had changed: {bytes} bytes became {bytes_after}"
@@ -157,7 +157,8 @@ const SMALL: Token = Token(1);
 /// others: with 20000 it did not come up in four minutes, emulated on a busy machine.
 const SMALL_EXTENTS: u64 = 3000;
 
-/// Bytes of free blocks of eight pages and more, but for those that are kept for what can be moved.
+/// Bytes of free blocks of eight pages and more, but for those that are reserved for what can be
+/// moved.
 fn large_blocks() -> Result<u64> {
     let mut bytes = 0;
     for line in read_to_string("/proc/pagetypeinfo")?.lines() {
@@ -168,7 +169,7 @@ fn large_blocks() -> Result<u64> {
         if words.next() == Some("CMA") {
             continue;
         }
-        // Where there are very many, the kernel says `>100000`.
+        // Where there are very many, the kernel prints `>100000`.
         let counts = words.filter_map(|count| count.parse::<u64>().ok());
         bytes += (0..)
             .zip(counts)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Stores that come while the kernel is on its way into the next one: none may be half preserved.
+//! Stores that come while the kernel is on its way into the next one: no store may be half
+//! preserved.
 //!
-//! A writer stores a number in one page after the other and then says so in the first page, which
+//! A writer stores a number in one page after the other and then its place in the first page, which
 //! was there before. After the jump each page up to that one must hold its number.
 
 use std::fs::{self, File};

@@ -55,7 +55,7 @@ pub(crate) static MEMFDS: &[Case] = &[
     ),
     Case::new(
         "odd_length",
-        "sizes that are no whole number of pages",
+        "sizes that are not a whole number of pages",
         |session| send(session, &ODD),
         |session| take(session, &ODD),
     ),
@@ -132,7 +132,7 @@ pub(crate) static MEMFDS: &[Case] = &[
     ),
     Case::local(
         "refused",
-        "a file offered twice, a token used twice and no memfd are refused",
+        "a file offered twice, a token used twice and a file that is not a memfd are refused",
         refuse,
     ),
 ];
@@ -275,12 +275,12 @@ fn take_huge_pages(session: &Session) -> Result<()> {
 }
 
 /// A token, the seals of its memfd and its position in the end.
-const SEALED: [(u64, SealFlags, u64); 5] = [
-    (1, SealFlags::empty(), 0),
-    (2, SealFlags::SHRINK.union(SealFlags::WRITE), 17),
-    (3, SealFlags::GROW.union(SealFlags::SEAL), 4096),
-    (4, SealFlags::FUTURE_WRITE, 1 << 40),
-    (5, SealFlags::SEAL, 12),
+const SEALED: [(Token, SealFlags, u64); 5] = [
+    (Token(1), SealFlags::empty(), 0),
+    (Token(2), SealFlags::SHRINK.union(SealFlags::WRITE), 17),
+    (Token(3), SealFlags::GROW.union(SealFlags::SEAL), 4096),
+    (Token(4), SealFlags::FUTURE_WRITE, 1 << 40),
+    (Token(5), SealFlags::SEAL, 12),
 ];
 const SEALED_BYTES: [u8; 5] = *b"bytes";
 
@@ -291,7 +291,7 @@ fn send_seals(session: &Session) -> Result<()> {
         file.write_all_at(&SEALED_BYTES, 0)?;
         fcntl_add_seals(&file, seals).context("sealing")?;
         file.seek(SeekFrom::Start(1))?;
-        session.preserve(Token(token), file.as_fd())?;
+        session.preserve(token, file.as_fd())?;
         file.seek(SeekFrom::Start(position))?;
     }
     Ok(())
@@ -299,7 +299,7 @@ fn send_seals(session: &Session) -> Result<()> {
 
 fn take_seals(session: &Session) -> Result<()> {
     for (token, seals, position) in SEALED {
-        let mut file = File::from(session.retrieve(Token(token))?);
+        let mut file = File::from(session.retrieve(token)?);
         let found = fcntl_get_seals(&file)?;
         ensure!(
             found == seals,
@@ -379,7 +379,7 @@ fn cancel(_session: &Session) -> Result<()> {
     );
     expect_memory(&file, allocated, "after cancels")?;
     CANCELLED.verify(file.as_fd(), |_| ())?;
-    // Sealing waits for whoever still holds a page.
+    // Sealing waits for everybody who still holds a page.
     fcntl_add_seals(&file, SealFlags::WRITE).context("sealing it after a cancel")
 }
 

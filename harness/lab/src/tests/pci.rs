@@ -84,7 +84,7 @@ pub(crate) fn remove(address: &str) -> Result<()> {
     write(&directory(address).join("remove"), "1")
 }
 
-/// Gives a device to vfio-pci, whatever its ids are.
+/// Gives a device with any ids to vfio-pci.
 pub(crate) fn bind(address: &str) -> Result<()> {
     write(&directory(address).join("driver_override"), "vfio-pci")?;
     write(&Path::new(BUS).join("drivers/vfio-pci/bind"), address)

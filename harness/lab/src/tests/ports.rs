@@ -29,12 +29,15 @@ const fn port_file(position: u64, flags: OFlags) -> PortFile {
 /// One that reads and writes a register.
 pub(crate) const REGISTER: PortFile = port_file(SCRATCH, OFlags::RDWR);
 /// One for each token.
-const FILES: [(u64, PortFile); 4] = [
-    (1, REGISTER),
-    (2, port_file(0, OFlags::RDONLY)),
-    (3, port_file(END - 1, OFlags::WRONLY.union(OFlags::APPEND))),
+const FILES: [(Token, PortFile); 4] = [
+    (Token(1), REGISTER),
+    (Token(2), port_file(0, OFlags::RDONLY)),
     (
-        4,
+        Token(3),
+        port_file(END - 1, OFlags::WRONLY.union(OFlags::APPEND)),
+    ),
+    (
+        Token(4),
         port_file(
             END,
             OFlags::RDWR.union(OFlags::NONBLOCK).union(OFlags::APPEND),
@@ -43,16 +46,16 @@ const FILES: [(u64, PortFile); 4] = [
 ];
 
 /// It gets its position only after it was prepared.
-pub(crate) fn preserve(session: &Session, token: u64, port: &PortFile) -> Result<()> {
+pub(crate) fn preserve(session: &Session, token: Token, port: &PortFile) -> Result<()> {
     let mut file = port.open().context("opening /dev/port")?;
-    session.preserve(Token(token), file.as_fd())?;
+    session.preserve(token, file.as_fd())?;
     file.seek(SeekFrom::Start(port.position))?;
     Ok(())
 }
 
 /// Retrieves it and compares it with one that is newly opened.
-pub(crate) fn retrieve(session: &Session, token: u64, port: &PortFile) -> Result<File> {
-    let file = File::from(session.retrieve(Token(token))?);
+pub(crate) fn retrieve(session: &Session, token: Token, port: &PortFile) -> Result<File> {
+    let file = File::from(session.retrieve(token)?);
     let verified = port.verify(file.as_fd());
     verified.with_context(|| format!("token {token}"))?;
     Ok(file)
@@ -84,8 +87,8 @@ pub(crate) fn expect_register(mut file: File) -> Result<()> {
 }
 
 /// Tokens of files that are retrieved without and with the right to use ports.
-const UNPRIVILEGED: u64 = 1;
-const PRIVILEGED: u64 = 2;
+const UNPRIVILEGED: Token = Token(1);
+const PRIVILEGED: Token = Token(2);
 
 pub(crate) fn send_two(session: &Session) -> Result<()> {
     preserve(session, UNPRIVILEGED, &REGISTER)?;
@@ -95,14 +98,14 @@ pub(crate) fn send_two(session: &Session) -> Result<()> {
 pub(crate) fn take_unprivileged(session: &Session) -> Result<()> {
     let refuse = || {
         drop_capability(CapabilitySet::SYS_RAWIO)?;
-        anyhow::Ok(session.retrieve(Token(UNPRIVILEGED)))
+        anyhow::Ok(session.retrieve(UNPRIVILEGED))
     };
     // Capabilities are a thread's own, and so the right stays with the others.
     let refused = thread::scope(|scope| scope.spawn(refuse).join());
     let refused = refused.map_err(|_| anyhow!("the thread without the right panicked"))??;
     expect_errno(refused, Errno::PERM, "retrieving without the right")?;
     expect_errno(
-        session.retrieve(Token(UNPRIVILEGED)),
+        session.retrieve(UNPRIVILEGED),
         Errno::PERM,
         "retrieving it again",
     )?;

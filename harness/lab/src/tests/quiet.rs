@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! From freeze on a device stands still, whatever its users do, and goes on if the jump is refused.
+//! From freeze on a device stands still, also while it is used, and goes on if the jump is refused.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -19,7 +19,8 @@ use crate::tests::held_open::HeldOpen;
 use crate::tests::pci;
 use crate::tests::vfio_client::{answers, Client};
 
-/// Who never rests; one that can be reset, behind a port; one that refuses the first jump.
+/// A device that is used all the time; one below a port, which can be reset; one that refuses the
+/// first jump.
 const RESTLESS: &str = "0000:00:10.0";
 const RESETTABLE: &str = "0000:01:00.0";
 const REFUSING: &str = "0000:00:13.0";
@@ -27,14 +28,14 @@ const REFUSING: &str = "0000:00:13.0";
 const SESSION: &str = "quiet";
 
 fn preserve(session: &Session, devices: &[&Client]) -> Result<()> {
-    for (token, device) in (1..).zip(devices) {
-        session.preserve(Token(token), device.as_fd())?;
+    for (token, device) in (1..).map(Token).zip(devices) {
+        session.preserve(token, device.as_fd())?;
     }
     Ok(())
 }
 
-fn retrieve(session: &Session, token: u64) -> Result<Client> {
-    Client::retrieved(session.retrieve(Token(token))?)
+fn retrieve(session: &Session, token: Token) -> Result<Client> {
+    Client::retrieved(session.retrieve(token)?)
 }
 
 /// How often each of those was done that never rest.
@@ -124,7 +125,7 @@ pub(crate) fn find_quiet(_held: &mut HeldOpen) -> Result<()> {
         expect_quiet(address)?;
     }
     let session = Device::open()?.retrieve_session(SESSION)?;
-    let devices = [1, 2, 3].map(|token| retrieve(&session, token));
+    let devices = [1, 2, 3].map(|token| retrieve(&session, Token(token)));
     session.finish()?;
     for device in devices {
         let device = device?;
@@ -187,14 +188,14 @@ pub(crate) fn share_intx(_held: &mut HeldOpen) -> Result<()> {
         raised,
         "{RAISING} did not raise its interrupt in two minutes"
     );
-    let neighbour = retrieve(&session, 2)?;
+    let neighbour = retrieve(&session, Token(2))?;
     let event = neighbour.enable_intx()?;
     for _ in 0..10 {
         expect_intx(&neighbour, &event)?;
     }
     expect_calm(NEIGHBOUR)?;
     // Bound, it is reset, and takes its interrupt back.
-    let raising = retrieve(&session, 1)?;
+    let raising = retrieve(&session, Token(1))?;
     session.finish()?;
     raising.expect_answers()?;
     let own = raising.enable_intx()?;
@@ -254,7 +255,7 @@ pub(crate) fn sleep_on(held: &mut HeldOpen) -> Result<()> {
 
 pub(crate) fn wake_up(_held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.retrieve_session(SESSION)?;
-    let device = retrieve(&session, 1)?;
+    let device = retrieve(&session, Token(1))?;
     session.finish()?;
     device.expect_answers()
 }

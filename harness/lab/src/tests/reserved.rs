@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Devices after the jump: nobody takes them from whoever retrieves them, what passes is waited
-//! for, and one that nobody asks for is released.
+//! Devices after the jump: nobody takes them from the process that retrieves them, what passes is
+//! waited for, and one that nobody asks for is released.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,8 +24,8 @@ use crate::tests::pci;
 use crate::tests::vfio_client::Client;
 
 fn preserve(session: &Session, addresses: &[&str]) -> Result<()> {
-    for (token, address) in (1..).zip(addresses) {
-        session.preserve(Token(token), Client::by_cdev(address)?.as_fd())?;
+    for (token, address) in (1..).map(Token).zip(addresses) {
+        session.preserve(token, Client::by_cdev(address)?.as_fd())?;
     }
     Ok(())
 }
@@ -36,7 +36,7 @@ fn open(path: &Path) -> Result<OwnedFd, Errno> {
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Refuses a device that can be opened, by whichever file.
+/// Refuses a device that can be opened, by any of its files.
 fn expect_reserved(address: &str) -> Result<()> {
     for path in [pci::device_file(address)?, pci::group_file(address)?] {
         let opened = open(&path).map(|_| ());
@@ -185,20 +185,20 @@ pub(crate) fn hold_reserved(_held: &mut HeldOpen) -> Result<()> {
     if closing.join().is_err() {
         bail!("the thread that closes a device panicked");
     }
-    expect_lost(&session, 3, Errno::BUSY)?;
-    expect_lost(&session, 4, Errno::BUSY)?;
+    expect_lost(&session, Token(3), Errno::BUSY)?;
+    expect_lost(&session, Token(4), Errno::BUSY)?;
     session.finish()?;
     drop(session);
     ours.expect_answers()?;
     in_time.expect_answers()?;
-    // Whoever was first works on.
+    // The first user of the device works on.
     Client::retrieved(others)?.expect_answers()?;
     drop(others_group);
     expect_released(BY_GROUP)
 }
 
 const RESET: &str = "reset";
-/// One behind a port can be reset, which takes its lock.
+/// One below a port can be reset, which takes its lock.
 const RESETTABLE: &str = "0000:01:00.0";
 
 pub(crate) fn preserve_to_reset(held: &mut HeldOpen) -> Result<()> {
@@ -248,9 +248,9 @@ pub(crate) fn bind_late(_held: &mut HeldOpen) -> Result<()> {
     expect_reserved(BOUND_LATE)?;
     let session = Device::open()?.retrieve_session(LATE)?;
     let device = Client::retrieved(session.retrieve(Token(1))?)?;
-    expect_lost(&session, 2, Errno::NODEV)?;
+    expect_lost(&session, Token(2), Errno::NODEV)?;
     pci::bind(NEVER_BOUND)?;
-    expect_lost(&session, 2, Errno::NODEV)?;
+    expect_lost(&session, Token(2), Errno::NODEV)?;
     session.finish()?;
     device.expect_answers()?;
     drop((session, device));

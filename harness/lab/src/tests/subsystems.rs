@@ -95,7 +95,7 @@ pub(crate) fn preserve_first(held: &mut HeldOpen) -> Result<()> {
     expect(&[("prepare", Some("2"))], "with two files again")
 }
 
-/// A kernel that the files reach with their subsystem, and that hands others on.
+/// A kernel that the files reach with their subsystem, and that passes others on.
 fn pass_on(held: &mut HeldOpen, live_updates: &str) -> Result<()> {
     let release = this_release();
     let came_in = [

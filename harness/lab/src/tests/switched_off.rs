@@ -10,6 +10,7 @@ use crate::tests::memfds::{memfd, preserve, retrieve};
 use luo_bench::counters::Counters;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
+use luo_handler_api::Token;
 use luo_liveupdate::Device;
 
 const BY_THE_KERNELS: &str = "by-the-kernels-handler";
@@ -56,7 +57,7 @@ pub(crate) fn swap_handlers(held: &mut HeldOpen) -> Result<()> {
 pub(crate) fn fail_to_retrieve(_held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.retrieve_session(BY_OURS)?;
     for workload in &SWAPPED {
-        expect_lost(&session, workload.seed, Errno::OPNOTSUPP)?;
+        expect_lost(&session, Token(workload.seed), Errno::OPNOTSUPP)?;
     }
     session.finish()?;
     drop(session);

@@ -123,7 +123,7 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "late_writes",
-        about: "stores that come until the last moment before the jump: none is half preserved",
+        about: "stores until the last moment before the jump are preserved whole or not at all",
         machine: Machine::Plain,
         stages: &[
             stage(Action::Jump(late_writes::write_on), 0, 0),
@@ -238,7 +238,8 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &[
             "subsystem luo-handlers,lineage-v1 came in",
-            "luo-handlers,lineage-v1 of luo_handler_lineage takes no part (luo_handlers.disable)",
+            "luo-handlers,lineage-v1 of luo_handler_lineage is not registered \
+             (luo_handlers.disable)",
         ],
         seconds: 150,
     },
@@ -388,7 +389,7 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "bench_devices",
-        about: "luo bench hands devices, port files and memfds to another process",
+        about: "luo bench passes devices, port files and memfds to another process",
         machine: Machine::Vfio,
         stages: &[check(luo_bench::bench_devices, 0, 0)],
         prints: &[],
@@ -451,13 +452,13 @@ pub(crate) static USERS_TEST: Test = Test {
 pub fn check_names(names: &[String]) -> Result<()> {
     for name in names {
         if !TESTS.iter().any(|test| test.is_called(name)) {
-            bail!("no test is called {name}; `luo lab test --list` shows them all");
+            bail!("no test is called {name}; `luo lab test --list` lists them all");
         }
     }
     Ok(())
 }
 
-/// The tests whose names contain one of `names`; all if there are none.
+/// The tests whose names contain one of `names`; all of them if that is empty.
 pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Test>> {
     check_names(names)?;
     let wanted = |test: &&Test| names.is_empty() || names.iter().any(|name| test.is_called(name));

@@ -99,7 +99,7 @@ pub(crate) const fn check(
     stage(Action::Check(function), prepared, retrieved)
 }
 
-/// A stage in a kernel in which our handler of memfds takes none.
+/// A stage in a kernel in which our handler of memfds is switched off.
 pub(crate) const fn without_memfd(function: fn(&mut HeldOpen) -> Result<()>) -> Stage {
     Stage {
         parameters: "luo_handlers.disable=memfd",

@@ -71,7 +71,7 @@ impl Machine {
         arguments
     }
 
-    /// What its kernel has to be told.
+    /// The parameters that its kernel needs.
     pub(crate) fn parameters(self) -> &'static str {
         match self {
             Self::Plain | Self::Numa => "",

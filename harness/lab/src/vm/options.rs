@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What may be asked of a guest, whatever it is to do.
+//! What may be asked of a guest, for any job.
 
 use std::time::Duration;
 

@@ -61,7 +61,7 @@ fn probe(runs: &Runs, built: &Built) -> Result<(Accel, String)> {
         );
         try_out(runs, built, Accel::Kvm)?
     } else {
-        Err("there is no /dev/kvm".into())
+        Err("/dev/kvm is missing".into())
     };
     match kvm {
         Ok(reason) => Ok((Accel::Kvm, reason)),

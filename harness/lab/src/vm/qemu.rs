@@ -30,7 +30,7 @@ pub(crate) struct Guest<'a> {
     pub(crate) accel: Accel,
     /// Where console, events and results go.
     pub(crate) directory: PathBuf,
-    /// When it is stopped, whatever it does; a person at a shell is given all the time.
+    /// When it is stopped; without it, as for a person at a shell, it runs until it ends.
     pub(crate) timeout: Option<Duration>,
     /// Whether it listens for gdb.
     pub(crate) gdb: bool,
@@ -46,7 +46,7 @@ pub(crate) struct GuestRun {
 }
 
 impl GuestRun {
-    /// The console, readable whatever bytes are in it.
+    /// The console; bytes that are not text are replaced.
     pub(crate) fn console_text(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).replace('\r', "")
     }
@@ -118,7 +118,7 @@ impl Guest<'_> {
         for stale in [self.console(), self.events(), self.output()] {
             File::create(&stale).with_context(|| format!("creating {}", stale.display()))?;
         }
-        // Whatever ends us ends the guest: one that hangs would hang for ever.
+        // The guest ends with us, also if we are killed: one that hangs would hang for ever.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", PROGRAM])
