@@ -323,8 +323,8 @@ fn the_handlers_that_belong_into_the_program_are_there() {
     let both = ["hosted", "kernel"].as_slice();
     let expected = [
         ("ioport", "luo-handlers,ioport-v1", both),
-        ("socket", "luo-handlers,socket-v1", &both[..1]),
         ("memfd", "luo-handlers,memfd-v1", both),
+        ("socket", "luo-handlers,socket-v1", &both[..1]),
         ("vfio", "luo-handlers,vfio-v1", both),
     ]
     .map(|(name, compatible, hosts)| {

@@ -4,6 +4,8 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
 use rustix::fs::{flock, FlockOperation};
@@ -16,6 +18,8 @@ pub(super) const DIRECTORY: &str = "drivers/luo_handlers";
 /// Where changes wait until all of them are written.
 pub(super) const STAGING: &str = "drivers/luo_handlers.new";
 const DRIVERS: &str = "drivers";
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const BINDINGS: &str = "rust/bindings/bindings_helper.h";
 const LINKER_SCRIPT_NEXT: &str = "\tBOUNDED_SECTION_BY(__dyndbg_classes,";
 const LINKER_SCRIPT: &str = "include/asm-generic/vmlinux.lds.h";
@@ -96,14 +100,18 @@ pub(super) fn lock(kernel: &Path) -> Result<File> {
             kernel.display()
         )
     })?;
-    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => bail!(
-            "another `luo integrate` is at work in {}; run this again when it has ended",
-            kernel.display()
-        ),
-        // Some network file systems cannot lock directories; there it is up to the user.
-        _ => Ok(directory),
+    // A child that another thread is starting has our lock until its exec: wait for that.
+    for _ in 0..LOCK_TRIES {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => thread::sleep(LOCK_PAUSE),
+            // Some network file systems cannot lock directories; there it is up to the user.
+            _ => return Ok(directory),
+        }
     }
+    bail!(
+        "another `luo integrate` is at work in {}; run this again when it has ended",
+        kernel.display()
+    )
 }
 
 /// What a file holds; `None` if there is no such file.
