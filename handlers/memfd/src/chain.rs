@@ -169,7 +169,7 @@ impl BlockHeader {
         }
     }
 
-    /// Its checksum, whatever the field says.
+    /// Its checksum, whatever the field contains.
     fn sum(mut self) -> u32 {
         self.checksum = U32::ZERO;
         crc32c(0, self.as_bytes())
@@ -280,7 +280,7 @@ impl<'h> Extents<'h> {
     ///
     /// # Errors
     ///
-    /// As listed above, and what `visit` says.
+    /// As listed above, and those of `visit`.
     pub fn for_each(
         &self,
         visit: &mut dyn FnMut(Extent) -> Result<(), Errno>,

@@ -277,7 +277,7 @@ mod tests {
             self.handler.0.file.lock().unwrap()
         }
 
-        /// Retrieves, finishes, and tells what was restored.
+        /// Retrieves, finishes, and returns what was restored.
         fn cross(&self, data: u64) -> (Attributes, Vec<Run>) {
             let file = self.retrieve(data).unwrap();
             self.finish(data, Retrieved::File(file.as_fd().into()));

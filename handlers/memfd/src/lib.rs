@@ -25,7 +25,7 @@
 //! - [`handler`]: the policy, [`MemfdHandler`], the same in a process and in the kernel
 //! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process;
 //!   `kernel`: those of the kernel
-//! - [`summary`]: what a record says, for people
+//! - [`summary`]: what a record contains, for people
 //! - kmod/: patches that the kernel's side needs; `luo integrate` puts them in
 //!
 //! # What is preserved

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What a record says, for people.
+//! What a record contains, for people.
 
 use core::fmt;
 
@@ -24,7 +24,7 @@ pub struct Summary {
     pub size: u64,
     /// File position in bytes.
     pub position: u64,
-    /// Seals, as `F_GET_SEALS` tells them.
+    /// Seals, as `F_GET_SEALS` returns them.
     pub seals: u32,
     /// Access mode and status flags; see [`luo_handler_api::status`].
     pub status: u32,

@@ -347,7 +347,7 @@ fn inspecting_what_is_no_handover_says_so() {
     fs::write(&file, "something").unwrap();
     let message = failure(&["inspect", file.to_str().unwrap()], 1);
     assert!(
-        message.contains("no handover of a live update"),
+        message.contains("not a handover of a live update"),
         "{message}"
     );
     let message = failure(&["inspect", "/nonexistent"], 1);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What a program has to know that updates itself: signals, threads, forks, runtimes, limits.
 //!
-//! `examples/server` does what this page says, in 200 lines; `tests/tokio.rs` does it on tokio.
+//! `examples/server` does what this page describes, in 200 lines; `tests/tokio.rs` does it on
+//! tokio.
 //!
 //! # The order of things
 //!
@@ -103,7 +104,7 @@
 //!
 //! It is the file that runs, not the name that it has. Once an installer has put another file under
 //! that name, `/proc/self/exe` still leads to the old one, and `current_exe` returns its name with
-//! ` (deleted)` behind it. An update that execs it starts the *old* program again, or nothing. Keep
+//! ` (deleted)` after it. An update that execs it starts the *old* program again, or nothing. Keep
 //! the path that the program was started with (the first argument, made absolute, or an option),
 //! and name the new program by that. Replace the file by a rename: writing into it fails with
 //! `ETXTBSY` while it runs, and where it does not, the exec finds half a program.

@@ -106,7 +106,7 @@ pub enum InspectError {
         source: io::Error,
     },
     /// The file is something else.
-    #[error("{} is no handover of a live update: {source}", path.display())]
+    #[error("{} is not a handover of a live update: {source}", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,

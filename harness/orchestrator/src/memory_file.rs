@@ -61,7 +61,7 @@ const _: () = assert!(HEADER_BYTES == 64 && BLOCK_HEADER_BYTES == 16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BadMemory {
     /// It does not begin as one.
-    #[error("this is no memory file of a live update, or one of another version")]
+    #[error("this is not a memory file of a live update, or it is one of another version")]
     Foreign,
     /// Its length is not what its header has.
     #[error("the memory file has {found} bytes, its header expects {expected}: it was truncated")]
@@ -73,7 +73,7 @@ pub enum BadMemory {
     },
 }
 
-/// Room that a block with so many bytes takes; `None` if there is none.
+/// Room that a block with so many bytes takes; `None` if it does not fit into a file.
 pub(crate) fn room_for(payload: usize) -> Option<u64> {
     (payload as u64)
         .checked_add(BLOCK_HEADER_BYTES)?

@@ -726,8 +726,8 @@ fn inherited_descriptors_that_hold_something_else_are_one_clear_error() {
         ("zero", "unreadable: ", "devicetree"),
         ("pipe as list", "unreadable: ", "list of files"),
         ("pipe as memory", "unreadable: ", "memory file"),
-        ("empty", "memory: ", "no memory file"),
-        ("another memory", "memory: ", "no memory file"),
+        ("empty", "memory: ", "not a memory file"),
+        ("another memory", "memory: ", "not a memory file"),
         ("truncated memory", "memory: ", "truncated"),
         ("another devicetree", "arrived: ", "cannot be read"),
     ];

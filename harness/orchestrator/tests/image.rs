@@ -42,21 +42,22 @@ static LARGEST: AtomicUsize = AtomicUsize::new(0);
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.fetch_max(layout.size(), SeqCst);
-        // SAFETY: the caller keeps the conditions of GlobalAlloc.
+        // SAFETY: `layout` is the caller's, who has to give one that is not of size zero.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: `place` came from this allocator with this layout, which is the system's.
         unsafe { System.dealloc(place, layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         LARGEST.fetch_max(layout.size(), SeqCst);
-        // SAFETY: as above.
+        // SAFETY: `layout` is the caller's, who has to give one that is not of size zero.
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         LARGEST.fetch_max(size, SeqCst);
-        // SAFETY: as above.
+        // SAFETY: `place` came from the system's allocator with this layout; `size` is the
+        // caller's.
         unsafe { System.realloc(place, layout, size) }
     }
 }

@@ -131,7 +131,7 @@ impl Client {
     }
 }
 
-/// Starts `server`, and does what the plan says.
+/// Starts `server`, and follows the plan.
 ///
 /// # Errors
 ///

@@ -84,7 +84,7 @@ impl Server {
         let options = memfd::MemfdOptions::default().allow_sealing(true);
         let values = options.create("values")?;
         fallocate(values.as_file(), FallocateFlags::empty(), 0, bytes)?;
-        values.add_seal(memfd::FileSeal::SealGrow)?; // there is no key behind the last one
+        values.add_seal(memfd::FileSeal::SealGrow)?; // no key comes after the last one
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         println!("listening on {}", listener.local_addr()?);

@@ -226,7 +226,7 @@ pub struct FdStore {
     has_arrived: bool,
 }
 
-/// A name behind the prefix.
+/// A name after the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Name {
     File(u64),
@@ -650,7 +650,7 @@ fn check_prefix(prefix: &str) -> Result<(), StoreError> {
 }
 
 /// The descriptors that the manager passed, with their names. Where the environment of this process
-/// names none, or names another process, there are none.
+/// is missing, or names another process, no descriptor was passed.
 ///
 /// The environment is the one that the process was started with. What the program has made of it
 /// since is not looked at: it could name descriptors that the program opened.

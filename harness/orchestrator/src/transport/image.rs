@@ -162,11 +162,11 @@ fn create_directory(directory: &Path) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// What the link to the image that counts says.
+/// What the link to the current image contains.
 enum Current {
     Missing,
     Image(OsString),
-    /// It leads somewhere, but its last component is no name: ".", "..", "/".
+    /// It leads somewhere, but its last component is not a name: ".", "..", "/".
     Unnamed,
 }
 

@@ -200,9 +200,9 @@ fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
 ///
 /// To be called once, before other threads are started: it takes the environment variable away. A
 /// descriptor is taken over only if it is inheritable and stands for the very file that the old
-/// side named, so that no descriptor of this process itself is taken, whatever the variable says.
-/// The other way round, this process must not use descriptors that it did not open, as long as it
-/// has not called this.
+/// side named, so that no descriptor of this process itself is taken, whatever the variable
+/// contains. The other way round, this process must not use descriptors that it did not open, as
+/// long as it has not called this.
 ///
 /// # Errors
 ///

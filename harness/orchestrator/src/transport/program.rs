@@ -17,8 +17,8 @@ use crate::sys::{self, RawProgram};
 
 pub use super::executable::{BadProgram, BadProgramReason};
 
-/// How systemd passes sockets: they do not cross a jump, so the new program is not told of them. It
-/// would take for a socket what has its number now.
+/// How systemd passes sockets: they do not cross a jump, so the new program does not get these
+/// variables. It would take for a socket what has its number now.
 const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// A program to jump to.

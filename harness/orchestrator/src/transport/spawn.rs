@@ -59,8 +59,8 @@
 //! hold; the old one is frozen and does not change it either. What the new one writes to its
 //! standard error until then goes through the old one.
 //!
-//! The process changes: who knows the old one by its id has to be told. A service of systemd has
-//! `NotifyAccess=main` at least, and calls [`Successor::tell_systemd`].
+//! The process changes: whoever knows the old one by its id needs the new id. A service of systemd
+//! has `NotifyAccess=main` at least, and calls [`Successor::tell_systemd`].
 
 use std::collections::VecDeque;
 use std::fmt;
