@@ -69,6 +69,7 @@ pub struct Report {
 pub fn compare(machine: &Machine, next: &Image, boot: &Boot) -> Report {
     let current = machine.facts.as_ref();
     let command_line = boot.command_line.as_ref().or(next.command_line.as_ref());
+    let command_line = command_line.map(String::as_str);
     let checks = vec![
         abi(
             "LUO ABI",
@@ -82,14 +83,14 @@ pub fn compare(machine: &Machine, next: &Image, boot: &Boot) -> Report {
             &next.facts.kho,
             "Kexec Handover",
         ),
-        switched_on(command_line.map(String::as_str), &next.facts),
+        switched_on(command_line, &next.facts),
         scratch(machine, next, boot),
         memory(machine, next, boot),
     ];
     let files: Vec<Files> = machine
         .preserved
         .iter()
-        .map(|(compatible, count)| taken(compatible, *count, &next.facts))
+        .map(|(compatible, count)| taken(compatible, *count, &next.facts, command_line))
         .collect();
     let mut answers = checks
         .iter()
@@ -133,13 +134,22 @@ fn abi(
     }
 }
 
-fn taken(compatible: &str, count: u64, next: &Facts) -> Files {
+fn taken(compatible: &str, count: u64, next: &Facts, command_line: Option<&str>) -> Files {
     let by_name = || {
         next.handlers
             .iter()
             .any(|known| short_name(known) == compatible)
     };
-    let (answer, text) = match (next.takes(compatible) || by_name(), next.origin) {
+    let known = next.takes(compatible) || by_name();
+    let (answer, text) = match (known, next.origin) {
+        (true, _) if is_disabled(command_line, short_name(compatible)) => (
+            Answer::No,
+            format!(
+                "the next kernel's command line has luo_handlers.disable={}: these files would be \
+                 released and not rebuilt",
+                short_name(compatible)
+            ),
+        ),
         (true, Origin::Notes) => (Answer::Yes, "the next kernel has a handler".to_owned()),
         (true, Origin::Guess) => (
             Answer::Yes,
@@ -187,7 +197,7 @@ fn switched_on(command_line: Option<&str>, next: &Facts) -> Check {
                     missing.join(" ")
                 ),
             ),
-            _ => (Answer::Yes, disabled(line)),
+            _ => (Answer::Yes, "live update is on".to_owned()),
         },
     };
     Check {
@@ -224,16 +234,10 @@ fn missing_parameters(line: &str, next: &Facts) -> Vec<&'static str> {
     missing
 }
 
-fn disabled(line: &str) -> String {
-    match parameter(line, "luo_handlers.disable") {
-        Some(names) if !names.is_empty() => {
-            format!(
-                "live update is on; files of {names} are released and not rebuilt \
-                 (luo_handlers.disable)"
-            )
-        }
-        _ => "live update is on".to_owned(),
-    }
+/// Whether the command line leaves a handler out, by its short name.
+fn is_disabled(command_line: Option<&str>, name: &str) -> bool {
+    let names = command_line.and_then(|line| parameter(line, "luo_handlers.disable"));
+    names.is_some_and(|names| names.split(',').any(|disabled| disabled == name))
 }
 
 fn scratch(machine: &Machine, next: &Image, boot: &Boot) -> Check {
@@ -428,6 +432,20 @@ mod tests {
         // A unified kernel image brings its own.
         next.command_line = Some("liveupdate=off".to_owned());
         assert_eq!(refusals(&next, &Boot::default()).len(), 1);
+    }
+
+    #[test]
+    fn a_handler_that_is_left_out_takes_nothing() {
+        let next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
+        let on = |disabled: &str| boot(&format!("liveupdate=on kho=on {disabled}"));
+        let no = refusals(&next, &on("luo_handlers.disable=ioport,vfio"));
+        assert!(no.len() == 1 && no[0].contains("disable=vfio"), "{no:?}");
+        assert!(refusals(&next, &on("luo_handlers.disable=ioport")).is_empty());
+        assert!(refusals(
+            &next,
+            &on("luo_handlers.disable=vfio luo_handlers.disable=")
+        )
+        .is_empty());
     }
 
     #[test]
