@@ -17,13 +17,13 @@ FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 .PHONY: help bench install matrix microbench test test-hosted test-lab check fuzz clean
 
 help:
-	@echo "make bench       take large memfds across live updates; table, JSON and plots (under a minute)"
-	@echo "make test        all tests: test-hosted, and test-lab across real kexecs in a virtual machine"
-	@echo "make check       formatting, lints, documentation, the kernel's compiler version"
-	@echo "make matrix      the kernel's part with W=1, without each handler and without options it uses"
+	@echo "make bench       large memfds across live updates: a table, JSON, plots"
+	@echo "make test        test-hosted, and test-lab across real kexecs in a VM"
+	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
-	@echo "make microbench  criterion: the handler ABI, the devicetree, extents, whole cycles"
-	@echo "make fuzz        feed hostile bytes to the readers, until interrupted"
+	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
+	@echo "make matrix      the kernel part with W=1 and without each option: TREE= CONFIG="
+	@echo "make fuzz        feed hostile bytes to a reader, until interrupted: FUZZ="
 	@echo "make clean       remove what was built"
 
 bench:
