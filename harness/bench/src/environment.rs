@@ -75,7 +75,7 @@ fn hypervisor() -> String {
         return "none".to_owned();
     }
     fs::read_to_string("/sys/class/dmi/id/sys_vendor").map_or_else(
-        |_| "a hypervisor".to_owned(),
+        |_| "of unknown name".to_owned(),
         |vendor| vendor.trim().to_owned(),
     )
 }
