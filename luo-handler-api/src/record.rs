@@ -6,7 +6,8 @@
 //! ```text
 //!  0        magic: names the format, as the compatible does
 //!  8        bytes of the record
-//! 12        CRC-32C of the record with this field as zero 16        what the format defines
+//! 12        CRC-32C of the record with this field as zero
+//! 16        what the format defines
 //! ```
 //!
 //! A checksum is not a signature: anyone who can write a record can put anything into it. The

@@ -16,8 +16,8 @@ use luo_bench::subject::memfd::Workload;
 use luo_liveupdate::Device;
 use luo_orchestrator::SharedMapping;
 
-const SOUND: &str = "sound";
-const BAD: &str = "bad";
+pub(super) const SOUND: &str = "sound";
+pub(super) const BAD: &str = "bad";
 const SOUND_MEMFD: Workload = memfd(4 << 20, Fill::sparse(3000), 1);
 /// Fills all that [`SOUND_MEMFD`] fills, and more.
 const SOUND_LATER: Workload = memfd(4 << 20, Fill::sparse(6000), 1);
@@ -56,6 +56,11 @@ pub(crate) fn spoil(file: &File, page: usize) -> Result<()> {
 }
 
 pub(crate) fn take_sound(_held: &mut HeldOpen) -> Result<()> {
+    take_only_sound(&SOUND_LATER)
+}
+
+/// Retrieves the memfd of the sound session; the other session did not cross.
+pub(super) fn take_only_sound(memfd: &Workload) -> Result<()> {
     let device = Device::open()?;
     expect_errno(
         device.retrieve_session(BAD),
@@ -63,6 +68,6 @@ pub(crate) fn take_sound(_held: &mut HeldOpen) -> Result<()> {
         "retrieving the session with the bad memory",
     )?;
     let session = device.retrieve_session(SOUND)?;
-    retrieve(&session, &SOUND_LATER)?;
+    retrieve(&session, memfd)?;
     Ok(session.finish()?)
 }

@@ -16,14 +16,12 @@ use luo_liveupdate::{Device, Session};
 use rustix::fs::{fallocate, memfd_create, FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
 
-use crate::tests::expect::{expect_errno, expect_refused_jump};
-use crate::tests::failing_freeze::spoil;
+use crate::tests::expect::expect_refused_jump;
+use crate::tests::failing_freeze::{spoil, take_only_sound, BAD, SOUND};
 use crate::tests::held_open::HeldOpen;
-use crate::tests::memfds::{memfd, preserve, retrieve};
+use crate::tests::memfds::{memfd, preserve};
 
 const PAGE: u64 = 4096;
-const SOUND: &str = "sound";
-const BAD: &str = "bad";
 
 /// A memfd in which every other page is written, from the second on.
 fn every_other_page(name: &str, extents: u64) -> Result<File> {
@@ -67,15 +65,7 @@ pub(super) fn spoil_what_is_preserved(held: &mut HeldOpen) -> Result<()> {
 
 /// After the next jump.
 pub(super) fn take_what_is_sound(_held: &mut HeldOpen) -> Result<()> {
-    let device = Device::open()?;
-    expect_errno(
-        device.retrieve_session(BAD),
-        Errno::NOENT,
-        "retrieving the session with the bad memory",
-    )?;
-    let session = device.retrieve_session(SOUND)?;
-    retrieve(&session, &SOUND_MEMFD)?;
-    Ok(session.finish()?)
+    take_only_sound(&SOUND_MEMFD)
 }
 
 /// Nanoseconds that our handler of memfds has spent in a phase.
