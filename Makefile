@@ -14,11 +14,12 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help bench install matrix microbench test test-hosted test-lab check fuzz clean
+.PHONY: help bench install matrix microbench test test-hosted test-lab test-systemd check fuzz clean
 
 help:
 	@echo "make bench       large memfds across live updates: a table, JSON, plots"
 	@echo "make test        test-hosted, and test-lab across real kexecs in a VM"
+	@echo "make test-systemd  services of Debian's systemd over systemctl kexec, in a VM"
 	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
 	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
@@ -50,6 +51,11 @@ test-hosted:
 test-lab:
 	$(CARGO) luo lab test
 	$(CARGO) luo lab soak --jumps 20
+
+# Services of Debian's systemd, with our handlers and the kernel's own. Not part of `make test`: it takes
+# a quarter of an hour, emulated.
+test-systemd:
+	$(CARGO) luo lab systemd
 
 # The shared crates promise the kernel's compiler, 1.85: clippy's incompatible_msrv lint knows what was
 # stable then, and the kernel's way of building them has neither std nor features.

@@ -33,7 +33,7 @@
 //!   early
 //! - [`obstacle`], [`place`]: what this machine cannot do, and where images go
 //! - [`series`], [`journey`]: rounds of updates over real kexecs; [`machine`]: on a real machine
-//! - `clock`: goes on through the jump; [`memory`]: how much there is; [`counters`]: what the
+//! - [`clock`]: goes on through the jump; [`memory`]: how much there is; [`counters`]: what the
 //!   kernel module reports; `limits`: of this process; `sys`: what needs `unsafe`
 //!
 //! What comes out:
@@ -46,7 +46,7 @@
 #![deny(unsafe_code)]
 
 pub mod case;
-mod clock;
+pub mod clock;
 pub mod comparison;
 pub mod counters;
 pub mod environment;

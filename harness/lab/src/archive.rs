@@ -32,6 +32,9 @@ pub(crate) fn compose(base: &[u8], kernel: &[u8], out: &mut impl Write) -> Resul
         .context("writing the initramfs")
 }
 
+/// The mode of what has none of its own.
+const PLAIN: u32 = 0o755;
+
 /// A cpio archive in the making.
 #[derive(Default)]
 pub(crate) struct Archive {
@@ -41,19 +44,27 @@ pub(crate) struct Archive {
 
 impl Archive {
     pub(crate) fn directory(&mut self, name: &str) -> Result<()> {
-        self.entry(name, ModeFileType::Directory, &[])
+        self.entry(name, ModeFileType::Directory, PLAIN, &[])
     }
 
     pub(crate) fn file(&mut self, name: &str, contents: &[u8]) -> Result<()> {
-        self.entry(name, ModeFileType::Regular, contents)
+        self.file_with_mode(name, PLAIN, contents)
     }
 
-    fn entry(&mut self, name: &str, kind: ModeFileType, contents: &[u8]) -> Result<()> {
+    pub(crate) fn file_with_mode(&mut self, name: &str, mode: u32, contents: &[u8]) -> Result<()> {
+        self.entry(name, ModeFileType::Regular, mode, contents)
+    }
+
+    pub(crate) fn symlink(&mut self, name: &str, target: &str) -> Result<()> {
+        self.entry(name, ModeFileType::Symlink, 0o777, target.as_bytes())
+    }
+
+    fn entry(&mut self, name: &str, kind: ModeFileType, mode: u32, contents: &[u8]) -> Result<()> {
         self.entries += 1;
         let builder = Builder::new(name)
             .ino(self.entries)
             .nlink(1)
-            .mode(0o755)
+            .mode(mode)
             .set_mode_file_type(kind);
         let length = u32::try_from(contents.len())
             .with_context(|| format!("{name} is too large for a cpio archive"))?;

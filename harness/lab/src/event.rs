@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::systemd::found::Found;
 use luo_bench::counters::Shares;
 use luo_bench::environment::Environment;
 use luo_bench::outcome::Outcome;
@@ -32,6 +33,12 @@ pub(crate) enum Event {
     Exit { code: u8 },
     /// Where figures come from.
     Environment { environment: Box<Environment> },
+    /// What the services find next, this has brought about.
+    Step { name: String },
+    /// A service found what it stored before.
+    Found { service: Found },
+    /// A kexec that systemd made: from the command to the services of the next kernel.
+    Jumped { seconds: f64 },
     /// A live update was measured.
     Measured { outcome: Box<Outcome> },
 }

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use anyhow::{bail, Context, Result};
 
 use crate::soak::options::SoakOptions;
+use crate::systemd::image::INIT;
+use crate::systemd::scenario::Scenario;
 use luo_bench::series::Series;
 
 /// What a guest is to do.
@@ -21,6 +23,8 @@ pub(crate) enum Job {
     Test { name: String, stage: usize },
     /// A soak: its first update, or what is left of it.
     Soak { options: SoakOptions, stage: usize },
+    /// With systemd as init: one kernel, counted from 1, of a scenario.
+    Systemd { scenario: Scenario, stage: usize },
     /// A series of live updates to be measured: its beginning in the first stage, or what is left
     /// of it.
     Bench { series: Series, stage: usize },
@@ -37,11 +41,26 @@ impl Job {
             Self::Soak { options, stage } => {
                 format!("luo.soak={} luo.stage={stage}", options.word())
             }
+            Self::Systemd { scenario, stage } => {
+                format!("luo.systemd={} luo.stage={stage}", scenario.name())
+            }
             Self::Bench { series, stage } => {
                 // Plain numbers and names: writing them as JSON cannot fail.
                 let series = serde_json::to_string(series).unwrap_or_default();
                 format!("luo.bench={} luo.stage={stage}", encode(&[series]))
             }
+        }
+    }
+
+    /// The init program that does it, as kernel parameters. What follows the two dashes becomes its
+    /// arguments.
+    pub(crate) fn init(&self) -> String {
+        match self {
+            // Its messages are the kernel's, with the times of the kernel's.
+            Self::Systemd { .. } => format!(
+                "systemd.log_target=kmsg systemd.show_status=no printk.devkmsg=on rdinit={INIT}"
+            ),
+            _ => "rdinit=/bin/luo -- lab guest-init".into(),
         }
     }
 
@@ -65,6 +84,13 @@ impl Job {
         if let Some(options) = value_of(command_line, "luo.soak") {
             return Ok(Self::Soak {
                 options: options.parse()?,
+                stage: stage()?,
+            });
+        }
+        if let Some(scenario) = value_of(command_line, "luo.systemd") {
+            let named = Scenario::find(scenario);
+            return Ok(Self::Systemd {
+                scenario: named.with_context(|| format!("there is no scenario {scenario}"))?,
                 stage: stage()?,
             });
         }
@@ -178,18 +204,20 @@ mod unit_tests {
             },
             stage: 3,
         };
+        let systemd = Job::Systemd {
+            scenario: Scenario::MainlineC,
+            stage: 2,
+        };
         for job in [
             Job::Probe,
             Job::Shell,
+            systemd,
             test,
             soak,
             run(&["sh", "-c", "echo \"a + b\" 100%"]),
             run(&["x", ""]),
         ] {
-            let command_line = format!(
-                "console=ttyS0 {} rdinit=/bin/luo -- lab guest-init",
-                job.parameters()
-            );
+            let command_line = format!("console=ttyS0 {} {}", job.parameters(), job.init());
             assert_eq!(Job::parse(&command_line).unwrap(), job);
         }
         assert!(Job::parse("console=ttyS0").is_err());

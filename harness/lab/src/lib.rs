@@ -58,6 +58,7 @@ pub mod run;
 pub mod soak;
 pub mod status;
 mod sys;
+pub mod systemd;
 pub mod tests;
 mod units;
 pub mod vm;

@@ -14,19 +14,23 @@ use crate::bench_arguments::{parse_size, OutputArguments, PeerArgument, Workload
 use luo_bench::outputs::Outputs;
 use luo_lab::build::built::Built;
 use luo_lab::build::checkout::find_checkout;
-use luo_lab::build::options::BuildOptions;
+use luo_lab::build::options::{BuildOptions, Init};
 use luo_lab::build::pipeline::build;
 use luo_lab::build::profile::Profile;
 use luo_lab::cache::directory::Cache;
 use luo_lab::run::bench;
 use luo_lab::run::command::{run_command, run_shell};
 use luo_lab::run::soak::run_soak;
+use luo_lab::run::systemd::run_systemd;
 use luo_lab::run::tests::{run_tests, Selected};
 use luo_lab::soak::options::SoakOptions;
 use luo_lab::status::Status;
+use luo_lab::systemd::scenario::Scenario;
+use luo_lab::systemd::service::{self, Service};
 use luo_lab::tests::table;
 use luo_lab::vm::machine::Machine;
 use luo_lab::vm::options::GuestOptions;
+use luo_orchestrator::registry::Registry;
 
 /// What `luo lab` can do.
 #[derive(Debug, Subcommand)]
@@ -107,6 +111,20 @@ pub enum LabCommand {
         #[arg(long)]
         writes_during_freeze: bool,
     },
+    /// Have systemd take the memfds of its services over kexecs: what comes back, and how long it
+    /// takes
+    Systemd {
+        /// How to boot it
+        #[command(flatten)]
+        guest: GuestArguments,
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+        /// Run only these: our handlers (ours), the kernel's own (mainline-c), the unit that
+        /// continues a bench (bench-unit), systemd's own test (upstream)
+        #[arg(value_parser = scenario_parser())]
+        scenarios: Vec<Scenario>,
+    },
     /// Show what is cached, its size, and the paths of kernel image, kernel tree and initramfs
     Status {
         /// Answer in JSON
@@ -121,6 +139,13 @@ pub enum LabCommand {
     /// Be the init process of a guest
     #[command(hide = true)]
     GuestInit,
+    /// Be a service of a guest with systemd
+    #[command(hide = true)]
+    GuestService {
+        /// Which one
+        #[arg(value_parser = service_parser())]
+        service: Service,
+    },
 }
 
 /// The options of `luo lab build`.
@@ -144,6 +169,8 @@ pub struct BuildArguments {
     #[arg(long, value_name = "FILE")]
     guest_binary: Option<PathBuf>,
     #[arg(skip)]
+    init: Init,
+    #[arg(skip)]
     program: Option<PathBuf>,
     #[arg(skip)]
     handlers: Vec<PathBuf>,
@@ -160,6 +187,7 @@ impl BuildArguments {
             mirror: self.mirror,
             checkout: self.checkout,
             guest_binary: self.guest_binary,
+            init: self.init,
             program: self.program,
             handlers: self.handlers,
         };
@@ -240,6 +268,21 @@ fn machine_parser() -> impl clap::builder::TypedValueParser<Value = Machine> {
     })
 }
 
+fn scenario_parser() -> impl clap::builder::TypedValueParser<Value = Scenario> {
+    use clap::builder::TypedValueParser as _;
+    PossibleValuesParser::new(Scenario::ALL.map(Scenario::name))
+        .try_map(|name| Scenario::find(&name).ok_or("no scenario has this name"))
+}
+
+fn service_parser() -> impl clap::builder::TypedValueParser<Value = Service> {
+    use clap::builder::TypedValueParser as _;
+    PossibleValuesParser::new(Service::ALL.map(Service::name)).try_map(|name| {
+        let mut all = Service::ALL.into_iter();
+        let named = all.find(|service| service.name() == name);
+        named.ok_or("no service has this name")
+    })
+}
+
 /// The options of `luo lab bench`.
 #[derive(Args, Clone, Debug)]
 pub struct LabBenchArguments {
@@ -316,7 +359,13 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
             }
         }
         LabCommand::Clean => println!("{}", Cache::open()?.remove()?),
+        LabCommand::Systemd {
+            guest,
+            json,
+            scenarios,
+        } => return systemd(guest, json, &scenarios),
         LabCommand::GuestInit => return luo_lab::init::entry::run(),
+        LabCommand::GuestService { service } => service::run(service, Registry::linked()?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -341,6 +390,24 @@ fn test(
     Ok(match summary.failed {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
+    })
+}
+
+fn systemd(mut guest: GuestArguments, json: bool, scenarios: &[Scenario]) -> Result<ExitCode> {
+    guest.build.init = Init::Systemd;
+    let (cache, built, options) = guest.prepare()?;
+    let scenarios = match scenarios {
+        [] => &Scenario::ALL,
+        named => named,
+    };
+    let outcome = run_systemd(&cache, &built, &options, scenarios)?;
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(&outcome)?),
+        false => println!("{outcome}"),
+    }
+    Ok(match outcome.problems.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     })
 }
 

@@ -17,6 +17,8 @@ use crate::namespace::is_root;
 pub(crate) const SUITE: &str = "trixie";
 /// The suite that has the kernel source.
 pub(crate) const SOURCE_SUITE: &str = "trixie-backports";
+/// The suite that has a systemd which knows the orchestrator.
+pub(crate) const SYSTEMD_SUITE: &str = "sid";
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -25,15 +27,18 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(crate) struct Mirror<'a> {
     cache: &'a Cache,
     given: Option<&'a str>,
+    suites: &'a [&'a str],
     chosen: OnceCell<String>,
 }
 
 impl<'a> Mirror<'a> {
-    /// The `given` mirror, else the first of the machine's own that has the suites.
-    pub(crate) fn new(cache: &'a Cache, given: Option<&'a str>) -> Self {
+    /// The `given` mirror, else the first of the machine's own that has the suites. The package
+    /// lists go into this part of the cache, which is that of these suites alone.
+    pub(crate) fn new(cache: &'a Cache, given: Option<&'a str>, suites: &'a [&'a str]) -> Self {
         Self {
             cache,
             given,
+            suites,
             chosen: OnceCell::new(),
         }
     }
@@ -59,14 +64,14 @@ impl<'a> Mirror<'a> {
         };
         let mut reasons = Vec::new();
         for candidate in candidates {
-            match fetch_lists(self.cache, &candidate, progress) {
+            match fetch_lists(self.cache, &candidate, self.suites, progress) {
                 Ok(()) => return Ok(self.chosen.get_or_init(|| candidate)),
                 Err(error) => reasons.push(format!("{candidate}: {error:#}")),
             }
         }
         bail!(
-            "no Debian mirror in the machine's apt set-up has {SUITE} and {SOURCE_SUITE}; name \
-             one with --mirror\n{}",
+            "no Debian mirror in the machine's apt set-up has {}; name one with --mirror\n{}",
+            self.suites.join(" and "),
             reasons.join("\n")
         )
     }
@@ -81,16 +86,15 @@ fn source_line(uri: &str, suite: &str) -> String {
     format!("deb {signed_by}{uri} {suite} main")
 }
 
-/// Fetches the package lists of both suites from one mirror.
-fn fetch_lists(cache: &Cache, uri: &str, progress: &Progress) -> Result<()> {
+/// Fetches the package lists of the suites from one mirror.
+fn fetch_lists(cache: &Cache, uri: &str, suites: &[&str], progress: &Progress) -> Result<()> {
     for directory in ["apt/state/lists/partial", "apt/cache/archives/partial"] {
         fs::create_dir_all(cache.path(directory))
             .with_context(|| format!("creating {directory} in the cache"))?;
     }
-    let lines = [SUITE, SOURCE_SUITE]
-        .map(|suite| source_line(uri, suite) + "\n")
-        .concat();
-    fs::write(cache.path("apt/sources.list"), lines).context("writing the lab's sources.list")?;
+    let lines = suites.iter().map(|suite| source_line(uri, suite) + "\n");
+    fs::write(cache.path("apt/sources.list"), lines.collect::<String>())
+        .context("writing the lab's sources.list")?;
     progress.run(private_apt(cache, "apt-get").args(["--error-on=any", "update"]))
 }
 

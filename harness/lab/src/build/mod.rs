@@ -16,5 +16,6 @@ pub(crate) mod programs;
 pub(crate) mod requirements;
 pub(crate) mod selftests;
 pub(crate) mod source;
+pub(crate) mod systemd;
 pub(crate) mod toolchain;
 pub(crate) mod trees;

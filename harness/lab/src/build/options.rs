@@ -5,6 +5,16 @@ use std::path::PathBuf;
 
 use crate::build::profile::Profile;
 
+/// The init of the guests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Init {
+    /// The program that does one job after the other.
+    #[default]
+    Luo,
+    /// Debian's systemd.
+    Systemd,
+}
+
 /// What to build, and from what. The default builds what `luo lab build` builds.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
@@ -21,6 +31,8 @@ pub struct BuildOptions {
     pub handlers: Vec<PathBuf>,
     /// A statically linked luo to put into the guest, instead of building one from the checkout.
     pub guest_binary: Option<PathBuf>,
+    /// The init of the guests.
+    pub init: Init,
     /// A test program of the user, a script or statically linked, to put into the guest.
     pub program: Option<PathBuf>,
 }

@@ -3,14 +3,14 @@
 
 use anyhow::Result;
 
-use crate::build::apt::Mirror;
+use crate::build::apt::{Mirror, SOURCE_SUITE, SUITE};
 use crate::build::built::{Artefacts, Built};
 use crate::build::checkout::{find_checkout, select_handlers};
 use crate::build::initramfs::Programs;
-use crate::build::options::BuildOptions;
+use crate::build::options::{BuildOptions, Init};
 use crate::build::trees::Trees;
 use crate::build::{
-    guest_binary, initramfs, kernel_image, requirements, selftests, source, toolchain,
+    guest_binary, initramfs, kernel_image, requirements, selftests, source, systemd, toolchain,
 };
 use crate::cache::directory::Cache;
 
@@ -25,7 +25,7 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
     let _lock = cache.lock()?;
 
     requirements::check(cache, options.guest_binary.is_none())?;
-    let mirror = Mirror::new(cache, options.mirror.as_deref());
+    let mirror = Mirror::new(cache, options.mirror.as_deref(), &[SUITE, SOURCE_SUITE]);
     let toolchain = toolchain::prepare(cache, &mirror)?;
     let source = source::prepare(cache, &mirror)?;
     let selftests = selftests::build(cache, &toolchain, &source)?;
@@ -42,12 +42,20 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
         Some(binary) => binary.clone(),
         None => guest_binary::build(cache, trees.part(), &checkout)?,
     };
-    let programs = Programs {
-        luo: &luo,
-        selftests: &selftests,
-        of_user: options.program.as_deref(),
+    let initramfs = match options.init {
+        Init::Luo => {
+            let programs = Programs {
+                luo: &luo,
+                selftests: &selftests,
+                of_user: options.program.as_deref(),
+            };
+            initramfs::assemble(trees.part(), &toolchain, &kernel, &programs, profile)?
+        }
+        Init::Systemd => {
+            let mirror = options.mirror.as_deref();
+            systemd::assemble(cache, mirror, trees.part(), &kernel, &luo, profile)?
+        }
     };
-    let initramfs = initramfs::assemble(trees.part(), &toolchain, &kernel, &programs, profile)?;
     let built = Built {
         profile,
         artefacts: Artefacts {
@@ -57,6 +65,8 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
             initramfs,
         },
     };
-    built.record(trees.part())?;
+    if options.init == Init::Luo {
+        built.record(trees.part())?;
+    }
     Ok(built)
 }

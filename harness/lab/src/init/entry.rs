@@ -57,6 +57,7 @@ fn work(reporter: &mut Reporter) -> Result<()> {
         }
         Job::Test { name, stage } => run_stage(reporter, &command_line, &name, stage),
         Job::Soak { options, stage } => soak(reporter, &command_line, options, stage),
+        Job::Systemd { .. } => bail!("systemd is the init of this job"),
         Job::Bench { series, stage } => measure(reporter, &command_line, series, stage),
     }
 }

@@ -6,5 +6,7 @@ pub mod command;
 mod crossed;
 pub(crate) mod guest;
 pub mod soak;
+pub mod systemd;
 pub mod tests;
+pub mod timeline;
 mod verdict;

@@ -171,7 +171,6 @@ impl Guest<'_> {
     }
 
     fn command_line(&self) -> String {
-        // What follows the two dashes becomes the arguments of init.
         let words = [
             // An emulated timer may come late on a busy machine; a kernel that notices gives up.
             "console=ttyS0 panic=-1 oops=panic no_timer_check liveupdate=on kho=on",
@@ -179,7 +178,7 @@ impl Guest<'_> {
             self.machine.parameters(),
             &self.parameters,
             &self.job.parameters(),
-            "rdinit=/bin/luo -- lab guest-init",
+            &self.job.init(),
         ]
         .join(" ");
         words.split_whitespace().collect::<Vec<_>>().join(" ")
