@@ -29,7 +29,8 @@
 //! - [`build`]: Debian's toolchain, the kernel source, configuration, image, selftests, initramfs;
 //!   [`integrate`] puts the handlers into the source
 //! - [`vm`]: the virtual machine's board and accelerator, one bounded run of a guest
-//! - [`run`]: tests and how they ended, a command, a shell, a series of measurements, a soak
+//! - [`run`]: tests and how they ended, a command, a shell, a series of measurements, a soak,
+//!   services of systemd
 //!
 //! On both sides: `job` is what the guest is to do, `event` what it reports, `archive` the
 //! initramfs that it was booted with and puts together again for its next kernel. [`tests`] is the
@@ -39,6 +40,7 @@
 //! In the guest:
 //!
 //! - [`init`]: the init process: one stage of a job, then the jump to the next
+//! - [`systemd`]: instead of it systemd, with services that store files
 //! - `guest`: what that needs of its machine
 //!
 //! `sys` is the only place with unsafe code.

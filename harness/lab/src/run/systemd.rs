@@ -420,3 +420,89 @@ fn phases_table(scenarios: &[&ScenarioOutcome]) -> Table {
     }
     table
 }
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    /// As it should be: each service has a file, and the one that updates itself a socket.
+    fn outcome(scenario: Scenario) -> ScenarioOutcome {
+        let reports = expected_reports(scenario).into_iter().map(|(step, unit)| {
+            let mut files = vec![FoundFile::new("dense", Vec::new())];
+            if unit == "luo-store" {
+                let lost = step.starts_with("kexec").then(|| "missing".to_owned());
+                files.push(FoundFile::new("listener", lost.into_iter().collect()));
+            }
+            let found = Found {
+                has_arrived: step != step::START,
+                files,
+                remarks: Vec::new(),
+                unit,
+            };
+            AfterStep { step, found }
+        });
+        ScenarioOutcome {
+            name: scenario.name(),
+            found: reports.collect(),
+            kexecs: Vec::new(),
+            ours: counters::Share::default(),
+        }
+    }
+
+    fn run(scenario: Scenario) -> (tempfile::TempDir, GuestRun) {
+        let directory = tempfile::tempdir().unwrap();
+        let console = directory.path().join("console.log");
+        fs::write(&console, "").unwrap();
+        let passed = |stage| Event::Passed {
+            stage,
+            seconds: 0.0,
+            ours: counters::Shares::new(),
+        };
+        let run = GuestRun {
+            events: (1..=scenario.kernels()).map(passed).collect(),
+            console,
+            timed_out: false,
+            elapsed: Duration::from_secs(1),
+        };
+        (directory, run)
+    }
+
+    #[test]
+    fn every_service_has_to_find_everything_after_every_step() {
+        let (_directory, run) = run(Scenario::Ours);
+        let check = |change: &dyn Fn(&mut Vec<AfterStep>)| {
+            let mut outcome = outcome(Scenario::Ours);
+            change(&mut outcome.found);
+            outcome.problems(Scenario::Ours, &run)
+        };
+        assert_eq!(check(&|_| ()), [""; 0]);
+        let silent = check(&|found| {
+            found.pop();
+        });
+        assert_eq!(silent, ["luo-store reports nothing after kexec 2"]);
+        let empty = check(&|found| found[4].found.has_arrived = false);
+        assert_eq!(empty, ["luo-store: its store was empty after restart"]);
+        let other = check(&|found| found[7].found.files[0].differences.push("mode 777".into()));
+        assert_eq!(
+            other,
+            ["luo-files@root, dense, after soft-reboot: mode 777"]
+        );
+        let lost = check(&|found| found[4].found.files[1].differences.push("missing".into()));
+        assert_eq!(lost, ["luo-store, listener, after restart: missing"]);
+        let crossed = check(&|found| {
+            let last = found.len() - 1;
+            found[last].found.files[1].differences.clear();
+        });
+        assert_eq!(crossed, ["luo-store, listener, after kexec 2: "]);
+    }
+
+    #[test]
+    fn a_guest_that_ended_early_is_a_problem() {
+        let (_directory, mut run) = run(Scenario::Upstream);
+        let nothing = ScenarioOutcome::of(Scenario::Upstream, &run);
+        assert_eq!(nothing.problems(Scenario::Upstream, &run), [""; 0]);
+        run.events.pop();
+        let problems = nothing.problems(Scenario::Upstream, &run);
+        assert_eq!(problems, ["the guest ended after 1 of 2 kernels"]);
+    }
+}
