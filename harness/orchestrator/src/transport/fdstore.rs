@@ -182,7 +182,7 @@ pub enum StoreError {
 pub enum Problem {
     /// A file is missing: retrieving it fails with `ENOENT`.
     #[error(
-        "{name}{} is missing from the store: somebody removed it",
+        "{name}{} is missing from the store: it was removed, or cannot cross a kexec",
         of(.token)
     )]
     Lost {
