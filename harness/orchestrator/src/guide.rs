@@ -13,7 +13,8 @@
 //! 4. The new program arrives, retrieves, finishes, and only then takes work again.
 //!
 //! Files can be preserved and prepared long before, while the program works; what it costs to stand
-//! still is what comes after that.
+//! still is what comes after that. With image the same goes for their contents: copy them into a
+//! [`Draft`](crate::transport::image::Draft) first.
 //!
 //! # Which transport
 //!
@@ -32,12 +33,12 @@
 //! | panics at start | is lost | goes on | next start | next load | `nothing works today` |
 //! | panics after retrieve | is lost | goes on | next start | next load | `one step too far` |
 //! | hangs | is lost | goes on | next start | next load | `was not ready after` |
-//! | lacks a handler | passes on | goes on | next start | next load | `no handler for luo-handlers` |
+//! | lacks a handler | passes on | goes on | next start | next load | `no handler for` |
 //!
 //! - *goes on*: the old program has everything that it had, and a reason. Exec and image report the
 //!   same one, as far as it is known before the jump.
-//! - *next start*, *next load*: all of it is there for the next program. With fdstore systemd starts
-//!   that, and reports what became of the one before.
+//! - *next start*, *next load*: all of it is there for the next program. With fdstore systemd
+//!   starts that, and reports what became of the one before.
 //! - *passes on*: the new program has all of it, as it arrived, and can jump to one that works:
 //!   [`pass_on`](crate::orchestrator::Orchestrator::pass_on).
 //! - *is lost*: the old program ended in the exec, and its files end with the new one.

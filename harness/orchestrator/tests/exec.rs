@@ -431,7 +431,8 @@ fn fail_and_go_on() {
     jump(&update, "cross");
 }
 
-/// Programs that cannot run, beside those of `tests/broken_programs.rs`: a path, or a name and the contents for `path`, and the error number.
+/// Programs that cannot run, beside those of `tests/broken_programs.rs`: a path, or a name and the
+/// contents for `path`, and the error number.
 fn broken_programs(path: &std::path::Path) -> Vec<(&'static str, Option<Vec<u8>>, i32)> {
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(path, executable).unwrap();

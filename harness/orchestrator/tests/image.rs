@@ -252,7 +252,7 @@ fn sparse_memfds_cross_without_their_holes() {
     assert_eq!(saved.contents_bytes, 4096 * 7 + 9);
 }
 
-/// A draft of files that were copied while the program ran, and what is written of it after `change`.
+/// How many bytes are written of files that were copied before, after `change`.
 fn written_late(files: &[File], change: impl FnOnce(&[File])) -> u64 {
     let directory = directory();
     let update = frozen(files);
@@ -1505,7 +1505,7 @@ fn child_process() {
         "limited" => save_with_a_limited_file_size(directory),
         "full" => save_to_a_full_disk(directory),
         "draft" => save_forever(directory, save_as_draft),
-        _ => save_forever(directory, |files, directory| save(files, directory)),
+        _ => save_forever(directory, save),
     }
 }
 

@@ -4,7 +4,10 @@
 //! The kernel protects the pages from writing (`userfaultfd(2)`, `UFFD_FEATURE_WP_ASYNC`), lifts
 //! the protection of each page at the first write to it, without a call of anybody, and lists the
 //! pages that still have it (`PAGEMAP_SCAN`). Those alone count as not written to: a page that is
-//! unmapped, was mapped anew or is not protected for any other reason has to be read.
+//! unmapped, was mapped again or is not protected for any other reason has to be read.
+//!
+//! Soft-dirty bits would tell the same, but they are the whole process's, somebody else may clear
+//! them, and many kernels are built without.
 
 use std::fs;
 use std::io;
