@@ -359,6 +359,23 @@ fn a_draft_follows_its_files() {
 }
 
 #[test]
+fn the_older_image_is_removed_by_the_next_draft_or_on_demand() {
+    let directory = directory();
+    let save_draft = |seed| {
+        save_as_draft(&[dense(1000, seed)], directory.path()).unwrap();
+        image_of(directory.path())
+    };
+    let first = save_draft(1);
+    let second = save_draft(2);
+    assert!(first.exists() && second.exists());
+    let third = save_draft(3);
+    assert!(!first.exists() && second.exists() && third.exists());
+    image::remove_older(directory.path()).unwrap();
+    assert!(!second.exists() && third.exists());
+    assert_eq!(listing(directory.path()), CLEAN);
+}
+
+#[test]
 fn a_draft_that_is_dropped_leaves_the_old_image() {
     let directory = directory();
     let old = [dense(1000, 1)];

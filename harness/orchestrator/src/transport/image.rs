@@ -150,7 +150,21 @@ pub fn save(
     directory: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Saved, ImageError> {
-    Draft::new(directory)?.finish(handover, progress)
+    let (saved, _lock) = Draft::new(directory)?.complete(handover, progress)?;
+    // What cannot be removed now is a leftover for the next save.
+    let _ = remove_all_but_current(directory);
+    Ok(saved)
+}
+
+/// Removes every image but the one that counts and those that somebody reads. A draft does so when
+/// it is begun, too.
+///
+/// # Errors
+///
+/// [`ImageError`] if one cannot be removed, or nobody knows which one counts.
+pub fn remove_older(directory: &Path) -> Result<(), ImageError> {
+    let _lock = lock(directory)?;
+    remove_all_but_current(directory)
 }
 
 /// An image that does not count yet. If it is dropped, it is removed.
@@ -161,7 +175,7 @@ pub struct Draft {
     copies: BTreeMap<u64, Copy>,
     tracked: Vec<Tracked>,
     /// Other saves wait.
-    _lock: File,
+    lock: File,
 }
 
 impl Draft {
@@ -174,12 +188,7 @@ impl Draft {
     pub fn new(directory: &Path) -> Result<Self, ImageError> {
         create_directory(directory)?;
         let lock = lock(directory)?;
-        match current_name(directory)? {
-            Current::Image(name) => remove_leftovers(directory, Some(&name))?,
-            Current::Missing => remove_leftovers(directory, None)?,
-            // Whichever image it stands for, none is removed before the new one is complete.
-            Current::Unnamed => {}
-        }
+        remove_all_but_current(directory)?;
         let image = tempfile::Builder::new()
             .prefix(IMAGE_PREFIX)
             .tempdir_in(directory)
@@ -189,7 +198,7 @@ impl Draft {
             image,
             copies: BTreeMap::new(),
             tracked: Vec::new(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -224,7 +233,9 @@ impl Draft {
         Ok(written_bytes)
     }
 
-    /// Writes what changed since, and makes this the image that counts.
+    /// Writes what changed since, and makes this the image that counts. The one before is not
+    /// removed: that takes time, for gigabytes as much as a second. The next draft does it, or
+    /// [`remove_older`] once the program runs again.
     ///
     /// # Errors
     ///
@@ -233,10 +244,20 @@ impl Draft {
     /// complete, but which of the two counts after a power failure is unknown. Both stay until the
     /// next save.
     pub fn finish(
-        mut self,
+        self,
         handover: &Handover<'_>,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Saved, ImageError> {
+        let (saved, _lock) = self.complete(handover, progress)?;
+        Ok(saved)
+    }
+
+    /// The same, with the lock.
+    fn complete(
+        mut self,
+        handover: &Handover<'_>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(Saved, File), ImageError> {
         let saved = self.write(handover, progress)?;
         let directory = &*self.directory;
         let name = self.image.path().file_name().unwrap_or_default().to_owned();
@@ -251,9 +272,7 @@ impl Draft {
                 "make sure that the new image outlives a power failure in",
                 directory,
             ))?;
-        // What cannot be removed now is a leftover for the next save.
-        let _ = remove_leftovers(directory, Some(&name));
-        Ok(saved)
+        Ok((saved, self.lock))
     }
 
     /// The copy of a file under its handle, or a new one: after a cancel the handle may stand for
@@ -341,8 +360,15 @@ fn lock(directory: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-/// Removes every image but the one that counts and those that somebody reads.
-fn remove_leftovers(directory: &Path, current: Option<&OsStr>) -> Result<(), ImageError> {
+/// To be called under the lock.
+fn remove_all_but_current(directory: &Path) -> Result<(), ImageError> {
+    let name = match current_name(directory)? {
+        Current::Image(name) => Some(name),
+        Current::Missing => None,
+        // Whichever image it stands for, none is removed before a new one is complete.
+        Current::Unnamed => return Ok(()),
+    };
+    let current = name.as_deref();
     for entry in fs::read_dir(directory).map_err(at("read", directory))? {
         let entry = entry.map_err(at("read", directory))?;
         let name = entry.file_name();

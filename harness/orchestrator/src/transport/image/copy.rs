@@ -34,6 +34,7 @@ const BLOCK_BYTES: usize = 16 << 10;
 #[derive(Debug)]
 pub(super) struct Copy {
     memfd: Arc<OwnedFd>,
+    handle: u64,
     identity: Identity,
     /// The memfd, opened once more.
     source: File,
@@ -74,6 +75,7 @@ impl Copy {
         let (identity, source) = opened.map_err(at("write", &path))?;
         Ok(Self {
             memfd: memfd.clone(),
+            handle,
             identity,
             source,
             path,
@@ -138,7 +140,7 @@ impl Copy {
         let mut unwritten = Unwritten::default();
         let tracked = tracked.iter_mut();
         for tracked in tracked.filter(|tracked| tracked.identity() == self.identity) {
-            unwritten.add(tracked, is_last);
+            unwritten.add(tracked, self.handle, is_last);
         }
         let size = fstat(&self.memfd)?.st_size as u64;
         if self.chunks.is_empty() {

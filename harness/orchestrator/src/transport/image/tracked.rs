@@ -36,8 +36,8 @@ pub struct Tracked {
     offset: u64,
     start: usize,
     watch: WriteWatch,
-    /// What it tells is from now on, and the chunks may have been read before.
-    is_new: bool,
+    /// The handle of the copy that asks it: what is told to one is not told to another.
+    asked_by: Option<u64>,
 }
 
 impl Tracked {
@@ -73,7 +73,7 @@ impl Tracked {
             offset,
             start,
             watch: WriteWatch::new(start..end)?,
-            is_new: true,
+            asked_by: None,
         })
     }
 
@@ -147,27 +147,26 @@ pub(super) struct Unwritten {
 }
 
 impl Unwritten {
-    /// Adds what a mapping knows. If there is a next time, it tells from here on what is written
-    /// until then. A mapping that cannot be asked knows nothing.
-    pub(super) fn add(&mut self, tracked: &mut Tracked, is_last: bool) {
-        if std::mem::take(&mut tracked.is_new) {
-            return;
-        }
-        let ranges = |found: Vec<Range<usize>>| -> Vec<_> {
-            found.iter().map(|range| tracked.in_file(range)).collect()
-        };
+    /// Adds what a mapping knows, for the copy with this handle. If there is a next time, it tells
+    /// from here on what is written until then. A mapping that cannot be asked knows nothing.
+    pub(super) fn add(&mut self, tracked: &mut Tracked, handle: u64, is_last: bool) {
+        let asked_by = tracked.asked_by.replace(handle);
         // The order matters: what is written in between is in neither of the lists.
         let written = match is_last {
             true => Ok(Vec::new()),
-            false => tracked.watch.protect_written().map(ranges),
+            false => tracked.watch.protect_written(),
         };
-        let unwritten = tracked.watch.unwritten().map(ranges);
-        if let (Ok(written), Ok(unwritten)) = (written, unwritten) {
-            self.written.extend(written);
-            self.unwritten.extend(unwritten);
-            self.written.sort_by_key(|range| range.start);
-            self.unwritten.sort_by_key(|range| range.start);
-        }
+        let unwritten = tracked.watch.unwritten();
+        // The first time, the copy may have read the memory before it was tracked.
+        let (true, Ok(written), Ok(unwritten)) = (asked_by == Some(handle), written, unwritten)
+        else {
+            return;
+        };
+        let in_file = |range: &Range<usize>| tracked.in_file(range);
+        self.written.extend(written.iter().map(in_file));
+        self.unwritten.extend(unwritten.iter().map(in_file));
+        self.written.sort_by_key(|range| range.start);
+        self.unwritten.sort_by_key(|range| range.start);
     }
 
     /// Whether all of a chunk is among them.
