@@ -35,6 +35,15 @@ impl Profile {
         }
     }
 
+    /// Bytes of memory that a guest needs for every job.
+    pub(crate) fn guest_memory(self) -> u64 {
+        match self {
+            Self::Release => 4 << 30,
+            // Of 4 GiB more than half would be scratch memory, where nothing can be preserved.
+            Self::Debug => 8 << 30,
+        }
+    }
+
     /// The compiler, as make takes it: KASAN is allowed beside Rust only with clang.
     pub(crate) fn make_arguments(self) -> &'static [&'static str] {
         match self {

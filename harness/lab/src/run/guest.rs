@@ -29,7 +29,7 @@ pub(crate) fn guest<'a>(
             built.profile.parameters(),
             options.append
         ),
-        memory: options.memory,
+        memory: options.memory.unwrap_or(built.profile.guest_memory()),
         accel,
         directory: runs.of(name),
         timeout: options.timeout,
