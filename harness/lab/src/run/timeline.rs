@@ -111,10 +111,13 @@ fn times(log: &str, texts: &[&str]) -> Vec<Option<f64>> {
     texts.iter().map(time).collect()
 }
 
-/// The seconds at the beginning of a line of the kernel's.
+/// The seconds at the beginning of a line of the kernel's. What systemd asks the terminal may come
+/// before them, in brackets as well.
 fn time_of(line: &str) -> Option<f64> {
-    let (time, _) = line.split_once('[')?.1.split_once(']')?;
-    time.trim().parse().ok()
+    line.split('[').skip(1).find_map(|part| {
+        let (time, _) = part.split_once(']')?;
+        time.trim().parse().ok()
+    })
 }
 
 #[cfg(test)]
@@ -131,7 +134,7 @@ mod unit_tests {
             [   13.250000] systemd-shutdown[1]: Preserved fd stores in LUO session 'systemd'.\n\
             [   13.500000] kexec_core: Starting new kernel\n\
             [    0.000000] Linux version 7.3.4\n\
-            [    1.000000] systemd[1]: systemd 262 running in system mode (+PAM)\n\
+            \x1b[18t\x1b[!p\x1b]104\x07[    1.000000] systemd[1]: systemd 262 running in system mode (+PAM)\n\
             [    4.000000] luo-lab: the services are up\n";
         let phases = phases(console, &[8.5]);
         assert_eq!(phases.len(), 1);

@@ -205,26 +205,23 @@ impl Driver<'_> {
         systemctl(&["enable", BENCH_UNIT])?;
         if self.stage == 1 {
             let next = next_stage(self.command_line, 2, "", "");
-            let status = Command::new("luo")
-                .args([
-                    "bench",
-                    "--transport",
-                    "kexec",
-                    "--size",
-                    "16M",
-                    "--runs",
-                    "1",
-                ])
-                .args([
-                    "--kernel",
-                    KERNEL_IN_GUEST,
-                    "--initrd",
-                    BENCH_INITRD,
-                    "--yes",
-                ])
-                .args(["--json", &report, "--command-line", &next])
-                .status();
-            bail!("luo bench ended with {} and did not jump", status?);
+            // Nobody comes back, unless it fails.
+            let printed = output(
+                Command::new("luo")
+                    .args([
+                        "bench",
+                        "--transport",
+                        "kexec",
+                        "--size",
+                        "16M",
+                        "--fill",
+                        "dense",
+                    ])
+                    .args(["--runs", "1", "--json", &report, "--yes"])
+                    .args(["--kernel", KERNEL_IN_GUEST, "--initrd", BENCH_INITRD])
+                    .args(["--command-line", &next]),
+            )?;
+            bail!("luo bench did not jump; it printed: {printed}");
         }
         // As the boot would: it is enabled, so this target wants it.
         systemctl(&["start", "multi-user.target"])?;
