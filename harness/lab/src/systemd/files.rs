@@ -19,8 +19,8 @@ use rustix::fs::{
     MemfdFlags, Mode, OFlags, SealFlags, SeekFrom,
 };
 
+use crate::systemd::client::{keep, ready, report, rest};
 use crate::systemd::found::{Found, FoundFile};
-use crate::systemd::service::{keep, ready, report, rest};
 
 /// The name of its unit, before the user.
 pub(super) const UNIT: &str = "luo-files@";

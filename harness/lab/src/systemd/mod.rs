@@ -9,9 +9,10 @@
 //! - `files`: memfds of each kind
 //! - `writer`: a memfd that is written to until the jump
 //! - `store`: an update by the transport fdstore
-//! - `service`: what they have in common
+//! - [`service`]: which of them runs; `client`: what they have in common
 //! - `upstream`: systemd's own test; `manager`: what the driver asks of systemd
 
+mod client;
 pub(crate) mod driver;
 mod files;
 pub mod found;

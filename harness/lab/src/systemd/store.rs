@@ -23,8 +23,8 @@ use luo_orchestrator::transport::fdstore::FdStore;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{memfd_create, MemfdFlags};
 
+use crate::systemd::client::{ready, report};
 use crate::systemd::found::{Found, FoundFile};
-use crate::systemd::service::{ready, report};
 
 pub(super) const UNIT: &str = "luo-store";
 

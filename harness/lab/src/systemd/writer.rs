@@ -18,8 +18,8 @@ use rustix::fs::{memfd_create, MemfdFlags};
 use rustix::time::{clock_gettime, ClockId};
 use sd_notify::NotifyState;
 
+use crate::systemd::client::{keep, ready, report, rest};
 use crate::systemd::found::{Found, FoundFile};
-use crate::systemd::service::{keep, ready, report, rest};
 
 pub(super) const UNIT: &str = "luo-writer";
 const NAME: &str = "pages";
