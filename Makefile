@@ -52,8 +52,8 @@ test-lab:
 	$(CARGO) luo lab test
 	$(CARGO) luo lab soak --jumps 20
 
-# Services of Debian's systemd, with our handlers and the kernel's own. Not part of `make test`: it takes
-# a quarter of an hour, emulated.
+# Services of Debian's systemd, with our handlers and the kernel's own. Not part of `make test`: it
+# takes a quarter of an hour, emulated.
 test-systemd:
 	$(CARGO) luo lab systemd
 

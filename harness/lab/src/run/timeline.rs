@@ -134,7 +134,8 @@ mod unit_tests {
             [   13.250000] systemd-shutdown[1]: Preserved fd stores in LUO session 'systemd'.\n\
             [   13.500000] kexec_core: Starting new kernel\n\
             [    0.000000] Linux version 7.3.4\n\
-            \x1b[18t\x1b[!p\x1b]104\x07[    1.000000] systemd[1]: systemd 262 running in system mode (+PAM)\n\
+            \x1b[18t\x1b[!p\x1b]104\x07[    1.000000] systemd[1]: systemd 262 running in system \
+            mode (+PAM)\n\
             [    4.000000] luo-lab: the services are up\n";
         let phases = phases(console, &[8.5]);
         assert_eq!(phases.len(), 1);

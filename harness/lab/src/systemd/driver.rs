@@ -196,8 +196,8 @@ impl Driver<'_> {
     fn bench(&mut self) -> Result<End> {
         self.reporter.report(&Event::Stage { stage: self.stage })?;
         let report = format!("/results/{BENCH_REPORT}");
-        let mut initrd = File::create(BENCH_INITRD)?;
-        compose_initramfs(&mut initrd)?;
+        // Closed at once: a file that is open for writing is not loaded.
+        compose_initramfs(&mut File::create(BENCH_INITRD)?)?;
         let unit = format!("/etc/systemd/system/{BENCH_UNIT}");
         let printed = output(Command::new("luo").args(["bench", "--print-unit"]))?;
         fs::write(&unit, printed).with_context(|| format!("writing {unit}"))?;
