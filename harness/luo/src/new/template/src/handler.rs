@@ -13,18 +13,27 @@ use crate::{backend::SampleBackend, record::SampleRecord};
 pub struct SampleHandler<B>(pub B);
 
 impl<B: SampleBackend> SampleHandler<B> {
-    /// Has the host preserve what the file is now; returns the handle of its record.
-    fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<u64, Errno> {
-        let record = self.0.look(file, host)?;
-        if !record.is_possible() {
+    /// Has the host preserve what the file is now; it stands still meanwhile.
+    fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<SampleRecord>, Errno> {
+        let private = self.0.look(file, host)?;
+        let data = if private.is_possible() {
+            private.keep(host)
+        } else {
             let errno = Errno::EOPNOTSUPP;
-            return Err(host.refuse(errno, format_args!("{record:?} is not supported")));
+            Err(host.refuse(errno, format_args!("{private:?} is not supported")))
+        };
+        match data {
+            Ok(data) => Ok(Prepared { data, private }),
+            Err(errno) => {
+                self.0.release(private, host);
+                Err(errno)
+            }
         }
-        record.keep(host)
     }
 
     /// Gives back what [`keep`](Self::keep) had the host preserve.
-    fn release(&self, data: u64, host: Host<'_>) {
+    fn release(&self, data: u64, record: SampleRecord, host: Host<'_>) {
+        self.0.release(record, host);
         host.release_bytes(data);
     }
 }
@@ -32,29 +41,47 @@ impl<B: SampleBackend> SampleHandler<B> {
 impl<B: SampleBackend> FileHandler for SampleHandler<B> {
     const COMPATIBLE: Compatible = Compatible::new("vendor,sample-v1");
     const HOSTS: Hosts = Hosts::Both;
-    type Private = ();
+    /// The record that the host preserves.
+    type Private = SampleRecord;
 
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
         self.0.is_known(file)
     }
 
-    fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<()>, Errno> {
-        Ok(Prepared {
-            data: self.keep(file, host)?,
-            private: (),
-        })
+    fn file_id(&self, file: FileRef<'_>) -> Option<u64> {
+        self.0.id(file)
+    }
+
+    fn prepare(&self, file: FileRef<'_>, host: Host<'_>) -> Result<Prepared<SampleRecord>, Errno> {
+        self.0.stop(file)?;
+        let kept = self.keep(file, host);
+        self.0.resume(file);
+        kept
     }
 
     /// The file may have changed since prepare. What prepare preserved is given back last: if this
     /// fails, the file is as prepare left it.
-    fn freeze(&self, file: Preserved<'_, ()>) -> Result<u64, Errno> {
-        let data = self.keep(file.file, file.host)?;
-        self.release(file.data, file.host);
-        Ok(data)
+    fn freeze(&self, file: Preserved<'_, SampleRecord>) -> Result<u64, Errno> {
+        self.0.stop(file.file)?;
+        match self.keep(file.file, file.host) {
+            Ok(kept) => {
+                self.release(file.data, *file.private, file.host);
+                *file.private = kept.private;
+                Ok(kept.data)
+            }
+            Err(errno) => {
+                self.0.resume(file.file);
+                Err(errno)
+            }
+        }
     }
 
-    fn cancel(&self, file: Preserved<'_, ()>) {
-        self.release(file.data, file.host);
+    fn unfreeze(&self, file: Preserved<'_, SampleRecord>) {
+        self.0.resume(file.file);
+    }
+
+    fn cancel(&self, file: Preserved<'_, SampleRecord>) {
+        self.release(file.data, *file.private, file.host);
     }
 
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
@@ -64,7 +91,10 @@ impl<B: SampleBackend> FileHandler for SampleHandler<B> {
     }
 
     fn finish(&self, file: Crossed<'_>) {
-        self.release(file.data, file.host);
+        if let Ok(record) = SampleRecord::read(file.host, file.data) {
+            self.0.release(record, file.host);
+        }
+        file.host.release_bytes(file.data);
     }
 
     /// For `luo inspect`.

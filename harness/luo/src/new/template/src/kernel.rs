@@ -27,8 +27,11 @@ impl SampleBackend for KernelBackend {
         let flags = unsafe { shim::luo_sample_flags(file.as_ptr()) };
         Ok(SampleRecord {
             status: status::from_flags(flags),
+            contents: 0,
         })
     }
+
+    fn release(&self, _: SampleRecord, _: Host<'_>) {}
 
     fn make(&self, record: SampleRecord, _: Host<'_>) -> Result<OwnedFile, Errno> {
         let flags = status::to_flags(record.status);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The handler's backend in a process.
+//! The handler's backend in a process, where the open file itself crosses. Of another type of file
+//! only `is_known` is another.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile};
-use rustix::fs::{fcntl_getfl, fstat, makedev, open, FileType, Mode, OFlags};
+use rustix::fs::{fcntl_getfl, fcntl_setfl, fstat, makedev, FileType, OFlags};
 
 use crate::{backend::SampleBackend, handler::SampleHandler, record::SampleRecord};
 
@@ -28,19 +29,25 @@ impl SampleBackend for UserBackend {
         })
     }
 
-    fn look(&self, file: FileRef<'_>, _: Host<'_>) -> Result<SampleRecord, Errno> {
+    fn look(&self, file: FileRef<'_>, host: Host<'_>) -> Result<SampleRecord, Errno> {
         let flags = fcntl_getfl(file.as_fd())?;
         Ok(SampleRecord {
             status: status::from_flags(flags.bits()),
+            contents: host.preserve_file(file)?,
         })
     }
 
+    fn release(&self, record: SampleRecord, host: Host<'_>) {
+        host.release_file(record.contents);
+    }
+
     fn make(&self, record: SampleRecord, host: Host<'_>) -> Result<OwnedFile, Errno> {
-        let flags = OFlags::from_bits_retain(status::to_flags(record.status));
-        let file = open("/dev/full", flags | OFlags::CLOEXEC, Mode::empty())?;
+        let file = OwnedFd::from(host.take_file(record.contents)?);
         if !self.is_known(file.as_fd().into()) {
-            return Err(host.refuse(Errno::ENODEV, format_args!("another file is there")));
+            return Err(host.refuse(Errno::EINVAL, format_args!("it is a file of another type")));
         }
+        let flags = status::to_flags(record.status);
+        fcntl_setfl(&file, OFlags::from_bits_retain(flags))?;
         Ok(file.into())
     }
 }
