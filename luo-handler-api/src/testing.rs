@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! For the tests of handlers: a host in memory, and a live update without a jump.
+//! For the tests of handlers: [`conformance`], which any handler passes; a host in memory; and a
+//! live update without a jump, for what is special to a handler.
+//!
+//! A real exec takes an orchestrator, and is in its crate: `luo_orchestrator::testing::cross_exec`.
 //!
 //! Its calls panic where a test has gone wrong: a lock that a panic has poisoned, a handle that a
 //! test made up.
@@ -18,6 +21,11 @@ use crate::{
     Retrieved,
 };
 
+mod conformance;
+mod form;
+
+pub use conformance::{conformance, PLACES_MAX};
+
 /// Holds bytes and files in memory, counts the calls that may fail, and lets one of them fail.
 #[derive(Debug, Default)]
 pub struct FakeHost(Mutex<State>);
@@ -29,6 +37,7 @@ struct State {
     files: BTreeMap<u64, OwnedFd>,
     calls: u64,
     fails_at: Option<u64>,
+    released_twice: Option<u64>,
     reason: String,
 }
 
@@ -48,6 +57,13 @@ impl FakeHost {
     pub fn has_failed(&self) -> bool {
         let state = self.0.lock().unwrap();
         state.fails_at.is_some_and(|at| at < state.calls)
+    }
+
+    /// Lets no call fail from here on; returns whether the one that was to fail has come.
+    pub fn stop_failing(&self) -> bool {
+        let mut state = self.0.lock().unwrap();
+        let calls = state.calls;
+        state.fails_at.take().is_some_and(|at| at < calls)
     }
 
     /// Whether nothing is held.
@@ -84,6 +100,36 @@ impl FakeHost {
         self.0.lock().unwrap().files.insert(handle, file);
     }
 
+    /// Another host that holds the same under the same handles.
+    ///
+    /// # Panics
+    ///
+    /// If there are not enough descriptors.
+    pub fn fork(&self) -> Self {
+        let state = self.0.lock().unwrap();
+        let files = state.files.iter();
+        let files = files.map(|(&handle, file)| (handle, file.try_clone().unwrap()));
+        Self(Mutex::new(State {
+            last_handle: state.last_handle,
+            bytes: state.bytes.clone(),
+            files: files.collect(),
+            ..State::default()
+        }))
+    }
+
+    /// The handles of all bytes, and those of all files.
+    pub fn handles(&self) -> (Vec<u64>, Vec<u64>) {
+        let state = self.0.lock().unwrap();
+        let bytes = state.bytes.keys().copied().collect();
+        (bytes, state.files.keys().copied().collect())
+    }
+
+    /// The handle of bytes that a handler released although they were not held any more, if it did.
+    /// A kernel may have given the same handle to somebody else by then.
+    pub fn released_twice(&self) -> Option<u64> {
+        self.0.lock().unwrap().released_twice
+    }
+
     /// What a handler last gave as the reason of a failure.
     pub fn reason(&self) -> String {
         self.0.lock().unwrap().reason.clone()
@@ -100,6 +146,11 @@ impl FakeHost {
 }
 
 impl State {
+    /// Whether it is or was the handle of something that this host preserved.
+    fn was_given_out(&self, handle: u64) -> bool {
+        (1..=self.last_handle).contains(&handle)
+    }
+
     fn new_handle(&mut self) -> u64 {
         self.last_handle += 1;
         self.last_handle
@@ -134,7 +185,11 @@ impl HostServices for FakeHost {
     }
 
     fn release_bytes(&self, handle: u64) {
-        self.0.lock().unwrap().bytes.remove(&handle);
+        let mut state = self.0.lock().unwrap();
+        let was_held = state.bytes.remove(&handle).is_some();
+        if !was_held && state.was_given_out(handle) {
+            state.released_twice = Some(handle);
+        }
     }
 
     fn preserve_file(&self, file: FileRef<'_>) -> Result<u64, Errno> {
