@@ -198,8 +198,12 @@ impl NewCrate<'_> {
     }
 
     fn next_commands(&self, directory: &Path) -> Result<String> {
-        let luo = std::env::args_os().next().unwrap_or_default();
-        let luo = quoted(Path::new(&luo));
+        let luo = PathBuf::from(std::env::args_os().next().unwrap_or_default());
+        let luo = match luo.components().count() {
+            // As the shell found it.
+            1 => quoted(&luo),
+            _ => quoted(&std::path::absolute(&luo).context("reading the current directory")?),
+        };
         let (place, name) = (quoted(directory), self.name);
         let manifest = quoted(&directory.join(MANIFEST));
         let program = quoted(&directory.join("tests/kexec.sh"));

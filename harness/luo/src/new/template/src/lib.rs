@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Preserves open `/dev/full` files across a live update.
+//! Preserves sample files across a live update.
 //!
-//! `luo new` wrote this crate. It works as it is: change it step by step into a handler of the
-//! files you mean, and keep its tests passing.
+//! `luo new` wrote this crate. It works as it is, for `/dev/full`: change it step by step into a
+//! handler of the files you mean, and keep its tests passing.
 //!
 //! # Map, in the order of changing it
 //!

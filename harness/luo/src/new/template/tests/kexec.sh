@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-# `luo lab test --handler . --program tests/kexec.sh` runs it in a guest, with `before` before a
-# kexec and with `after` after it; then with `before` again, to forge what that preserves.
+# `luo lab test --handler . --program tests/kexec.sh` runs it in a guest: with `before` before a
+# kexec, after which what it preserved is forged, and again before another one; with `after` then.
 set -e
 case $1 in
 before)
