@@ -78,10 +78,10 @@ pub enum LabCommand {
         /// List the tests without running them
         #[arg(long)]
         list: bool,
-        /// Run your own test program, a script or statically linked: with the argument `before`
-        /// before a kexec, after which what it preserved is forged, and again before another one,
-        /// after which it runs with `after`. It passes if it exits with 0 each time. A child of it
-        /// holds what has to stay open until the kexec. Without names it is the only test
+        /// Run your own test program, a script or statically linked: before the kexec with the
+        /// argument `before`, after it with `after`. It passes if it exits with 0 both times. A
+        /// child of it holds what has to stay open until the kexec. Without names it is the only
+        /// test
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
         /// Run only the tests whose names contain one of these

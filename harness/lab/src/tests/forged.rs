@@ -175,10 +175,10 @@ pub(crate) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
 /// `struct luo_file_ser` of `include/linux/kho/abi/luo.h`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(crate) struct FileEntry {
-    pub(crate) compatible: [u8; 48],
-    pub(crate) data: U64,
-    pub(crate) token: U64,
+struct FileEntry {
+    compatible: [u8; 48],
+    data: U64,
+    token: U64,
 }
 
 /// Bytes of `struct kho_block_header_ser` of `include/linux/kho/abi/block.h`, which a page of

@@ -10,7 +10,6 @@ pub(crate) mod failing_freeze;
 mod far_apart;
 mod folios;
 mod forged;
-mod forged_any;
 mod freeze;
 pub(crate) mod held_open;
 mod late_writes;

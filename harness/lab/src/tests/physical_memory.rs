@@ -32,27 +32,6 @@ impl PhysicalMemory {
             .with_context(|| format!("writing memory at {at:#x}"))
     }
 
-    pub(crate) fn bytes(&self, at: u64, length: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        let read = self.0.read_exact_at(&mut bytes, at);
-        read.with_context(|| format!("reading memory at {at:#x}"))?;
-        Ok(bytes)
-    }
-
-    pub(crate) fn store_bytes(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        let written = self.0.write_all_at(bytes, at);
-        written.with_context(|| format!("writing memory at {at:#x}"))
-    }
-
-    /// Whether there is memory in all of this range.
-    pub(crate) fn has(&self, at: u64, length: u64) -> Result<bool> {
-        let iomem = read_to_string("/proc/iomem").context("reading where memory is")?;
-        let end = at.checked_add(length);
-        let found =
-            ram(&iomem).any(|range| range.start <= at && end.is_some_and(|end| end <= range.end));
-        Ok(found)
-    }
-
     /// The addresses of all pages that are memory as a whole.
     pub(crate) fn pages(&self) -> Result<impl Iterator<Item = u64>> {
         let page = rustix::param::page_size() as u64;
