@@ -14,6 +14,7 @@ mod forged_bytes;
 mod freeze;
 pub(crate) mod held_open;
 mod incoming;
+mod killed_waiter;
 mod late_writes;
 mod limit;
 mod luo_bench;
