@@ -58,7 +58,7 @@ mod c;
 #[cfg(any(feature = "std", luo_kernel))]
 mod checksum;
 pub mod compatible;
-#[cfg(doc)]
+#[cfg(all(doc, not(luo_kernel)))]
 #[doc = include_str!("../contract.md")]
 pub mod contract {}
 pub mod errno;
