@@ -280,6 +280,16 @@ impl<S: PartialEq + Debug> Checks<'_, S> {
         }
     }
 
+    /// The file is as if it had never been offered: so it can be offered.
+    fn expect_cancelled(&self, was: &S, file: &OwnedFd, host: &FakeHost) {
+        self.expect_nothing_left(host);
+        self.expect_like(was, file, "after cancel");
+        let again = self.prepared(file, host);
+        self.cancel(again, file, host);
+        self.expect_nothing_left(host);
+        self.expect_like(was, file, "after another prepare and cancel");
+    }
+
     fn expect_no_private(&self) {
         let alive = (self.alive)();
         if alive != 0 {
@@ -352,8 +362,7 @@ impl<S: PartialEq + Debug> Checks<'_, S> {
         }
         if let End::Cancel = end {
             self.cancel(held, &file, &host);
-            self.expect_nothing_left(&host);
-            return self.expect_like(&was, &file, "after cancel");
+            return self.expect_cancelled(&was, &file, &host);
         }
         self.frozen(&mut *held, &file, &host);
         let data = held.data();
@@ -479,13 +488,9 @@ impl<S: PartialEq + Debug> Checks<'_, S> {
                 self.expect_cause("prepare", errno, has_failed);
                 self.expect_nothing_left(&host);
                 self.expect_like(&was, &file, "after a prepare that failed");
-                // It can be tried again.
-                let held = self.prepared(&file, &host);
-                self.cancel(held, &file, &host);
             }
         }
-        self.expect_nothing_left(&host);
-        self.expect_like(&was, &file, "after cancel");
+        self.expect_cancelled(&was, &file, &host);
         has_failed
     }
 
@@ -521,7 +526,7 @@ impl<S: PartialEq + Debug> Checks<'_, S> {
         }
         if let End::Cancel = end {
             self.cancel(held, &file, &host);
-            self.expect_like(&was, &file, "after cancel");
+            self.expect_cancelled(&was, &file, &host);
         } else {
             let data = held.data();
             drop((held, file));
