@@ -248,7 +248,7 @@ fn every_fault_is_found_and_its_step_named() {
         (OneIdentity, ["a new file", "file_id"]),
         (
             TouchesTheFile,
-            ["a change before", "after prepare it is 0, and was 7"],
+            ["Cancel", "it is 0, and was 7"],
         ),
         (
             LeaksWhenPrepareFails,

@@ -789,11 +789,9 @@ impl<S: PartialEq + Debug> Checks<'_, S> {
 
 /// At most about `most` places among `len`, with the first and the last.
 fn places(len: usize, most: usize) -> impl Iterator<Item = usize> {
-    let last = len.checked_sub(1).into_iter();
     let step = len.div_ceil(most.max(1)).max(1);
-    let sample = (0..len).step_by(step);
-    let ends_there = sample.clone().last() == len.checked_sub(1);
-    sample.chain(last.filter(move |_| !ends_there))
+    let last = len.checked_sub(1).filter(|last| last % step != 0);
+    (0..len).step_by(step).chain(last)
 }
 
 /// Whether the bytes have a length and a checksum, and both are right.
