@@ -35,7 +35,7 @@
 //!
 //! # Map
 //!
-//! - [`contract`]: the order of calls, locks, memory, panics, and who owns handles; nothing but text
+//! - [`contract`]: the order of calls, locks, memory, panics, who owns handles; nothing but text
 //! - [`handler`]: the trait [`FileHandler`]; [`subsystem`]: its sibling for state that files share
 //! - [`registry`]: the macros that register, and what hosts find
 //! - [`host`]: the services of a host; [`pairs`]: what a handler reports of a record

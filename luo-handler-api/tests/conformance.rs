@@ -174,7 +174,7 @@ impl FileHandler for Places {
 
     fn retrieve(&self, data: u64, host: Host<'_>) -> Result<OwnedFile, Errno> {
         if self.is(Fault::TakesAnything) && host.bytes_len(data) == Ok(0) {
-            return Ok(OwnedFd::from(memfd()).into());
+            return Ok(memfd().into());
         }
         let (place, file) = self.load(data, host)?;
         let file = OwnedFd::from(host.take_file(file)?);
@@ -246,10 +246,7 @@ fn every_fault_is_found_and_its_step_named() {
     for (fault, parts) in [
         (RefusesEverything, ["a new file", "can_preserve is false"]),
         (OneIdentity, ["a new file", "file_id"]),
-        (
-            TouchesTheFile,
-            ["a change before", "after prepare it is 0, and was 7"],
-        ),
+        (TouchesTheFile, ["Cancel", "it is 0, and was 7"]),
         (
             LeaksWhenPrepareFails,
             ["call 2 of the host in prepare", "still holds"],

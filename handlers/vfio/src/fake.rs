@@ -103,10 +103,7 @@ impl FakeBackend {
             let device = device.lock().unwrap();
             device.description.address == address && !device.is_missing
         };
-        devices
-            .iter()
-            .position(|device| is_at(device))
-            .ok_or(Errno::ENODEV)
+        devices.iter().position(is_at).ok_or(Errno::ENODEV)
     }
 }
 

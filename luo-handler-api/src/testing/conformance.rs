@@ -15,8 +15,8 @@ use std::{
 };
 
 use super::{
+    fake_host::FakeHost,
     form::{Counted, Direct, Form, Held},
-    FakeHost,
 };
 use crate::{
     hosted::Handler, record, Errno, FileHandler, HandlerOps, Host, HostServices, Retrieved,
@@ -82,12 +82,13 @@ const CALLS_MAX: u64 = 10_000;
 /// - two files at once
 ///
 /// After each the host holds nothing that the handler preserved, has got nothing back twice, and
-/// every private state was dropped once. A record with a wrong checksum is refused, or yields an equal file. One with a
-/// right checksum may yield any file that the handler takes: anyone can write such a record.
+/// every private state was dropped once. A record with a wrong checksum is refused, or yields an
+/// equal file. One with a right checksum may yield any file that the handler takes: anyone can
+/// write such a record.
 ///
-/// The handler has to run in a process: [`Hosts::Hosted`](crate::Hosts) or `Both`. To try the policy
-/// of a kernel's handler, give it a backend in memory, as this project's handlers do. Descriptors
-/// that a handler opens for itself and forgets are not counted.
+/// The handler has to run in a process: [`Hosts::Hosted`](crate::Hosts) or `Both`. To try the
+/// policy of a kernel's handler, give it a backend in memory, as this project's handlers do.
+/// Descriptors that a handler opens for itself and forgets are not counted.
 ///
 /// # Panics
 ///
@@ -789,11 +790,9 @@ impl<S: PartialEq + Debug> Checks<'_, S> {
 
 /// At most about `most` places among `len`, with the first and the last.
 fn places(len: usize, most: usize) -> impl Iterator<Item = usize> {
-    let last = len.checked_sub(1).into_iter();
     let step = len.div_ceil(most.max(1)).max(1);
-    let sample = (0..len).step_by(step);
-    let ends_there = sample.clone().last() == len.checked_sub(1);
-    sample.chain(last.filter(move |_| !ends_there))
+    let last = len.checked_sub(1).filter(|last| last % step != 0);
+    (0..len).step_by(step).chain(last)
 }
 
 /// Whether the bytes have a length and a checksum, and both are right.
