@@ -24,7 +24,9 @@ pub(super) fn show(unit: Option<&str>, property: &str) -> Result<String> {
 
 /// What a command prints; its error is ours.
 pub(super) fn output(command: &mut Command) -> Result<String> {
-    let name = format!("{command:?}");
+    let program = command.get_program().display();
+    let first = command.get_args().next().unwrap_or_default().display();
+    let name = format!("{program} {first}");
     let output = command.stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("starting {name}"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
