@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A backend in memory, for tests.
 
-use std::{fs::File, os::fd::OwnedFd, sync::Mutex};
+use std::{collections::BTreeMap, fs::File, os::fd::OwnedFd, sync::Mutex};
 
 use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
 
 use crate::{
-    backend::{MemfdBackend, ShowRun},
+    backend::{MainlineBackend, MemfdBackend, ShowRun},
     chain::BLOCK_LENGTH,
     extent::{self, Contents},
     name::{name, Name},
@@ -40,6 +40,10 @@ pub(crate) struct FakeFile {
     pub(crate) walk_fails: Option<Errno>,
     /// How many times it is kept.
     pub(crate) kept: u32,
+    /// Orders of the folios that crossed and that nobody took, by frame.
+    pub(crate) preserved: BTreeMap<u64, u8>,
+    /// The frame from which on restoring fails.
+    pub(crate) restore_fails_at: Option<u64>,
     /// What the last restore was asked to restore.
     pub(crate) restored: Option<(Attributes, Vec<Run>)>,
 }
@@ -68,6 +72,8 @@ impl FakeBackend {
                 frozen: false,
                 walk_fails: None,
                 kept: 0,
+                preserved: BTreeMap::new(),
+                restore_fails_at: None,
                 restored: None,
             }),
         }
@@ -186,5 +192,56 @@ impl MemfdBackend for &'static FakeBackend {
     fn discard(&self, record: &Record, host: Host<'_>) {
         self.file.lock().unwrap().discarded += 1;
         host.release_file(record.contents);
+    }
+}
+
+/// Bytes are where their handle is as a frame.
+impl MainlineBackend for &'static FakeBackend {
+    fn address(&self, handle: u64) -> u64 {
+        handle << 12
+    }
+
+    fn handle(&self, address: u64, _: u64) -> Option<u64> {
+        (address & 0xfff == 0).then_some(address >> 12)
+    }
+
+    fn preserved_order(&self, frame: u64) -> Option<u8> {
+        self.file.lock().unwrap().preserved.get(&frame).copied()
+    }
+
+    fn owner(&self) -> (u32, u32) {
+        (7, 8)
+    }
+
+    fn restore_runs(
+        &self,
+        attributes: &Attributes,
+        pages: u64,
+        _: Host<'_>,
+        walk: &mut dyn FnMut(&mut ShowRun<'_>) -> Result<(), Errno>,
+    ) -> Result<OwnedFile, Errno> {
+        let mut runs = Vec::new();
+        walk(&mut |run| {
+            let mut file = self.file.lock().unwrap();
+            let is_at_fault = |frame| run.frame() >= frame;
+            if file.restore_fails_at.is_some_and(is_at_fault) {
+                return Err(Errno::ENOMEM);
+            }
+            // What was taken is not there any more.
+            file.preserved.remove(&run.frame()).ok_or(Errno::EINVAL)?;
+            runs.push((run.index(), run.frame(), run.length()));
+            Ok(())
+        })?;
+        assert_eq!(runs.iter().map(|run| run.2).sum::<u64>(), pages);
+        runs.sort_unstable();
+        self.file.lock().unwrap().restored = Some((*attributes, runs));
+        Ok(OwnedFd::from(File::open("/dev/null")?).into())
+    }
+
+    fn discard_run(&self, run: extent::Run) {
+        let mut file = self.file.lock().unwrap();
+        let order = file.preserved.remove(&run.frame());
+        assert_eq!(order, Some(run.order()));
+        file.discarded += 1;
     }
 }

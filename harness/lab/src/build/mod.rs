@@ -18,3 +18,4 @@ pub(crate) mod selftests;
 pub(crate) mod source;
 pub(crate) mod toolchain;
 pub(crate) mod trees;
+pub mod variant;

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use crate::build::profile::Profile;
+use crate::build::variant::Variant;
 
 /// What to build, and from what. The default builds what `luo lab build` builds.
 #[derive(Clone, Debug, Default)]
@@ -23,4 +24,6 @@ pub struct BuildOptions {
     pub guest_binary: Option<PathBuf>,
     /// A test program of the user, a script or statically linked, to put into the guest.
     pub program: Option<PathBuf>,
+    /// The kernels that the tests to be run want beside the lab's own.
+    pub variants: Vec<Variant>,
 }
