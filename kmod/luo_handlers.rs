@@ -83,7 +83,7 @@ impl kernel::Module for LuoHandlers {
             }
         }
         let mut handlers = KVec::new();
-        for (handler, _) in &registered {
+        for &(handler, _) in &registered {
             let name = name_in_debugfs(handler, &registered)?;
             handlers.push(show_handler(&directory, &name, handler)?, GFP_KERNEL)?;
         }

@@ -94,9 +94,9 @@ unsafe fn text_of<'a>(text: *const c_char) -> Option<&'a [u8]> {
 /// A text of which every byte can be read, without spaces.
 struct Escaped<'a>(&'a [u8]);
 
-impl fmt::Display for Escaped<'_> {
+impl core::fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use core::fmt::Write;
+        use fmt::Write;
         for &byte in self.0 {
             match byte {
                 b'\\' => f.write_str("\\x5c")?,

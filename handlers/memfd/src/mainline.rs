@@ -19,8 +19,6 @@
 //!
 //! How large a folio is, only its preservation tells. There are no checksums.
 
-use core::mem::size_of;
-
 use luo_handler_api::{Errno, Host};
 
 use crate::{

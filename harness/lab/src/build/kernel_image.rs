@@ -114,10 +114,10 @@ pub(crate) fn build_variant(
                     .args(["--archive", "--reflink=auto", "--no-target-directory"])
                     .args([&origin, &copy]),
             )?;
-            fs::rename(&copy, &objects)
-                .with_context(|| format!("renaming {}", copy.display()))?;
+            fs::rename(&copy, &objects).with_context(|| format!("renaming {}", copy.display()))?;
         }
-        let make = |targets: &[&str]| make(trees, toolchain, (profile, &objects), progress, targets);
+        let make =
+            |targets: &[&str]| make(trees, toolchain, (profile, &objects), progress, targets);
         let config = objects.join(".config");
         let text = fs::read_to_string(origin.join(".config"))
             .context("reading the configuration of the kernel before")?;

@@ -36,12 +36,7 @@ pub(crate) fn run_stage(
     // possible.
     let next = test.stages.get(number);
     if let Some(next) = next {
-        let command_line = next_stage(
-            command_line,
-            number + 1,
-            stage.parameters,
-            next.parameters,
-        );
+        let command_line = next_stage(command_line, number + 1, stage.parameters, next.parameters);
         match next.kernel {
             None => load_next(&command_line)?,
             Some(kernel) => load_variant(kernel, &command_line)?,

@@ -25,7 +25,7 @@ use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 
 /// The compatible of port files, as mainline's core stores it.
-const PORTS: &[u8] = b"luo-handlers,ioport-v1\0";
+pub(crate) const PORTS: &[u8] = b"luo-handlers,ioport-v1\0";
 const SESSION: &str = "forged";
 
 /// What is preserved, and what is done to it.
@@ -175,10 +175,10 @@ pub(crate) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
 /// `struct luo_file_ser` of `include/linux/kho/abi/luo.h`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct FileEntry {
-    compatible: [u8; 48],
-    data: U64,
-    token: U64,
+pub(crate) struct FileEntry {
+    pub(crate) compatible: [u8; 48],
+    pub(crate) data: U64,
+    pub(crate) token: U64,
 }
 
 /// Bytes of `struct kho_block_header_ser` of `include/linux/kho/abi/block.h`, which a page of
@@ -189,12 +189,8 @@ const ENTRY: u64 = size_of::<FileEntry>() as u64;
 /// Changes the kernel's list of the files, which it has not read yet, and the records of handlers.
 fn forge_all() -> Result<()> {
     let memory = PhysicalMemory::open()?;
-    let list = find_list(&memory)?;
     let page = rustix::param::page_size() as u64;
-    let places = (list + HEADER..=list + page - ENTRY).step_by(ENTRY as usize);
-    let entries: Vec<(u64, FileEntry)> = places
-        .map(|at| Ok((at, memory.load(at)?)))
-        .collect::<Result<_>>()?;
+    let entries = find_list(&memory, SOUND_PORT, PORTS)?.entries(&memory)?;
     let find = |token: Token| {
         let found = entries
             .iter()
@@ -254,12 +250,28 @@ fn change_extents(
     memory.store(at, &record)
 }
 
-/// Where the page is that begins with the first file.
-fn find_list(memory: &PhysicalMemory) -> Result<u64> {
+/// The kernel's list of the files of a session, as far as it has room in a page.
+pub(crate) struct FileList(u64);
+
+impl FileList {
+    /// Its entries, each with its place.
+    pub(crate) fn entries(&self, memory: &PhysicalMemory) -> Result<Vec<(u64, FileEntry)>> {
+        let page = rustix::param::page_size() as u64;
+        let places = (self.0 + HEADER..=self.0 + page - ENTRY).step_by(ENTRY as usize);
+        places.map(|at| Ok((at, memory.load(at)?))).collect()
+    }
+}
+
+/// The list that begins with this file.
+pub(crate) fn find_list(
+    memory: &PhysicalMemory,
+    first: Token,
+    compatible: &[u8],
+) -> Result<FileList> {
     for at in memory.pages()? {
         let entry: FileEntry = memory.load(at + HEADER)?;
-        if Token(entry.token.get()) == SOUND_PORT && entry.compatible.starts_with(PORTS) {
-            return Ok(at);
+        if Token(entry.token.get()) == first && entry.compatible.starts_with(compatible) {
+            return Ok(FileList(at));
         }
     }
     anyhow::bail!("the kernel's list of the files is nowhere in memory")

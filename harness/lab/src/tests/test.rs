@@ -3,8 +3,8 @@
 
 use anyhow::Result;
 
-use crate::tests::case::Case;
 use crate::build::variant::Variant;
+use crate::tests::case::Case;
 use crate::tests::held_open::HeldOpen;
 use crate::vm::machine::Machine;
 use luo_bench::counters::Share;
