@@ -36,7 +36,6 @@ use crate::{
     chain::{Extents, BLOCK_LENGTH},
     extent::{Contents, Extent, Run},
     handler::MemfdHandler,
-    mainline_handler::MainlineHandler,
     name::Name,
     record::{Attributes, Kind, Record},
 };
@@ -51,9 +50,10 @@ register_handler!(
 #[cfg(not(CONFIG_LIVEUPDATE_MEMFD))]
 register_handler!(
     /// The handler of mainline's format in a kernel without mainline's handler.
-    pub MAINLINE_MEMFD: MainlineHandler<KernelBackend> = MainlineHandler(KernelBackend {
-        folio_by_folio: true
-    })
+    pub MAINLINE_MEMFD: crate::MainlineHandler<KernelBackend> =
+        crate::MainlineHandler(KernelBackend {
+            folio_by_folio: true
+        })
 );
 
 /// The kernel, whose frames cross a kexec.
