@@ -11,9 +11,9 @@ use crate::tests::test::{
     check, in_kernel, preserves, retrieves, stage, without_memfd, Action, Stage, Test,
 };
 use crate::tests::{
-    attributes, both_ways, devices, failing_freeze, forged, freeze, late_writes, limit, luo_bench,
-    memfd_twice, missing, moved, numa, quiet, reserved, session_shell, subsystems, swap,
-    switched_off,
+    attributes, both_ways, devices, failing_freeze, forged, freeze, killed_waiter, late_writes,
+    limit, luo_bench, memfd_twice, missing, moved, numa, quiet, reserved, session_shell,
+    subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -146,6 +146,17 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &[],
         seconds: 120,
+    },
+    Test {
+        name: "killed_waiter",
+        about: "a task that waits for a jump with its store can be killed, and all others go on",
+        machine: Machine::Plain,
+        stages: &[
+            check(killed_waiter::kill, 3, 0),
+            check(killed_waiter::take, 0, 2),
+        ],
+        prints: &[],
+        seconds: 240,
     },
     Test {
         name: "memory_that_failed",
