@@ -180,7 +180,7 @@ struct ListedSession {
 /// A file of a session.
 #[derive(Debug, Serialize)]
 struct ListedFile {
-    token: Token,
+    token: String,
     state: String,
     compatible: String,
     size_bytes: Option<u64>,
@@ -259,7 +259,7 @@ fn of_kernel(session: ShownSession, holder: Option<HeldSession>) -> ListedSessio
     let is_known = session.state != "busy";
     let files = session.files.into_iter().map(|file| ListedFile {
         size_bytes: file.size_bytes(),
-        token: file.token,
+        token: file.token.to_string(),
         state: file.state,
         compatible: file.compatible,
         moved_bytes: file.moved_bytes,
@@ -309,7 +309,7 @@ fn table(sessions: &[ListedSession]) -> Table {
             table.add_row([
                 String::new(),
                 file.state.clone(),
-                file.token.to_string(),
+                file.token.clone(),
                 printable(file.name().unwrap_or("")),
                 printable(&file.compatible),
                 bytes(file.size_bytes),
@@ -412,8 +412,8 @@ mod tests {
 
     #[test]
     fn a_table_fits_a_terminal() {
-        let file = |token, state: &str| ListedFile {
-            token: Token(token),
+        let file = |token: u64, state: &str| ListedFile {
+            token: Token(token).to_string(),
             state: state.into(),
             compatible: "luo-handlers,memfd-v1".into(),
             size_bytes: Some(3 << 30),
