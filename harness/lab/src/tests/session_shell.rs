@@ -25,13 +25,14 @@ for name in held unclaimed; do
     luo session preserve $name 0x1=/proc/$$/fd/$1 </tmp/never 2>/tmp/log &
     shift
     until grep 'holding session' /tmp/log; do sleep 1; kill -0 $! || { cat /tmp/log; exit 1; }; done
-    luo session list | grep "$name.*by luo ("
+    luo inspect | grep "^$name: held by luo ("
+    luo session list | grep "$name"
 done
 "#;
 
 const TAKE: &str = r#"
 set -e
-luo session list | grep 'held .*came in, waiting'
+luo inspect | grep '^held: came in, waiting'
 luo session list | grep 'waiting.*0x1'
 luo session list --json | grep '"size_bytes": 5'
 luo inspect | grep '0x1: luo-handlers,memfd-v1, waiting, data 0x.*, size_bytes 5'
