@@ -262,7 +262,7 @@ mod tests {
     use super::*;
     use crate::{
         extent::Contents,
-        fake::{FakeBackend, FakeFile, Run, FRAME_END},
+        fake::{FakeBackend, FakeFile, FakeFolios, Run, FRAME_END},
         record::{SEAL_EXEC, SEAL_GROW, SEAL_SHRINK},
     };
     use luo_handler_api::{testing::Rehearsal, Retrieved};
@@ -284,21 +284,30 @@ mod tests {
     impl Bench {
         fn new(runs: Vec<Run>) -> Self {
             let pages = runs.iter().map(|run| run.0 + run.2).max().unwrap_or(0);
-            let backend: Fake =
-                Box::leak(Box::new(FakeBackend::new(Contents::Frames, pages, runs)));
-            Self(Rehearsal::with_any_file(MainlineHandler(backend)))
+            let backend = FakeBackend::new(Contents::Frames);
+            let file = backend.shmem(pages, runs);
+            Self(Rehearsal::new(MainlineHandler(backend), file))
         }
 
-        fn memfd(&self) -> MutexGuard<'_, FakeFile> {
-            self.handler.0.file.lock().unwrap()
+        fn memfd(&self) -> MutexGuard<'static, FakeFile> {
+            self.handler.0.file(self.file())
+        }
+
+        fn folios(&self) -> MutexGuard<'_, FakeFolios> {
+            self.handler.0.folios()
+        }
+
+        fn look(&self, file: impl AsFd) -> (Attributes, Vec<Run>) {
+            let (attributes, runs, _) = self.handler.0.file(file.as_fd().into()).look();
+            (attributes, runs)
         }
 
         /// The jump: what was preserved can be taken.
         fn jump(&self) {
-            let mut memfd = self.memfd();
+            let memfd = self.memfd();
             let runs = [memfd.runs.clone(), memfd.late.clone()].concat();
             let frames = runs.iter().flat_map(|run| run.1..run.1 + run.2);
-            memfd.preserved = frames.map(|frame| (frame, 0)).collect();
+            self.folios().preserved = frames.map(|frame| (frame, 0)).collect();
         }
 
         fn cross(&self, data: u64) -> (Attributes, Vec<Run>) {
@@ -306,7 +315,7 @@ mod tests {
             let file = self.retrieve(data).unwrap();
             self.finish(data, Retrieved::File(file.as_fd().into()));
             assert!(self.host.is_empty());
-            self.memfd().restored.take().unwrap()
+            self.look(file)
         }
     }
 
@@ -376,11 +385,11 @@ mod tests {
                 assert_eq!(call, 5);
                 bench.host.fail_at(u64::MAX >> 1);
                 bench.cancel(prepared.unwrap());
-                assert!(bench.host.is_empty() && bench.memfd().kept == 0);
+                assert!(bench.host.is_empty() && !bench.memfd().kept);
                 break;
             }
             assert_eq!(prepared.unwrap_err(), Errno::ENOSPC);
-            assert!(bench.host.is_empty() && bench.memfd().kept == 0);
+            assert!(bench.host.is_empty() && !bench.memfd().kept);
         }
     }
 
@@ -405,8 +414,8 @@ mod tests {
         let data = bench.frozen();
         bench.jump();
         bench.finish(data, Retrieved::NotAsked);
-        assert!(bench.host.is_empty() && bench.memfd().preserved.is_empty());
-        assert_eq!(bench.memfd().discarded, 600);
+        assert!(bench.host.is_empty() && bench.folios().preserved.is_empty());
+        assert_eq!(bench.folios().discarded, 600);
     }
 
     #[test]
@@ -414,11 +423,11 @@ mod tests {
         let bench = Bench::new(scattered(600));
         let data = bench.frozen();
         bench.jump();
-        bench.memfd().restore_fails_at = Some(500_400);
+        bench.folios().restore_fails_at = Some(500_400);
         assert_eq!(bench.retrieve(data).unwrap_err(), Errno::ENOMEM);
         bench.finish(data, Retrieved::Failed(Errno::ENOMEM));
-        assert!(bench.host.is_empty() && bench.memfd().preserved.is_empty());
-        assert_eq!(bench.memfd().discarded, 400);
+        assert!(bench.host.is_empty() && bench.folios().preserved.is_empty());
+        assert_eq!(bench.folios().discarded, 400);
     }
 
     #[test]
@@ -475,10 +484,10 @@ mod tests {
         header.extend([1u16, 0].iter().flat_map(|word| word.to_le_bytes()));
         let data = host.preserve_bytes(&header).unwrap() << 12;
         let preserved = (0..300).map(|n| (2000 + n, 0)).chain([(512, 9)]);
-        bench.memfd().preserved = preserved.collect();
+        bench.folios().preserved = preserved.collect();
 
         let file = bench.retrieve(data).unwrap();
-        let (attributes, runs) = bench.memfd().restored.take().unwrap();
+        let (attributes, runs) = bench.look(&file);
         assert_eq!((attributes.size, attributes.position), (900 << 12, 5));
         assert_eq!((attributes.seals, attributes.mode), (SEAL_SHRINK, 0o777));
         assert_eq!((runs.len(), runs[0]), (301, (0, 512, 512)));
@@ -499,7 +508,7 @@ mod tests {
         bench.host.replace(handle, &bytes);
         let retrieved = bench.retrieve(data).map(|_| ());
         bench.finish(data, Retrieved::NotAsked);
-        assert_eq!(bench.memfd().kept, 1);
+        assert!(bench.memfd().kept);
         retrieved
     }
 
@@ -566,11 +575,11 @@ mod tests {
             }
             bytes.resize(length.unwrap_or(bytes.len()), 0);
             bench.host.replace(handles[which], &bytes);
-            if bench.retrieve(data).is_ok() {
-                let (attributes, runs) = bench.memfd().restored.take().unwrap();
+            if let Ok(file) = bench.retrieve(data) {
+                let (attributes, runs) = bench.look(file);
                 prop_assert!(attributes.size <= i64::MAX as u64);
                 prop_assert!(runs.len() <= 300);
-                bench.memfd().preserved.clear();
+                bench.folios().preserved.clear();
             }
             bench.finish(data, Retrieved::NotAsked);
             prop_assert!(!bench.host.all_bytes().contains_key(&(data >> 12)));

@@ -8,8 +8,8 @@ use anyhow::{ensure, Context, Result};
 use rustix::io::Errno;
 
 use crate::tests::expect::{expect_errno, expect_lost};
-use crate::tests::forged::{find_list, FileEntry, PORTS};
 use crate::tests::held_open::HeldOpen;
+use crate::tests::incoming::{self, FileEntry};
 use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports::{self, REGISTER};
@@ -64,9 +64,9 @@ fn expect_shown(what: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-const NAMES: &str = "names";
-/// Nobody else has such a token, so it shows where the kernel's list is; it is the first.
-const FIRST: Token = Token(0x6e61_6d65_7300_0001);
+/// Nothing else in memory begins so.
+const NAMES: &str = "luo-lab names of formats";
+const FIRST: Token = Token(1);
 const FORMER_PORT: Token = Token(0x10);
 const FORMER_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 0x11);
 /// A memfd as `memfd-v1`, with the `u64` that mainline's handler wrote under this name.
@@ -93,8 +93,7 @@ pub(crate) fn preserve_to_rename(held: &mut HeldOpen) -> Result<()> {
 /// Gives the files of the list other formats, as an older or a hostile kernel would have.
 pub(crate) fn retrieve_renamed(_held: &mut HeldOpen) -> Result<()> {
     let memory = PhysicalMemory::open()?;
-    let list = find_list(&memory, FIRST, PORTS)?;
-    for (at, mut entry) in list.entries(&memory)? {
+    for (at, mut entry) in incoming::session_files(&memory, NAMES)? {
         let name: Vec<u8> = match Token(entry.token.get()) {
             FORMER_PORT => b"ioport-v1".into(),
             Token(token) if token == FORMER_MEMFD.seed => b"memfd-v1".into(),
