@@ -554,7 +554,7 @@ mod tests {
             "5.0 MiB",
             "3.0 GiB",
             "0x1 ",
-            "busy\\u{1b}",
+            "busy\\u{1b",
             "(4711)",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
