@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What the kernel offers handlers: bytes that cross the jump.
-//!
-//! A handle has the place of the bytes and their number, so nothing has to be stored beside them:
-//!
-//! ```text
-//!      63                    24 23         0
-//!     |  frame of the first, 40 | length, 24 |
-//! ```
+//! What the kernel offers handlers: bytes that cross the jump. A handle has the place of the bytes
+//! and their number.
 
 #![allow(unsafe_code)] // an edge: memory of the kernel
 
@@ -15,12 +9,12 @@ use kernel::{
     prelude::*,
     sync::atomic::{Atomic, Relaxed},
 };
-use luo_handler_api::{Compatible, Errno, HostServices};
+use luo_handler_api::{
+    kernel::{frame_and_length, handle_of, BYTES_MAX},
+    Compatible, Errno, HostServices,
+};
 
 use crate::{participant::name_of, shim};
-
-const LENGTH_BITS: u32 = 24;
-const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
 
 /// Bytes that all handlers together preserve for the next kernel.
 pub(crate) static PRESERVED_BYTES: Atomic<u64> = Atomic::new(0);
@@ -41,10 +35,8 @@ impl HostServices for Explains<'_> {
 }
 
 fn split(handle: u64) -> (usize, usize) {
-    (
-        (handle >> LENGTH_BITS) as usize,
-        (handle & LENGTH_MASK) as usize,
-    )
+    let (pfn, len) = frame_and_length(handle);
+    (pfn as usize, len as usize)
 }
 
 fn errno_of(error: kernel::error::Error) -> Errno {
@@ -84,7 +76,7 @@ impl PreservedBytes {
 
 impl HostServices for Outgoing {
     fn preserve_bytes(&self, bytes: &[u8]) -> Result<u64, Errno> {
-        if bytes.len() as u64 > LENGTH_MASK {
+        if bytes.len() as u64 > BYTES_MAX {
             return Err(Errno::EFBIG);
         }
         let (mut start, mut pfn) = (core::ptr::null_mut(), 0);
@@ -94,7 +86,8 @@ impl HostServices for Outgoing {
         // SAFETY: the shim allocated as many bytes, and nobody else knows of them yet.
         unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
         PRESERVED_BYTES.fetch_add(bytes.len() as u64, Relaxed);
-        Ok((pfn as u64) << LENGTH_BITS | bytes.len() as u64)
+        // The length was looked at, and frames have 40 bits.
+        handle_of(pfn as u64, bytes.len() as u64).ok_or(Errno::EFBIG)
     }
 
     fn bytes_len(&self, handle: u64) -> Result<u64, Errno> {

@@ -5,8 +5,9 @@
 //! Their ops are made by `luo_handler_api::kernel`, so mainline calls them without this module in
 //! between. It answers what they ask of their host and counts the calls. Which there are is decided
 //! by Kconfig. The boot parameter `luo_handlers.disable` switches some of them off: a handler then
-//! takes no new files, and what came in for it is released and not rebuilt; a subsystem is not
-//! registered.
+//! takes no new files, and still retrieves what came in; a subsystem is not registered.
+//!
+//! Files that came in for a handler that nobody has get a stand-in, in `luo_sessions.c`.
 //!
 //! # Map
 //!
@@ -14,14 +15,16 @@
 //! - `host`: bytes that cross the jump
 //! - `counters`: calls, errors and time of each phase, shown in debugfs
 //! - `sections`: what was linked in, and what should have been
+//! - `sessions`: what all sessions hold, shown in debugfs
 //! - `shim`: what C does for us
 
-#![deny(unsafe_code)] // but at the edges: host, participant, sections
+#![deny(unsafe_code)] // but at the edges: host, participant, sections, sessions
 
 mod counters;
 mod host;
 mod participant;
 mod sections;
+mod sessions;
 mod shim;
 
 use kernel::{
@@ -36,6 +39,7 @@ use luo_handler_api::{
 };
 
 use participant::{Participant, Shown};
+use sessions::Sessions;
 
 module! {
     type: LuoHandlers,
@@ -47,6 +51,8 @@ module! {
 
 /// A handler that is registered; it stays so for good.
 type RegisteredHandler = HandlerRegistration<Participant>;
+/// It, and how it was linked in.
+type Registered = (&'static RegisteredHandler, &'static HandlerEntry);
 /// A subsystem that is registered; it stays so for good, with its description.
 struct RegisteredSubsystem {
     registration: &'static SubsystemRegistration<Participant>,
@@ -59,6 +65,7 @@ type Shows<T> = Pin<KBox<debugfs::File<T>>>;
 struct LuoHandlers {
     _handlers: KVec<Shows<&'static RegisteredHandler>>,
     _subsystems: KVec<Shows<RegisteredSubsystem>>,
+    _sessions: Shows<Sessions>,
     _preserved_bytes: Shows<&'static Atomic<u64>>,
     _directories: [debugfs::Dir; 2],
 }
@@ -69,13 +76,16 @@ impl kernel::Module for LuoHandlers {
         let beside = debugfs::Dir::new(c"luo_subsystems");
         sections::check();
         let mut registered = KVec::new();
-        let mut handlers = KVec::new();
         for entry in sections::handlers() {
             // One that cannot be registered is logged, and costs the others nothing.
             if let Some(handler) = register_handler(entry) {
-                registered.push(handler, GFP_KERNEL)?;
-                handlers.push(show_handler(&directory, handler)?, GFP_KERNEL)?;
+                registered.push((handler, *entry), GFP_KERNEL)?;
             }
+        }
+        let mut handlers = KVec::new();
+        for &(handler, _) in &registered {
+            let name = name_in_debugfs(handler, &registered)?;
+            handlers.push(show_handler(&directory, &name, handler)?, GFP_KERNEL)?;
         }
         let mut subsystems = KVec::new();
         for entry in sections::subsystems() {
@@ -86,6 +96,7 @@ impl kernel::Module for LuoHandlers {
         Ok(Self {
             _handlers: handlers,
             _subsystems: subsystems,
+            _sessions: show_sessions(&directory, Sessions(registered))?,
             _preserved_bytes: show_preserved_bytes(&directory)?,
             _directories: [directory, beside],
         })
@@ -113,7 +124,7 @@ fn register_handler(entry: &'static HandlerEntry) -> Option<&'static RegisteredH
         return None;
     }
     let taking = if participant.is_disabled() {
-        ", takes no new files and rebuilds none (luo_handlers.disable)"
+        ", takes no new files (luo_handlers.disable)"
     } else {
         ""
     };
@@ -127,7 +138,7 @@ fn register_handler(entry: &'static HandlerEntry) -> Option<&'static RegisteredH
 /// it.
 fn register_subsystem(
     entry: &'static SubsystemEntry,
-    handlers: &[&'static RegisteredHandler],
+    handlers: &[Registered],
 ) -> Option<RegisteredSubsystem> {
     let (compatible, origin) = (entry.compatible.as_str(), entry.origin);
     let participant = Participant::new(&entry.compatible);
@@ -142,10 +153,13 @@ fn register_subsystem(
         );
         return None;
     }
-    let name_of = |handler: &&&RegisteredHandler| *handler.state.compatible();
+    let name_of = |handler: &RegisteredHandler| *handler.state.compatible();
     if let NeededBy::Handlers(names) = entry.needed_by {
         for name in names {
-            if !handlers.iter().any(|handler| name_of(&handler) == *name) {
+            if !handlers
+                .iter()
+                .any(|(handler, _)| name_of(handler) == *name)
+            {
                 pr_warn!(
                     "{compatible} of {origin} is for files of {}, which is not registered\n",
                     name.as_str()
@@ -155,6 +169,7 @@ fn register_subsystem(
     }
     let mut needing = handlers
         .iter()
+        .map(|(handler, _)| *handler)
         .filter(|handler| entry.needed_by.includes(&name_of(handler)));
     let Some(first) = needing.next() else {
         pr_err!(
@@ -194,15 +209,31 @@ fn show_preserved_bytes(directory: &debugfs::Dir) -> Result<Shows<&'static Atomi
     KBox::pin_init(file, GFP_KERNEL)
 }
 
+/// Shows in debugfs what sessions hold.
+fn show_sessions(directory: &debugfs::Dir, sessions: Sessions) -> Result<Shows<Sessions>> {
+    let file = directory.read_callback_file(c"sessions", sessions, &|sessions, f| sessions.fmt(f));
+    KBox::pin_init(file, GFP_KERNEL)
+}
+
+/// The name of a handler's file: with the version, where another handler has the same name.
+fn name_in_debugfs(handler: &RegisteredHandler, all: &[Registered]) -> Result<CString> {
+    let name = handler.state.name();
+    let is_first = |(other, _): &Registered| core::ptr::eq(*other, handler);
+    let first = all.iter().find(|(other, _)| other.state.name() == name);
+    match first.is_some_and(is_first) {
+        true => CString::try_from_fmt(fmt!("{name}")),
+        false => CString::try_from_fmt(fmt!("{}", handler.state.compatible().as_str())),
+    }
+}
+
 /// Shows the counters of a handler in debugfs.
 fn show_handler(
     directory: &debugfs::Dir,
+    name: &CString,
     handler: &'static RegisteredHandler,
 ) -> Result<Shows<&'static RegisteredHandler>> {
-    let name = CString::try_from_fmt(fmt!("{}", handler.state.name()))?;
-    let file = directory.read_callback_file(&name, handler, &|handler, f| {
-        handler.state.counters().fmt(f)
-    });
+    let file =
+        directory.read_callback_file(name, handler, &|handler, f| handler.state.counters().fmt(f));
     KBox::pin_init(file, GFP_KERNEL)
 }
 

@@ -17,6 +17,7 @@
 ELFNOTE32("luo-handlers", LUO_NOTE_ABI,
 	  "luo=" LUO_ABI_COMPATIBLE "\n"
 	  "kho=" KHO_FDT_COMPATIBLE "\n"
+	  "stand_ins=1\n"
 	  "kho_enabled=" __stringify(IS_ENABLED(CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT)) "\n");
 
 /* The kernel's own handler has no note. */

@@ -23,7 +23,7 @@
 #undef MODULE_PARAM_PREFIX
 #define MODULE_PARAM_PREFIX "luo_handlers."
 
-/* A handler that is switched off takes no new files, and releases what came in for it. */
+/* A handler that is switched off takes no new files. */
 static char *disable;
 module_param(disable, charp, 0444);
 MODULE_PARM_DESC(disable, "Handlers and subsystems to switch off, by name, separated by commas");
@@ -32,21 +32,6 @@ MODULE_PARM_DESC(disable, "Handlers and subsystems to switch off, by name, separ
 const char *luo_disabled(void)
 {
 	return disable ? disable : "";
-}
-
-/* For the shims of handlers. */
-bool luo_is_disabled(const char *name)
-{
-	const char *word = luo_disabled();
-	size_t length;
-
-	for (; *word; word += strspn(word, ", ")) {
-		length = strcspn(word, ", ");
-		if (length == strlen(name) && !strncmp(word, name, length))
-			return true;
-		word += length;
-	}
-	return false;
 }
 
 /* What Kconfig has switched on, from the Makefile. */

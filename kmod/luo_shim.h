@@ -15,10 +15,27 @@ struct liveupdate_flb;
 
 /* luo_shim.c: what was linked in */
 const char *luo_disabled(void);
-bool luo_is_disabled(const char *name);
 const char *luo_switched_on(void);
 void luo_handlers_section(const void ***start, const void ***stop);
 void luo_subsystems_section(const void ***start, const void ***stop);
+
+/* luo_sessions.c: a session, or, with a compatible, one of its files */
+struct luo_session_item {
+	const char *session;
+	const char *compatible;
+	const char *name;	/* of the open file; NULL if there is none */
+	u64 token;
+	u64 data;
+	u64 size;
+	u64 inode;
+	s32 status;		/* as retrieve_status of struct liveupdate_file_op_args */
+	bool session_retrieved;
+	bool busy;		/* the session is at work, its files are not shown */
+	bool stand_in;		/* this kernel lacks the handler */
+};
+
+int luo_show_sessions(bool incoming, void (*show)(const struct luo_session_item *, void *),
+		      void *context);
 
 /* luo_shim.c: mainline's subsystems */
 void luo_flb_did_not_come(struct liveupdate_flb *flb);

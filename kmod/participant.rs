@@ -105,8 +105,8 @@ fn is_listed(list: &str, name: &str) -> bool {
     list.split(',').any(|listed| listed.trim() == name)
 }
 
-/// The boot parameter `luo_handlers.disable`: names of handlers that take no new files and only
-/// release what came in for them, and of subsystems that are not registered.
+/// The boot parameter `luo_handlers.disable`: names of handlers that take no new files, and of
+/// subsystems that are not registered.
 fn disabled_names() -> &'static str {
     // SAFETY: the shim returns a C string: the text of a parameter that cannot be written after
     // boot, or a literal. Both live as long as the kernel.

@@ -7,6 +7,9 @@ use core::fmt;
 /// `LIVEUPDATE_HNDL_COMPAT_LENGTH` of `include/linux/kho/abi/luo.h`.
 pub const COMPATIBLE_LENGTH: usize = 48;
 
+/// What our compatibles begin with.
+const VENDOR: &[u8] = b"luo-handlers,";
+
 /// Names the format of what a handler writes, such as `memfd-v1`; a new layout gets a new name.
 ///
 /// One to 47 bytes of ASCII letters, digits and `,` `.` `_` `+` `-`, as the Devicetree
@@ -101,6 +104,22 @@ impl Compatible {
         Ok(Self(bytes))
     }
 
+    /// The present name of one of our formats that was written before they had a vendor:
+    /// `luo-handlers,memfd-v1` of `memfd-v1`. Other formats may have had the same name, so a reader
+    /// looks at the record before it believes this. `None` for a name with a vendor, and for one
+    /// that is too long.
+    pub fn with_vendor(&self) -> Option<Self> {
+        let (name, mut bytes) = (self.as_str().as_bytes(), [0; COMPATIBLE_LENGTH]);
+        if name.contains(&b',') {
+            return None;
+        }
+        bytes.get_mut(..VENDOR.len())?.copy_from_slice(VENDOR);
+        bytes
+            .get_mut(VENDOR.len()..VENDOR.len() + name.len())?
+            .copy_from_slice(name);
+        Self::parse(&bytes).ok()
+    }
+
     /// The name without its padding.
     pub fn as_str(&self) -> &str {
         let length = self.0.iter().position(|&byte| byte == 0).unwrap_or(0);
@@ -161,6 +180,21 @@ mod tests {
     fn nothing_hides_after_the_nul() {
         assert!(Compatible::parse(b"memfd-v1\0\0").is_ok());
         assert!(Compatible::parse(b"memfd-v1\0x").is_err());
+    }
+
+    #[test]
+    fn former_names_get_their_vendor() {
+        let present = |name: &str| {
+            let present = Compatible::new(name).with_vendor();
+            present.map(|name| String::from(name.as_str()))
+        };
+        assert_eq!(
+            present("memfd-v1").as_deref(),
+            Some("luo-handlers,memfd-v1")
+        );
+        assert_eq!(present("x,memfd-v1"), None);
+        assert!(present(&"a".repeat(34)).is_some());
+        assert_eq!(present(&"a".repeat(35)), None);
     }
 
     proptest! {

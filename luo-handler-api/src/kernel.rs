@@ -62,6 +62,30 @@ pub type SubsystemEntry = SectionEntry<bindings::liveupdate_flb_ops>;
 // SAFETY: functions, static text and a NULL owner; nobody writes them.
 unsafe impl<Ops> Sync for SectionEntry<Ops> {}
 
+/// Bits of a handle that have the number of bytes; the others have the frame of the first, so that
+/// nothing has to be stored beside them:
+///
+/// ```text
+///      63                    24 23         0
+///     |  frame of the first, 40 | length, 24 |
+/// ```
+const LENGTH_BITS: u32 = 24;
+
+/// The most bytes that the host preserves as one.
+pub const BYTES_MAX: u64 = (1 << LENGTH_BITS) - 1;
+
+/// The host's handle of `length` bytes from the beginning of `frame` on; `None` if there is none
+/// for so many, or for a frame so far away.
+pub fn handle_of(frame: u64, length: u64) -> Option<u64> {
+    let fits = frame < 1 << (64 - LENGTH_BITS) && length <= BYTES_MAX;
+    fits.then_some(frame << LENGTH_BITS | length)
+}
+
+/// What a handle is of.
+pub fn frame_and_length(handle: u64) -> (u64, u64) {
+    (handle >> LENGTH_BITS, handle & BYTES_MAX)
+}
+
 /// A callback of a handler or a subsystem, in the order in which they are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Callback {
@@ -83,8 +107,7 @@ pub enum Callback {
 
 /// What the kernel module puts around the calls of one handler or subsystem.
 pub trait Around: Sync + 'static {
-    /// Whether it takes new files and rebuilds those that came in. One that is switched off takes
-    /// no new files; what came in for it is released and not rebuilt.
+    /// Whether it takes new files.
     fn is_enabled(&self) -> bool;
 
     /// The host on the old side of the jump.
@@ -493,14 +516,7 @@ where
     // SAFETY: by the safety section the args are there and the handler is registered.
     let (around, data) = unsafe { (around((*args).handler), (*args).serialized_data) };
     let retrieved = timed(around, Callback::Retrieve, || {
-        let host = around.incoming();
-        if !around.is_enabled() {
-            return Err(host.refuse(
-                Errno::EOPNOTSUPP,
-                format_args!("it is switched off by luo_handlers.disable"),
-            ));
-        }
-        S::value().retrieve(data, host)
+        S::value().retrieve(data, around.incoming())
     });
     status(retrieved.map(|file: OwnedFile| {
         // SAFETY: by the safety section the args are this call's, and mainline takes the file over
@@ -545,9 +561,8 @@ where
     // SAFETY: by the safety section the handler is registered.
     let around = unsafe { around((*args).handler) };
     let answer = timed(around, Callback::CanFinish, || {
-        // Nobody can ask a handler that is switched off for its files.
         // SAFETY: by the safety section the file came in, and LUO holds it if it was retrieved.
-        Ok(!around.is_enabled() || S::value().can_finish(unsafe { crossed(args, around) }))
+        Ok(S::value().can_finish(unsafe { crossed(args, around) }))
     });
     answer == Ok(true)
 }
@@ -668,14 +683,7 @@ where
     let (around, data) = unsafe { (around((*args).flb), (*args).data) };
     let arrived = room().map(|room| {
         let retrieved = timed(around, Callback::Retrieve, || {
-            let host = around.incoming();
-            if !around.is_enabled() {
-                return Err(host.refuse(
-                    Errno::EOPNOTSUPP,
-                    format_args!("it is switched off by luo_handlers.disable"),
-                ));
-            }
-            S::value().retrieve(data, host)
+            S::value().retrieve(data, around.incoming())
         });
         let retrieved = retrieved.is_ok();
         KBox::write(room, Arrived { data, retrieved })

@@ -51,11 +51,23 @@ pub fn sign(record: &mut [u8]) -> Result<(), Errno> {
 /// `EINVAL` if that has another length or another magic, `EBADMSG` for its checksum, and those of
 /// the host.
 pub fn load(host: Host<'_>, handle: u64, magic: &[u8; 8], record: &mut [u8]) -> Result<(), Errno> {
-    if host.bytes_len(handle)? != record.len() as u64 {
-        return Err(Errno::EINVAL);
+    let found = host.bytes_len(handle).map_err(|errno| {
+        host.refuse(
+            errno,
+            format_args!("nothing is preserved where its record should be"),
+        )
+    })?;
+    let is_as_long = found == record.len() as u64;
+    if is_as_long {
+        host.read_bytes(handle, 0, record)?;
     }
-    host.read_bytes(handle, 0, record)?;
-    if !record.starts_with(magic) || get(record, LENGTH)? as usize != record.len() {
+    if !is_as_long || !record.starts_with(magic) {
+        return Err(host.refuse(
+            Errno::EINVAL,
+            format_args!("its record is not one of ours, or of another version"),
+        ));
+    }
+    if get(record, LENGTH)? as usize != record.len() {
         return Err(Errno::EINVAL);
     }
     let stored = get(record, CHECKSUM)?;

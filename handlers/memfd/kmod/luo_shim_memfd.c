@@ -5,6 +5,7 @@
  * function's comment begins with why it is here. What to do with all this is decided
  * in Rust.
  */
+#include <linux/cred.h>
 #include <linux/debugfs.h>
 #include <linux/fcntl.h>
 #include <linux/file.h>
@@ -15,12 +16,14 @@
 #include <linux/memfd.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm_inline.h>
+#include <linux/moduleparam.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/seq_file.h>
 #include <linux/shmem_fs.h>
 #include <linux/swap.h>
+#include <linux/sysfs.h>
 #include <linux/xarray.h>
 #include <uapi/linux/memfd.h>
 
@@ -40,6 +43,44 @@ static_assert(sizeof(struct luo_run) == 32);
 /* The name of a memfd's dentry, before what was given to memfd_create(). */
 #define NAME_PREFIX "memfd:"
 #define NAME_PREFIX_LEN (sizeof(NAME_PREFIX) - 1)
+
+#undef MODULE_PARAM_PREFIX
+#define MODULE_PARAM_PREFIX "luo_handlers."
+
+static const char *const formats[] = { "own", "mainline" };
+static int format;
+
+static int set_format(const char *value, const struct kernel_param *param)
+{
+	int found = sysfs_match_string(formats, value);
+
+	if (found < 0)
+		return found;
+	WRITE_ONCE(format, found);
+	return 0;
+}
+
+static int get_format(char *buffer, const struct kernel_param *param)
+{
+	return sysfs_emit(buffer, "%s\n", formats[READ_ONCE(format)]);
+}
+
+static const struct kernel_param_ops format_ops = { .set = set_format, .get = get_format };
+module_param_cb(memfd_format, &format_ops, NULL, 0644);
+MODULE_PARM_DESC(memfd_format, "How memfds are preserved from now on: own, or mainline, which kernels without these handlers retrieve");
+
+/* A parameter. */
+bool luo_memfd_writes_mainlines(void)
+{
+	return READ_ONCE(format);
+}
+
+/* A macro: who owns what the running task makes. */
+void luo_memfd_owner(u32 *uid, u32 *gid)
+{
+	*uid = from_kuid(&init_user_ns, current_fsuid());
+	*gid = from_kgid(&init_user_ns, current_fsgid());
+}
 
 /* shmem_file() is a static inline; the rule is that of mm/memfd_luo.c. */
 bool luo_memfd_is_known(struct file *file)
@@ -261,7 +302,7 @@ static int moved_bytes_get(void *data, u64 *bytes)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(moved_bytes_fops, moved_bytes_get, NULL, "%llu\n");
 
-/* A line for each preserved file of which something was moved: bytes and name. */
+/* A line for each preserved file of which something was moved: bytes, inode and name. */
 static int moved_files_show(struct seq_file *seq, void *unused)
 {
 	char name[LUO_MEMFD_NAME_ROOM];
@@ -272,7 +313,8 @@ static int moved_files_show(struct seq_file *seq, void *unused)
 	xa_for_each(&moved_files, key, entry) {
 		/* Preserved files are referenced until they are released, which takes the lock. */
 		luo_memfd_name((struct file *)key, name);
-		seq_printf(seq, "%lu ", xa_to_value(entry) << PAGE_SHIFT);
+		seq_printf(seq, "%lu %llu ", xa_to_value(entry) << PAGE_SHIFT,
+			   (u64)file_inode((struct file *)key)->i_ino);
 		seq_escape(seq, name, " \t\n\\");
 		seq_putc(seq, '\n');
 	}
@@ -365,11 +407,12 @@ void luo_frames_write_zeros(u64 pfn)
 /*
  * The pages of one preservation. The next kernel reserves them early in its boot, order
  * by order, and each costs it the longer, the more pieces there are already: so single
- * pages, which it joins as they come, and of what is larger only the largest.
+ * pages, which it joins as they come, and of what is larger only the largest. Mainline's
+ * format wants each folio for itself.
  */
-static u64 piece(u64 pfn, u64 end, u8 order)
+static u64 piece(u64 pfn, u64 end, u8 order, bool folio_by_folio)
 {
-	if (order)
+	if (order || folio_by_folio)
 		return 1ULL << order;
 	if (IS_ALIGNED(pfn, PTRS_PER_PTE) && end - pfn >= PTRS_PER_PTE)
 		return PTRS_PER_PTE;
@@ -377,18 +420,18 @@ static u64 piece(u64 pfn, u64 end, u8 order)
 }
 
 /* pfn_to_page() and pfn_folio() are macros. */
-int luo_frames_preserve(u64 pfn, u64 pages, u8 order)
+int luo_frames_preserve(u64 pfn, u64 pages, u8 order, bool folio_by_folio)
 {
 	u64 first = pfn, end = pfn + pages, size;
 	int err;
 
 	for (; pfn < end; pfn += size) {
 		cond_resched();
-		size = piece(pfn, end, order);
+		size = piece(pfn, end, order, folio_by_folio);
 		err = order ? kho_preserve_folio(pfn_folio(pfn)) :
 			      kho_preserve_pages(pfn_to_page(pfn), size);
 		if (err) {
-			luo_frames_unpreserve(first, pfn - first, order);
+			luo_frames_unpreserve(first, pfn - first, order, folio_by_folio);
 			return err;
 		}
 	}
@@ -396,13 +439,13 @@ int luo_frames_preserve(u64 pfn, u64 pages, u8 order)
 }
 
 /* As above, and in the same pieces. */
-void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order)
+void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order, bool folio_by_folio)
 {
 	u64 end = pfn + pages, size;
 
 	for (; pfn < end; pfn += size) {
 		cond_resched();
-		size = piece(pfn, end, order);
+		size = piece(pfn, end, order, folio_by_folio);
 		if (order)
 			kho_unpreserve_folio(pfn_folio(pfn));
 		else

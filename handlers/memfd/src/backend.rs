@@ -32,7 +32,7 @@ pub trait MemfdBackend: Sync + 'static {
     /// The machine's frames are below this number.
     fn frame_end(&self) -> u64;
 
-    /// Memory for one block of extents; for the first of those that are shown.
+    /// Memory of zeros for one block of extents; for the first of those that are shown.
     ///
     /// # Errors
     ///
@@ -132,4 +132,40 @@ pub trait MemfdBackend: Sync + 'static {
     /// Releases contents that crossed and that nobody took, or not successfully. The record and
     /// each of its chains were checked.
     fn discard(&self, record: &Record, host: Host<'_>);
+}
+
+/// What mainline's format takes besides: it names memory by physical addresses.
+///
+/// Contents are [`Frames`](Contents::Frames), and each folio is a preservation of its own.
+pub trait MainlineBackend: MemfdBackend {
+    /// The physical address of bytes that the host preserves; they begin a page.
+    fn address(&self, handle: u64) -> u64;
+
+    /// The host's handle of `length` bytes at a physical address, whether they are preserved or
+    /// not; `None` if they do not begin a page.
+    fn handle(&self, address: u64, length: u64) -> Option<u64>;
+
+    /// How large a folio was preserved in this frame, as the binary logarithm of its pages; `None`
+    /// if none was, or it was taken since.
+    fn preserved_order(&self, frame: u64) -> Option<u8>;
+
+    /// The user and the group that own what the running task makes.
+    fn owner(&self) -> (u32, u32);
+
+    /// Makes a file of `pages` pages that `walk` shows, with these attributes. Whether a frame holds
+    /// what was preserved and not yet taken, or a place in the file is named twice, is checked here.
+    ///
+    /// # Errors
+    ///
+    /// Any, and those of `walk`.
+    fn restore_runs(
+        &self,
+        attributes: &Attributes,
+        pages: u64,
+        host: Host<'_>,
+        walk: &mut dyn FnMut(&mut ShowRun<'_>) -> Result<(), Errno>,
+    ) -> Result<OwnedFile, Errno>;
+
+    /// Releases the contents of a folio that crossed, if nobody took them.
+    fn discard_run(&self, run: Run);
 }

@@ -14,7 +14,7 @@ use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
 use rustix::fs::{fstat, memfd_create, MemfdFlags};
 
 use crate::{
-    backend::{MemfdBackend, ShowRun},
+    backend::{MainlineBackend, MemfdBackend, ShowRun},
     chain::BLOCK_LENGTH,
     extent::{self, Contents},
     name::{name, Name},
@@ -34,6 +34,18 @@ pub(crate) struct FakeBackend {
     files: Mutex<BTreeMap<u64, &'static Mutex<FakeFile>>>,
     /// How many times contents were discarded.
     pub(crate) discarded: AtomicU32,
+    folios: Mutex<FakeFolios>,
+}
+
+/// What crossed folio by folio, in mainline's format.
+#[derive(Debug, Default)]
+pub(crate) struct FakeFolios {
+    /// Orders of those that nobody took, by frame.
+    pub(crate) preserved: BTreeMap<u64, u8>,
+    /// The frame from which on restoring fails.
+    pub(crate) restore_fails_at: Option<u64>,
+    /// How many were discarded.
+    pub(crate) discarded: u32,
 }
 
 #[derive(Debug)]
@@ -65,6 +77,7 @@ impl FakeBackend {
             contents_in,
             files: Mutex::default(),
             discarded: AtomicU32::new(0),
+            folios: Mutex::default(),
         }))
     }
 
@@ -100,6 +113,10 @@ impl FakeBackend {
             .unwrap()
             .insert(inode(file.as_fd().into()), fake);
         file
+    }
+
+    pub(crate) fn folios(&self) -> MutexGuard<'_, FakeFolios> {
+        self.folios.lock().unwrap()
     }
 
     pub(crate) fn file(&self, file: FileRef<'_>) -> MutexGuard<'static, FakeFile> {
@@ -232,5 +249,55 @@ impl MemfdBackend for &'static FakeBackend {
     fn discard(&self, record: &Record, host: Host<'_>) {
         self.discarded.fetch_add(1, Relaxed);
         host.release_file(record.contents);
+    }
+}
+
+/// Bytes are where their handle is as a frame.
+impl MainlineBackend for &'static FakeBackend {
+    fn address(&self, handle: u64) -> u64 {
+        handle << 12
+    }
+
+    fn handle(&self, address: u64, _: u64) -> Option<u64> {
+        (address & 0xfff == 0).then_some(address >> 12)
+    }
+
+    fn preserved_order(&self, frame: u64) -> Option<u8> {
+        self.folios().preserved.get(&frame).copied()
+    }
+
+    fn owner(&self) -> (u32, u32) {
+        (7, 8)
+    }
+
+    fn restore_runs(
+        &self,
+        attributes: &Attributes,
+        pages: u64,
+        _: Host<'_>,
+        walk: &mut dyn FnMut(&mut ShowRun<'_>) -> Result<(), Errno>,
+    ) -> Result<OwnedFile, Errno> {
+        let mut runs = Vec::new();
+        walk(&mut |run| {
+            let mut folios = self.folios();
+            let is_at_fault = |frame| run.frame() >= frame;
+            if folios.restore_fails_at.is_some_and(is_at_fault) {
+                return Err(Errno::ENOMEM);
+            }
+            // What was taken is not there any more.
+            folios.preserved.remove(&run.frame()).ok_or(Errno::EINVAL)?;
+            runs.push((run.index(), run.frame(), run.length()));
+            Ok(())
+        })?;
+        assert_eq!(runs.iter().map(|run| run.2).sum::<u64>(), pages);
+        runs.sort_unstable();
+        Ok(self.make(*attributes, runs).into())
+    }
+
+    fn discard_run(&self, run: extent::Run) {
+        let mut folios = self.folios();
+        let order = folios.preserved.remove(&run.frame());
+        assert_eq!(order, Some(run.order()));
+        folios.discarded += 1;
     }
 }

@@ -26,10 +26,13 @@
 #![allow(unsafe_code)]
 
 use ::kernel::{alloc::KVVec, prelude::GFP_KERNEL};
-use luo_handler_api::{register_handler, status, Errno, FileRef, Host, OwnedFile};
+use luo_handler_api::{
+    kernel::{frame_and_length, handle_of},
+    register_handler, status, Errno, FileRef, Host, OwnedFile,
+};
 
 use crate::{
-    backend::{MemfdBackend, ShowRun},
+    backend::{MainlineBackend, MemfdBackend, ShowRun},
     chain::{Extents, BLOCK_LENGTH},
     extent::{Contents, Extent, Run},
     handler::MemfdHandler,
@@ -39,12 +42,26 @@ use crate::{
 
 register_handler!(
     /// The handler of this kernel.
-    pub MEMFD: MemfdHandler<KernelBackend> = MemfdHandler(KernelBackend)
+    pub MEMFD: MemfdHandler<KernelBackend> = MemfdHandler(KernelBackend {
+        folio_by_folio: false
+    })
+);
+
+#[cfg(not(CONFIG_LIVEUPDATE_MEMFD))]
+register_handler!(
+    /// The handler of mainline's format in a kernel without mainline's handler.
+    pub MAINLINE_MEMFD: crate::MainlineHandler<KernelBackend> =
+        crate::MainlineHandler(KernelBackend {
+            folio_by_folio: true
+        })
 );
 
 /// The kernel, whose frames cross a kexec.
 #[derive(Clone, Copy, Debug)]
-pub struct KernelBackend;
+pub struct KernelBackend {
+    /// Whether each folio is a preservation of its own, as mainline's format wants it.
+    folio_by_folio: bool,
+}
 
 /// What is remembered of a memfd that is preserved.
 ///
@@ -62,6 +79,8 @@ pub struct PreservedFrames {
     pages: u64,
     /// Pages of the machine that had failed when it was last looked for some in the file.
     poisoned: u64,
+    /// As [`KernelBackend::folio_by_folio`].
+    folio_by_folio: bool,
 }
 
 /// Memory for one block of extents.
@@ -100,8 +119,10 @@ impl MemfdBackend for KernelBackend {
     /// taken to be refused with a reason: mainline's handler would lose what makes them other
     /// files.
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
+        // SAFETY: it reads a parameter.
+        let format = unsafe { shim::luo_memfd_writes_mainlines() };
         // SAFETY: a `FileRef` is an open file.
-        unsafe { shim::luo_memfd_is_known(file.as_ptr()) }
+        format == self.folio_by_folio && unsafe { shim::luo_memfd_is_known(file.as_ptr()) }
     }
 
     /// The inode: frames cross, so a memfd must not cross twice through two open files.
@@ -126,6 +147,7 @@ impl MemfdBackend for KernelBackend {
             late: KVVec::new(),
             pages: 0,
             poisoned: poisoned_pages(),
+            folio_by_folio: self.folio_by_folio,
         };
         Ok((0, frames))
     }
@@ -197,8 +219,8 @@ impl MemfdBackend for KernelBackend {
         if record.attributes.kind != Kind::Shmem {
             return Err(Errno::EOPNOTSUPP);
         }
-        expect_room(record, host)?;
-        let file = create(record)?;
+        expect_room(record.pages(), &record.name, host)?;
+        let file = create(&record.attributes, &record.name)?;
         for extents in record.chains(self.frame_end(), host) {
             fill(&file, &extents)?;
         }
@@ -217,6 +239,50 @@ impl MemfdBackend for KernelBackend {
                 Ok(())
             });
         }
+    }
+}
+
+impl MainlineBackend for KernelBackend {
+    fn address(&self, handle: u64) -> u64 {
+        frame_and_length(handle).0 << PAGE_SHIFT
+    }
+
+    fn handle(&self, address: u64, length: u64) -> Option<u64> {
+        let (frame, rest) = (address >> PAGE_SHIFT, address & ((1 << PAGE_SHIFT) - 1));
+        (rest == 0).then(|| handle_of(frame, length)).flatten()
+    }
+
+    fn preserved_order(&self, frame: u64) -> Option<u8> {
+        // SAFETY: it takes any number.
+        let order = unsafe { shim::luo_preserved_order(frame as usize) };
+        u8::try_from(order).ok()
+    }
+
+    fn owner(&self) -> (u32, u32) {
+        let (mut uid, mut gid) = (0, 0);
+        // SAFETY: both are borrowed until the call returns.
+        unsafe { shim::luo_memfd_owner(&mut uid, &mut gid) };
+        (uid, gid)
+    }
+
+    fn restore_runs(
+        &self,
+        attributes: &Attributes,
+        pages: u64,
+        host: Host<'_>,
+        walk: &mut dyn FnMut(&mut ShowRun<'_>) -> Result<(), Errno>,
+    ) -> Result<OwnedFile, Errno> {
+        expect_room(pages, &Name::EMPTY, host)?;
+        let file = create(attributes, &Name::EMPTY)?;
+        let mut collected = Insertion::new(&file);
+        walk(&mut |run| collected.push(run))?;
+        collected.flush()?;
+        Ok(file)
+    }
+
+    fn discard_run(&self, run: Run) {
+        // SAFETY: what is not preserved there is left alone.
+        unsafe { shim::luo_frames_discard(run.frame(), run.length(), run.order()) };
     }
 }
 
@@ -380,10 +446,19 @@ impl PreservedFrames {
             .reserve(1, GFP_KERNEL)
             .map_err(|_| Errno::ENOMEM)?;
         // SAFETY: the run is held, so its frames are those of folios of this order.
-        Errno::check(unsafe { shim::luo_frames_preserve(run.frame(), run.length(), run.order()) })?;
+        Errno::check(unsafe {
+            shim::luo_frames_preserve(run.frame(), run.length(), run.order(), self.folio_by_folio)
+        })?;
         if self.late.push_within_capacity(extent).is_err() {
             // SAFETY: it was preserved a moment ago.
-            unsafe { shim::luo_frames_unpreserve(run.frame(), run.length(), run.order()) };
+            unsafe {
+                shim::luo_frames_unpreserve(
+                    run.frame(),
+                    run.length(),
+                    run.order(),
+                    self.folio_by_folio,
+                );
+            }
             return Err(Errno::ENOMEM);
         }
         self.pages += run.length();
@@ -416,7 +491,12 @@ impl PreservedFrames {
             // SAFETY: by the type's invariant each of them is preserved and pinned once; they are
             // forgotten below.
             unsafe {
-                shim::luo_frames_unpreserve(run.frame(), run.length(), run.order());
+                shim::luo_frames_unpreserve(
+                    run.frame(),
+                    run.length(),
+                    run.order(),
+                    self.folio_by_folio,
+                );
                 shim::luo_frames_unpin(run.frame(), run.length(), run.order());
             }
         }
@@ -602,11 +682,10 @@ impl shim::Found {
 
 /// Refuses what the memory limits have no room for, before anything is taken. The kernel's core
 /// remembers every other failure for good (`retry.patch`, in kmod/).
-fn expect_room(record: &Record, host: Host<'_>) -> Result<(), Errno> {
-    let pages = record.pages();
+fn expect_room(pages: u64, name: &Name, host: Host<'_>) -> Result<(), Errno> {
     // SAFETY: a handler is called where it may sleep.
     Errno::check(unsafe { shim::luo_memfd_has_room(pages) }).inspect_err(|_| {
-        let (name, bytes) = (record.name, pages << PAGE_SHIFT);
+        let bytes = pages << PAGE_SHIFT;
         host.explain(format_args!(
             "memfd:{name}: the cgroup has no room for {bytes} bytes; raise its memory limit, then \
              retrieve again"
@@ -614,9 +693,8 @@ fn expect_room(record: &Record, host: Host<'_>) -> Result<(), Errno> {
     })
 }
 
-/// An empty memfd with all of a record but its contents.
-fn create(record: &Record) -> Result<OwnedFile, Errno> {
-    let attributes = &record.attributes;
+/// A memfd with these attributes and no contents.
+fn create(attributes: &Attributes, name: &Name) -> Result<OwnedFile, Errno> {
     let wanted = shim::MemfdAttributes {
         size: attributes.size,
         position: attributes.position,
@@ -625,7 +703,7 @@ fn create(record: &Record) -> Result<OwnedFile, Errno> {
         mode: attributes.mode,
         uid: attributes.uid,
         gid: attributes.gid,
-        name: record.name.to_bytes(),
+        name: name.to_bytes(),
     };
     // SAFETY: `wanted` is valid for reads and its name ends with a zero, by the invariant of
     // `Name`; nobody else has what is returned.
@@ -635,11 +713,11 @@ fn create(record: &Record) -> Result<OwnedFile, Errno> {
 /// Fills a memfd with a chain of what crossed.
 fn fill(file: &OwnedFile, extents: &Extents<'_>) -> Result<(), Errno> {
     let mut collected = Insertion::new(file);
-    extents.for_each(&mut |extent| collected.push(extent))?;
+    extents.for_each(&mut |extent| collected.push(extent.run().ok_or(Errno::EINVAL)?))?;
     collected.flush()
 }
 
-/// Extents on their way into a file: several at once, so that pages that follow each other in the
+/// Runs on their way into a file: several at once, so that pages that follow each other in the
 /// file go in together, wherever they are in memory.
 struct Insertion<'a> {
     /// Made by [`create`]: nobody else knows of it.
@@ -657,16 +735,16 @@ impl<'a> Insertion<'a> {
         }
     }
 
-    fn push(&mut self, extent: Extent) -> Result<(), Errno> {
+    fn push(&mut self, run: Run) -> Result<(), Errno> {
         if self.count == self.runs.len() {
             self.flush()?;
         }
-        if let Some(run) = self.runs.get_mut(self.count) {
-            *run = shim::Run {
-                index: extent.index(),
-                pfn: extent.frame(),
-                pages: extent.length(),
-                order: extent.order(),
+        if let Some(next) = self.runs.get_mut(self.count) {
+            *next = shim::Run {
+                index: run.index(),
+                pfn: run.frame(),
+                pages: run.length(),
+                order: run.order(),
             };
             self.count += 1;
         }
@@ -783,8 +861,16 @@ mod shim {
         pub(super) fn luo_frames_sound(pfn: u64, pages: u64, order: u8) -> u64;
         pub(super) fn luo_poisoned_pages() -> u64;
         pub(super) fn luo_frames_write_zeros(pfn: u64);
-        pub(super) fn luo_frames_preserve(pfn: u64, pages: u64, order: u8) -> i32;
-        pub(super) fn luo_frames_unpreserve(pfn: u64, pages: u64, order: u8);
+        pub(super) fn luo_frames_preserve(
+            pfn: u64,
+            pages: u64,
+            order: u8,
+            folio_by_folio: bool,
+        ) -> i32;
+        pub(super) fn luo_frames_unpreserve(pfn: u64, pages: u64, order: u8, folio_by_folio: bool);
+        pub(super) fn luo_memfd_writes_mainlines() -> bool;
+        pub(super) fn luo_memfd_owner(uid: *mut u32, gid: *mut u32);
+        pub(super) fn luo_preserved_order(pfn: usize) -> i32;
         pub(super) fn luo_frames_discard(pfn: u64, pages: u64, order: u8);
         pub(super) fn luo_memfd_has_room(pages: u64) -> i32;
         pub(super) fn luo_memfd_create(attributes: *const MemfdAttributes) -> *mut c_void;

@@ -25,8 +25,17 @@
 //! - [`handler`]: the policy, [`MemfdHandler`], the same in a process and in the kernel
 //! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process;
 //!   `kernel`: those of the kernel
+//! - [`mainline`], [`mainline_handler`]: the same in the format of the kernel's own handler
 //! - [`summary`]: what a record contains, for people
 //! - kmod/: patches that the kernel's side needs; `luo integrate` puts them in
+//!
+//! # Mainline's format
+//!
+//! A kernel that has our handlers and not its own for memfds (`LIVEUPDATE_MEMFD`) has a second one
+//! here, [`MainlineHandler`]: it retrieves what the kernel's own preserved in `memfd-v2`, and, if
+//! the parameter `luo_handlers.memfd_format` is `mainline`, preserves new memfds so that a kernel
+//! without our handlers retrieves them. With both in one image the kernel's own takes what comes
+//! in, and new files while the parameter has that value.
 //!
 //! # What is preserved
 //!
@@ -89,6 +98,8 @@ mod fake;
 pub mod handler;
 #[cfg(luo_kernel)]
 mod kernel;
+pub mod mainline;
+pub mod mainline_handler;
 pub mod name;
 pub mod record;
 pub mod summary;
@@ -96,11 +107,13 @@ pub mod summary;
 mod user;
 mod wire;
 
-pub use backend::{MemfdBackend, ShowRun};
+pub use backend::{MainlineBackend, MemfdBackend, ShowRun};
 pub use extent::{Contents, Extent, ExtentBuilder, Run};
 pub use handler::{MemfdHandler, Private};
 #[cfg(luo_kernel)]
 pub use kernel::{KernelBackend, MEMFD};
+pub use mainline::MainlineRecord;
+pub use mainline_handler::MainlineHandler;
 pub use name::Name;
 pub use record::{Attributes, Kind, Record};
 pub use summary::{Data, Summary};

@@ -103,19 +103,22 @@ impl Summary {
 
     /// The seals by the kernel's names without `F_SEAL_`, such as `shrink`; in ascending order.
     pub fn seal_names(&self) -> impl Iterator<Item = &'static str> {
-        let seals = self.seals;
-        [
-            (SEAL_SEAL, "seal"),
-            (SEAL_SHRINK, "shrink"),
-            (SEAL_GROW, "grow"),
-            (SEAL_WRITE, "write"),
-            (SEAL_FUTURE_WRITE, "future-write"),
-            (SEAL_EXEC, "exec"),
-        ]
-        .into_iter()
-        .filter(move |(seal, _)| seals & seal != 0)
-        .map(|(_, name)| name)
+        seal_names(self.seals)
     }
+}
+
+pub(crate) fn seal_names(seals: u32) -> impl Iterator<Item = &'static str> {
+    [
+        (SEAL_SEAL, "seal"),
+        (SEAL_SHRINK, "shrink"),
+        (SEAL_GROW, "grow"),
+        (SEAL_WRITE, "write"),
+        (SEAL_FUTURE_WRITE, "future-write"),
+        (SEAL_EXEC, "exec"),
+    ]
+    .into_iter()
+    .filter(move |(seal, _)| seals & seal != 0)
+    .map(|(_, name)| name)
 }
 
 impl fmt::Display for Kind {

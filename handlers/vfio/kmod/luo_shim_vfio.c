@@ -646,7 +646,7 @@ static void __init list_crossing(void)
 /* Comes after vfio-pci has bound what its parameters name, and before any process. */
 static int __init start(void)
 {
-	if (!liveupdate_enabled() || luo_is_disabled("vfio"))
+	if (!liveupdate_enabled())
 		return 0;
 	list_crossing();
 	bus_register_notifier(&pci_bus_type, &driver_notifier);

@@ -16,6 +16,9 @@ const ABI: u32 = 1;
 const HANDLER: u32 = 2;
 const OWN_HANDLER: u32 = 3;
 
+/// What stood before the vendor was put before our compatibles.
+const VENDOR: &str = "luo-handlers,";
+
 /// The longest compatible, as the kernel has it.
 const COMPATIBLE_MAX: usize = 47;
 /// No kernel has so many handlers, nor so many strings that look like one.
@@ -42,6 +45,8 @@ pub struct Facts {
     pub kho: Option<String>,
     /// Whether Kexec Handover is on without `kho=on`; `None` if not known.
     pub kho_enabled: Option<bool>,
+    /// Whether a file without a handler costs only itself.
+    pub stand_ins: bool,
     /// The compatibles of our handlers. In a guess, all text that looks like one.
     pub handlers: BTreeSet<String>,
     /// Those of the kernel's own.
@@ -55,14 +60,18 @@ impl Facts {
             luo: None,
             kho: None,
             kho_enabled: None,
+            stand_ins: false,
             handlers: BTreeSet::new(),
             own_handlers: BTreeSet::new(),
         }
     }
 
-    /// Whether it takes files of this format.
+    /// Whether it takes files of this format, also where that is a former name of one of ours.
     pub fn takes(&self, compatible: &str) -> bool {
-        self.handlers.contains(compatible) || self.own_handlers.contains(compatible)
+        let present = || self.handlers.contains(&format!("{VENDOR}{compatible}"));
+        self.handlers.contains(compatible)
+            || self.own_handlers.contains(compatible)
+            || (self.stand_ins && present())
     }
 
     /// From an image's notes, or those that the running kernel shows; `None` without a note from
@@ -97,6 +106,7 @@ impl Facts {
             match key {
                 "luo" => self.luo = Some(value.to_owned()),
                 "kho" => self.kho = Some(value.to_owned()),
+                "stand_ins" => self.stand_ins = value == "1",
                 "kho_enabled" => self.kho_enabled = Some(value == "1"),
                 _ => {}
             }
@@ -218,8 +228,19 @@ pub(crate) mod tests {
             assert!(facts.takes(taken));
         }
         assert!(!facts.takes("a-v2"));
+        assert!(!facts.stand_ins && !facts.takes("c-v1"));
         assert_eq!(Facts::from_notes(&note(b"GNU", 3, &[7; 20])).unwrap(), None);
         assert_eq!(Facts::from_notes(&[]).unwrap(), None);
+    }
+
+    #[test]
+    fn former_names_are_without_the_vendor() {
+        let mut notes = notes("luo-v5", &["luo-handlers,c-v1"]);
+        let facts = Facts::from_notes(&notes).unwrap().unwrap();
+        assert!(!facts.takes("c-v1"), "an older kmod does not know them");
+        notes.extend(note(NAME, ABI, b"stand_ins=1\n"));
+        let facts = Facts::from_notes(&notes).unwrap().unwrap();
+        assert!(facts.takes("c-v1") && !facts.takes("c-v2"));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::facts::{short_name, Facts};
 
 const NOTES: &str = "sys/kernel/notes";
 const COUNTERS: &str = "sys/kernel/debug/luo_handlers";
+/// What all sessions hold, also the files of the kernel's own handlers.
+const SESSIONS: &str = "sys/kernel/debug/luo_handlers/sessions";
 const SCRATCH: &str = "sys/kernel/debug/kho/out/scratch_len";
 const MEMORY: &str = "proc/meminfo";
 
@@ -38,11 +40,16 @@ impl Machine {
     fn read_below(root: &Path) -> Self {
         let notes = fs::read(root.join(NOTES)).ok();
         let facts = notes.and_then(|notes| Facts::from_notes(&notes).ok().flatten());
-        let counters = counters(&root.join(COUNTERS));
         let text = |file| fs::read_to_string(root.join(file)).ok();
+        let shown = text(SESSIONS).and_then(|text| shown(&text));
+        let counted = || {
+            let counters = counters(&root.join(COUNTERS))?;
+            Some(by_compatible(counters, facts.as_ref()))
+        };
+        let preserved = shown.or_else(counted);
         Self {
-            is_preserved_known: counters.is_some(),
-            preserved: by_compatible(counters.unwrap_or_default(), facts.as_ref()),
+            is_preserved_known: preserved.is_some(),
+            preserved: preserved.unwrap_or_default(),
             facts,
             scratch: text(SCRATCH).and_then(|text| largest(&text)),
             available_memory: text(MEMORY).and_then(|text| available(&text)),
@@ -58,6 +65,22 @@ impl Machine {
             ..Self::default()
         }
     }
+}
+
+/// Files that go to the next kernel, by compatible; `None` if a session is at work and does not
+/// show its own.
+fn shown(sessions: &str) -> Option<BTreeMap<String, u64>> {
+    let mut preserved = BTreeMap::new();
+    for line in sessions.lines() {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["session", "outgoing", "busy", ..] => return None,
+            ["file", _, "preserved", compatible, ..] => {
+                *preserved.entry(compatible.to_owned()).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+    Some(preserved)
 }
 
 /// Files that each handler holds for the next kernel, by its name in debugfs.
@@ -161,6 +184,17 @@ mod tests {
         assert_eq!(machine.preserved, preserved);
         assert_eq!(machine.scratch, Some(64 << 20));
         assert_eq!(machine.available_memory, Some(2 << 20));
+    }
+
+    #[test]
+    fn what_sessions_show_counts_before_the_counters() {
+        let text = "session outgoing held a\nfile 0x1 preserved memfd-v2 data=0x1\n\
+                    file 0x2 preserved memfd-v2 data=0x2\nfile 0x3 preserved x,b-v1 data=0x3\n\
+                    session incoming busy b\nfile 0x3 waiting c-v1 data=0x3\n";
+        let counts = [("memfd-v2".to_owned(), 2), ("x,b-v1".to_owned(), 1)];
+        assert_eq!(shown(text), Some(BTreeMap::from(counts)));
+        assert_eq!(shown(&text.replace("held", "busy")), None);
+        assert_eq!(shown(""), Some(BTreeMap::new()));
     }
 
     #[test]

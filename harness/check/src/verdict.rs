@@ -142,13 +142,10 @@ fn taken(compatible: &str, count: u64, next: &Facts, command_line: Option<&str>)
     };
     let known = next.takes(compatible) || by_name();
     let (answer, text) = match (known, next.origin) {
-        (true, _) if is_disabled(command_line, short_name(compatible)) => (
-            Answer::No,
-            format!(
-                "the next kernel's command line has luo_handlers.disable={}: these files would be \
-                 released and not rebuilt",
-                short_name(compatible)
-            ),
+        (true, Origin::Notes) if is_disabled(command_line, short_name(compatible)) => (
+            Answer::Yes,
+            "the next kernel has a handler, which takes no new files (luo_handlers.disable)"
+                .to_owned(),
         ),
         (true, Origin::Notes) => (Answer::Yes, "the next kernel has a handler".to_owned()),
         (true, Origin::Guess) => (
@@ -160,11 +157,20 @@ fn taken(compatible: &str, count: u64, next: &Facts, command_line: Option<&str>)
                 Origin::Notes => "",
                 Origin::Guess => "a guess: ",
             };
+            let cost = match next.stand_ins {
+                true => "these files would be lost",
+                false => "every session would be lost",
+            };
+            let other = other_format(compatible, next);
+            let advice = other.map_or("build it in".to_owned(), |other| {
+                format!("build it in, or preserve them as {other}, which it takes")
+            });
             let name = short_name(compatible);
             (
                 Answer::No,
                 format!(
-                    "{guess}the next kernel has no handler for {compatible} ({name}): build it in"
+                    "{guess}the next kernel has no handler for {compatible} ({name}), {cost}: \
+                     {advice}"
                 ),
             )
         }
@@ -175,6 +181,13 @@ fn taken(compatible: &str, count: u64, next: &Facts, command_line: Option<&str>)
         answer,
         text,
     }
+}
+
+/// Another format that the next kernel takes of files of the same name.
+fn other_format<'a>(compatible: &str, next: &'a Facts) -> Option<&'a str> {
+    let mut all = next.own_handlers.iter().chain(&next.handlers);
+    let same = |other: &&String| short_name(other) == short_name(compatible);
+    all.find(same).map(String::as_str)
 }
 
 fn switched_on(command_line: Option<&str>, next: &Facts) -> Check {
@@ -435,17 +448,29 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_that_is_left_out_takes_nothing() {
+    fn a_handler_that_takes_no_new_files_retrieves() {
         let next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
-        let on = |disabled: &str| boot(&format!("liveupdate=on kho=on {disabled}"));
-        let no = refusals(&next, &on("luo_handlers.disable=ioport,vfio"));
-        assert!(no.len() == 1 && no[0].contains("disable=vfio"), "{no:?}");
-        assert!(refusals(&next, &on("luo_handlers.disable=ioport")).is_empty());
-        assert!(refusals(
-            &next,
-            &on("luo_handlers.disable=vfio luo_handlers.disable=")
-        )
-        .is_empty());
+        let line = boot("liveupdate=on kho=on luo_handlers.disable=ioport,vfio");
+        let report = compare(&machine(), &next, &line);
+        assert!(report.can_jump);
+        let text = |name: &str| {
+            let of_name = |files: &&Files| files.compatible == name;
+            let files = report.files.iter().find(of_name).unwrap();
+            (files.answer, files.text.contains("takes no new files"))
+        };
+        assert_eq!(text("vfio-v1"), (Answer::Yes, true));
+        assert_eq!(text("memfd-v1"), (Answer::Yes, false));
+    }
+
+    #[test]
+    fn what_a_missing_handler_costs_is_reported_with_a_way_out() {
+        let line = boot("liveupdate=on kho=on");
+        let mut next = image("luo-v5", &["vfio-v1"]);
+        let no = refusals(&next, &line);
+        let expected = "every session would be lost: build it in, or preserve them as memfd-v2";
+        assert!(no.len() == 1 && no[0].contains(expected), "{no:?}");
+        next.facts.stand_ins = true;
+        assert!(refusals(&next, &line)[0].contains("these files would be lost"));
     }
 
     #[test]

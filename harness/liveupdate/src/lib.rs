@@ -21,11 +21,13 @@
 //! # Map
 //!
 //! - [`device`]: the device and its sessions
+//! - [`sessions`]: what all sessions hold
 //! - [`kexec`]: loads the next kernel and jumps into it
 //! - `sys`: the system calls that no library wraps
 
 pub mod device;
 pub mod kexec;
+pub mod sessions;
 mod sys;
 
 pub use device::{is_available, Device, Error, Session, DEVICE_PATH, SESSION_NAME_MAX};

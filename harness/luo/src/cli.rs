@@ -53,8 +53,8 @@ enum Cmd {
     Bench(BenchArguments),
     /// Show what a handover holds: entries, handlers, sizes, bad entries
     Inspect {
-        /// A devicetree, or the directory of an image
-        file: PathBuf,
+        /// A devicetree, or the directory of an image; without it, the sessions of this kernel
+        file: Option<PathBuf>,
         #[command(flatten)]
         plugins: Plugins,
         /// Answer in JSON
@@ -106,7 +106,10 @@ impl Cli {
             Cmd::Handlers { plugins, json } => handlers(&plugins.plugin, json)?,
             Cmd::Bench(arguments) => return bench::run(arguments),
             Cmd::Inspect {
-                file,
+                file: None, json, ..
+            } => session::inspect(json)?,
+            Cmd::Inspect {
+                file: Some(file),
                 plugins,
                 json,
             } => {

@@ -17,6 +17,7 @@ use luo_lab::build::checkout::find_checkout;
 use luo_lab::build::options::{BuildOptions, Init};
 use luo_lab::build::pipeline::build;
 use luo_lab::build::profile::Profile;
+use luo_lab::build::variant::Variant;
 use luo_lab::cache::directory::Cache;
 use luo_lab::run::bench;
 use luo_lab::run::command::{run_command, run_shell};
@@ -174,6 +175,8 @@ pub struct BuildArguments {
     #[arg(skip)]
     program: Option<PathBuf>,
     #[arg(skip)]
+    variants: Vec<Variant>,
+    #[arg(skip)]
     handlers: Vec<PathBuf>,
 }
 
@@ -191,6 +194,7 @@ impl BuildArguments {
             init: self.init,
             program: self.program,
             handlers: self.handlers,
+            variants: self.variants,
         };
         build(cache, &options)
     }
@@ -383,6 +387,7 @@ fn test(
         program: program.is_some(),
     };
     guest.build.program = program;
+    guest.build.variants = selected.variants()?;
     let (cache, built, options) = guest.prepare()?;
     let summary = run_tests(&cache, &built, &options, &selected, &mut |result| {
         println!("{result}");

@@ -14,7 +14,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 
 use anyhow::{bail, Context, Result};
+use bytesize::ByteSize;
 use clap::Subcommand;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{ContentArrangement, Table};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{fcntl_get_seals, fstat};
 use serde::Serialize;
@@ -23,6 +26,7 @@ use crate::bench_arguments::wrong_usage;
 use crate::descriptor::Descriptor;
 use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
+use luo_liveupdate::sessions::{self, Direction, ShownSession, SESSIONS_PATH};
 use luo_liveupdate::{Device, Session};
 
 /// The name of a session among a process's open files.
@@ -75,7 +79,8 @@ pub enum SessionCommand {
         /// As it was created
         name: String,
     },
-    /// List the sessions that processes hold open
+    /// List all sessions with their files: those that processes hold, and those that came from the
+    /// previous kernel
     List {
         /// Answer in JSON
         #[arg(long)]
@@ -262,31 +267,218 @@ fn copy(from: &File, to: &PathBuf, size: u64) -> io::Result<()> {
 }
 
 /// A session that a process holds.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq)]
 struct HeldSession {
     name: String,
     pid: u32,
     program: String,
 }
 
+/// A session of the kernel.
+#[derive(Debug, Serialize)]
+struct ListedSession {
+    name: String,
+    /// Whether it came from the previous kernel; unknown without our module.
+    incoming: Option<bool>,
+    state: String,
+    pid: Option<u32>,
+    program: Option<String>,
+    /// Unknown without our module, and while the session is at work.
+    files: Option<Vec<ListedFile>>,
+}
+
+/// A file of a session.
+#[derive(Debug, Serialize)]
+struct ListedFile {
+    token: String,
+    state: String,
+    compatible: String,
+    size_bytes: Option<u64>,
+    moved_bytes: Option<u64>,
+    /// What its handler reports of it.
+    record: Vec<(String, String)>,
+}
+
 fn list(json: bool) -> Result<()> {
-    let sessions = held_sessions()?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&sessions)?);
-        return Ok(());
-    }
-    if sessions.is_empty() {
-        println!(
-            "no process holds a session; what came from the previous kernel is known by name only"
-        );
-    }
-    for HeldSession { name, pid, program } in &sessions {
-        println!("{name}  held by {program} ({pid})");
+    let (sessions, unknown) = listed_sessions()?;
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(&sessions)?),
+        false => print_list(&sessions, unknown.as_deref()),
     }
     Ok(())
 }
 
-/// The kernel has no list, but each session is an open file of somebody.
+/// Prints all that is known of this kernel's sessions.
+///
+/// # Errors
+///
+/// If processes cannot be listed.
+pub fn inspect(json: bool) -> Result<()> {
+    let (sessions, unknown) = listed_sessions()?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&sessions)?);
+        return Ok(());
+    }
+    if let Some(unknown) = unknown {
+        println!("{unknown}");
+    }
+    println!("this kernel has {} sessions", sessions.len());
+    for session in &sessions {
+        println!("{}", session.text());
+    }
+    Ok(())
+}
+
+/// All sessions that are known, and why there may be more.
+fn listed_sessions() -> Result<(Vec<ListedSession>, Option<String>)> {
+    // The kernel looks at what came in once somebody opens the device. Who has it open has done so.
+    drop(Device::open());
+    let mut held = held_sessions()?;
+    let shown = match sessions::read() {
+        Ok(shown) => shown,
+        Err(error) => {
+            let unknown = format!(
+                "what sessions hold, and what came from the previous kernel, is not known: \
+                 {SESSIONS_PATH}: {error}"
+            );
+            return Ok((held.into_iter().map(of_process).collect(), Some(unknown)));
+        }
+    };
+    let mut listed = Vec::new();
+    for session in shown {
+        let is_it = |it: &HeldSession| it.name == session.name;
+        let is_open = session.state != "waiting";
+        let holder = held.iter().position(is_it).filter(|_| is_open);
+        listed.push(of_kernel(session, holder.map(|place| held.remove(place))));
+    }
+    Ok((listed, None))
+}
+
+fn of_process(held: HeldSession) -> ListedSession {
+    ListedSession {
+        name: held.name,
+        incoming: None,
+        state: "held".to_owned(),
+        pid: Some(held.pid),
+        program: Some(held.program),
+        files: None,
+    }
+}
+
+fn of_kernel(session: ShownSession, holder: Option<HeldSession>) -> ListedSession {
+    let is_known = session.state != "busy";
+    let files = session.files.into_iter().map(|file| ListedFile {
+        size_bytes: file.size_bytes(),
+        token: file.token.to_string(),
+        state: file.state,
+        compatible: file.compatible,
+        moved_bytes: file.moved_bytes,
+        record: file.pairs,
+    });
+    ListedSession {
+        name: session.name,
+        incoming: Some(session.direction == Direction::Incoming),
+        state: session.state,
+        pid: holder.as_ref().map(|holder| holder.pid),
+        program: holder.map(|holder| holder.program),
+        files: is_known.then(|| files.collect()),
+    }
+}
+
+/// Columns of a terminal.
+const WIDTH: u16 = 80;
+
+fn print_list(sessions: &[ListedSession], unknown: Option<&str>) {
+    if let Some(unknown) = unknown {
+        println!("{unknown}");
+    }
+    if sessions.is_empty() {
+        println!("there is no session");
+        return;
+    }
+    println!("{}", table(sessions));
+}
+
+fn table(sessions: &[ListedSession]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH)
+        .set_header([
+            "session", "state", "token", "file", "handler", "size", "moved",
+        ]);
+    let bytes = |bytes: Option<u64>| bytes.map_or(String::new(), |it| ByteSize(it).to_string());
+    for session in sessions {
+        let mut row = vec![printable(&session.name), session.state_text()];
+        if let Some(files) = &session.files {
+            row.extend([String::new(), format!("{} files", files.len())]);
+        }
+        table.add_row(row);
+        for file in session.files.iter().flatten() {
+            table.add_row([
+                String::new(),
+                file.state.clone(),
+                file.token.clone(),
+                printable(file.name().unwrap_or("")),
+                printable(&file.compatible),
+                bytes(file.size_bytes),
+                bytes(file.moved_bytes),
+            ]);
+        }
+    }
+    table
+}
+
+/// What a hostile previous kernel wrote must not reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c.is_control() {
+            true => c.escape_default().collect::<Vec<_>>(),
+            false => vec![c],
+        })
+        .collect()
+}
+
+impl ListedSession {
+    fn state_text(&self) -> String {
+        let direction = match self.incoming {
+            Some(true) => "came in, ",
+            _ => "",
+        };
+        let holder = match (&self.program, self.pid) {
+            (Some(program), Some(pid)) => format!(" by {} ({pid})", printable(program)),
+            _ => String::new(),
+        };
+        format!("{direction}{}{holder}", self.state)
+    }
+
+    /// All of it, a line for the session and one for each file.
+    fn text(&self) -> String {
+        let mut lines = vec![format!("{}: {}", printable(&self.name), self.state_text())];
+        for file in self.files.iter().flatten() {
+            let mut line = format!("  {}: {}, {}", file.token, file.compatible, file.state);
+            for (key, value) in &file.record {
+                line.push_str(&format!(", {} {value}", key.trim_end_matches("[]")));
+            }
+            if let Some(bytes) = file.moved_bytes {
+                line.push_str(&format!(", moved_bytes {bytes}"));
+            }
+            lines.push(printable(&line));
+        }
+        lines.join("\n")
+    }
+}
+
+impl ListedFile {
+    /// The open file's name.
+    fn name(&self) -> Option<&str> {
+        let name = self.record.iter().find(|(key, _)| key == "name");
+        name.map(|(_, name)| name.as_str())
+    }
+}
+
+/// The kernel does not tell who holds a session, but each is an open file of somebody.
 fn held_sessions() -> Result<Vec<HeldSession>> {
     let mut sessions = Vec::new();
     for process in fs::read_dir("/proc").context("listing processes")? {
@@ -327,6 +519,49 @@ fn session_name(link: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_fits_a_terminal() {
+        let file = |token: u64, state: &str| ListedFile {
+            token: Token(token).to_string(),
+            state: state.into(),
+            compatible: "luo-handlers,memfd-v1".into(),
+            size_bytes: Some(3 << 30),
+            moved_bytes: (token == 1).then_some(5 << 20),
+            record: vec![("name".into(), "memfd:guest memory".into())],
+        };
+        let session = |name: &str, files| ListedSession {
+            name: name.into(),
+            incoming: Some(false),
+            state: "held".into(),
+            pid: Some(4711),
+            program: Some("a-program".into()),
+            files,
+        };
+        let files = vec![file(1, "preserved"), file(u64::MAX, "preserved")];
+        let sessions = [
+            session(&"long".repeat(15), Some(files)),
+            session("busy\x1b", None),
+        ];
+        let text = table(&sessions).to_string();
+        assert!(
+            text.lines()
+                .all(|line| line.chars().count() <= WIDTH.into()),
+            "{text}"
+        );
+        for part in [
+            "2 files",
+            "5.0 MiB",
+            "3.0 GiB",
+            "0x1 ",
+            "busy\\u{1b",
+            "(4711)",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        let text = sessions[0].text();
+        assert!(text.contains("\n  0x1: luo-handlers,memfd-v1, preserved, name memfd:guest memory"));
+    }
 
     #[test]
     fn entries_have_a_token_and_a_file() {

@@ -32,15 +32,16 @@ const TREE: [(&str, &str); 6] = [
     ),
 ];
 
-/// The files that the handlers' patches change, as far as the patches show them.
+/// The files that the patches of the module and its handlers change, as far as the patches show
+/// them.
 fn patched_files() -> BTreeMap<String, String> {
-    let handlers = fs::read_dir(Path::new(checkout()).join("handlers")).unwrap();
-    let patches = handlers
-        .flat_map(|handler| {
-            fs::read_dir(handler.unwrap().path().join("kmod"))
-                .into_iter()
-                .flatten()
-        })
+    let checkout = Path::new(checkout());
+    let handlers = fs::read_dir(checkout.join("handlers")).unwrap();
+    let handlers = handlers.map(|handler| handler.unwrap().path());
+    let patches = [checkout.to_path_buf()]
+        .into_iter()
+        .chain(handlers)
+        .flat_map(|part| fs::read_dir(part.join("kmod")).into_iter().flatten())
         .map(|file| file.unwrap().path())
         .filter(|file| {
             file.extension()
@@ -57,7 +58,9 @@ fn patched_files() -> BTreeMap<String, String> {
             }
         }
     }
-    assert!(files.contains_key("mm/shmem.c"));
+    for file in ["mm/shmem.c", "kernel/liveupdate/luo_session.c"] {
+        assert!(files.contains_key(file));
+    }
     files
 }
 

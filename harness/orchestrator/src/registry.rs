@@ -86,12 +86,12 @@ impl Registry {
         read(&self.subsystems).clone()
     }
 
-    /// The handler called `compatible`.
+    /// The handler called `compatible`, also by a former name of one of ours.
     pub fn handler(&self, compatible: &Compatible) -> Option<Handler> {
         find(&read(&self.handlers), compatible)
     }
 
-    /// The subsystem called `compatible`.
+    /// The subsystem called `compatible`, likewise.
     pub fn subsystem(&self, compatible: &Compatible) -> Option<SubsystemRef> {
         find(&read(&self.subsystems), compatible)
     }
@@ -161,6 +161,9 @@ fn insert<T: Named>(entries: &mut Vec<T>, added: &[T]) -> Result<(), InvalidHand
 }
 
 fn find<T: Named>(entries: &[T], compatible: &Compatible) -> Option<T> {
-    let place = entries.binary_search_by_key(compatible, Named::name).ok()?;
-    entries.get(place).copied()
+    let called = |name: &Compatible| {
+        let place = entries.binary_search_by_key(name, Named::name).ok()?;
+        entries.get(place).copied()
+    };
+    called(compatible).or_else(|| called(&compatible.with_vendor()?))
 }

@@ -821,6 +821,36 @@ fn arrived_with(devicetree: Vec<u8>, memory: Vec<u8>) -> Orchestrator {
     )
 }
 
+/// Formats had no vendor once. One of the same name may be somebody else's: its record shows it.
+#[test]
+fn former_names_are_retrieved_if_the_record_is_ours() {
+    let update = Orchestrator::new(Arc::new(Registry::linked().unwrap()));
+    update.preserve(Token(1), memfd(b"contents")).unwrap();
+    freeze(&update);
+    let cross = |handover: Handover<'_>| {
+        let mut arrival = loopback::cross(&handover).unwrap();
+        let data = decode(&arrival.devicetree).unwrap().tree.files[0].data;
+        arrival.devicetree = foreign_tree(|fdt| {
+            entry(fdt, "0x1", "memfd-v1", &data.to_be_bytes());
+            entry(fdt, "0x2", "memfd-v1", &0x1234_5000_u64.to_be_bytes());
+            entry(fdt, "0x3", "memfd-v2", &data.to_be_bytes());
+        });
+        Ok::<_, Error>(arrival)
+    };
+    let new = Orchestrator::arrived(
+        Arc::new(Registry::linked().unwrap()),
+        update.handover(cross).unwrap(),
+    );
+    assert_eq!(contents(new.retrieve(Token(1)).unwrap()), b"contents");
+    let reason = new.retrieve(Token(2)).unwrap_err().to_string();
+    assert!(
+        reason.contains("nothing is preserved where its record should be"),
+        "{reason}"
+    );
+    let reason = new.retrieve(Token(3)).unwrap_err().to_string();
+    assert!(reason.contains("no handler for memfd-v2"), "{reason}");
+}
+
 #[test]
 fn bad_entries_are_listed_and_the_others_are_usable() {
     let (_, _, update) = host();

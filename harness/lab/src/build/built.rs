@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What a build yields.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct Artefacts {
     pub build_tree: PathBuf,
     /// The guest's only file system.
     pub initramfs: PathBuf,
+    /// The images of other kernels that tests jump to and from, by name.
+    #[serde(default)]
+    pub variants: BTreeMap<String, PathBuf>,
 }
 
 impl Built {

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{anyhow, Context, Result};
 
@@ -11,10 +12,14 @@ use crate::build::config;
 use crate::build::profile::Profile;
 use crate::build::toolchain::Toolchain;
 use crate::build::trees::Trees;
+use crate::build::variant::Variant;
 use crate::cache::files::write_atomically;
 use crate::cache::key::Key;
 use crate::cache::progress::Progress;
 use crate::integrate::{self, Integrated, LocalEdits, Selection};
+
+/// Where make puts it.
+const IMAGE: &str = "arch/x86/boot/bzImage";
 
 /// A kernel that is built.
 #[derive(Debug)]
@@ -36,24 +41,14 @@ pub(crate) fn build(
 ) -> Result<KernelImage> {
     let handlers = integrate_handlers(checkout, selection, &trees.source())?;
     let objects = trees.objects(profile);
-    let [source_seen_at, objects_seen_at] = trees.seen_at(profile);
+    let [_, objects_seen_at] = trees.seen_at(profile);
     for directory in [&objects, &objects_seen_at] {
         fs::create_dir_all(directory)
             .with_context(|| format!("creating {}", directory.display()))?;
     }
     let make = |progress: &Progress, targets: &[&str]| {
-        let (source, objects) = (trees.source(), trees.objects(profile));
-        let views = [
-            [source.as_path(), source_seen_at.as_path()],
-            [objects.as_path(), objects_seen_at.as_path()],
-        ];
-        let mut command = toolchain.command(&source_seen_at, &views, "make");
-        command
-            .arg(format!("O={}", objects_seen_at.display()))
-            .args(profile.make_arguments())
-            .args(targets);
-        let result = progress.run(&mut command);
-        result.map_err(|error| handlers.with_sources_named(error))
+        let made = make(trees, toolchain, (profile, &objects), progress, targets);
+        made.map_err(|error| handlers.with_sources_named(error))
     };
     let step = |name: &str| format!("{name}-{}", profile.name());
 
@@ -86,17 +81,79 @@ pub(crate) fn build(
         },
     )?;
 
-    let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let key = Key::of([&config_key, &handlers.sources].map(Key::as_str));
     trees
         .part()
         .step(&step("kernel"), "building the kernel", &key, |progress| {
-            make(progress, &[&format!("-j{jobs}"), "bzImage"])
+            make(progress, &[&parallel(jobs), "bzImage"])
         })?;
     Ok(KernelImage {
-        image: objects.join("arch/x86/boot/bzImage"),
+        image: objects.join(IMAGE),
         key,
     })
+}
+
+/// Builds a kernel that differs a little from the one that was built before, whose key is `of`, from
+/// a copy of its objects. Returns its image.
+pub(crate) fn build_variant(
+    trees: &Trees,
+    toolchain: &Toolchain,
+    (profile, variant): (Profile, Variant),
+    jobs: Option<usize>,
+    of: &Key,
+) -> Result<PathBuf> {
+    let (origin, objects) = (trees.objects(profile), trees.objects_of(profile, variant));
+    let step = format!("kernel-{}-{}", profile.name(), variant.name());
+    let what = format!("building the kernel {}", variant.name());
+    let key = Key::of([of.as_str(), variant.options()]);
+    trees.part().step(&step, &what, &key, |progress| {
+        if !objects.exists() {
+            let copy = objects.with_extension("part");
+            progress.run(
+                Command::new("cp")
+                    .args(["--archive", "--reflink=auto", "--no-target-directory"])
+                    .args([&origin, &copy]),
+            )?;
+            fs::rename(&copy, &objects).with_context(|| format!("renaming {}", copy.display()))?;
+        }
+        let make =
+            |targets: &[&str]| make(trees, toolchain, (profile, &objects), progress, targets);
+        let config = objects.join(".config");
+        let text = fs::read_to_string(origin.join(".config"))
+            .context("reading the configuration of the kernel before")?;
+        write_atomically(&config, (text + variant.options()).as_bytes())?;
+        make(&["olddefconfig"])?;
+        config::check(variant.options(), &config)?;
+        make(&[&parallel(jobs), "bzImage"])
+    })?;
+    Ok(objects.join(IMAGE))
+}
+
+fn parallel(jobs: Option<usize>) -> String {
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+    format!("-j{}", jobs.unwrap_or_else(processors))
+}
+
+/// Runs make, with the objects where they are expected.
+fn make(
+    trees: &Trees,
+    toolchain: &Toolchain,
+    (profile, objects): (Profile, &Path),
+    progress: &Progress,
+    targets: &[&str],
+) -> Result<()> {
+    let source = trees.source();
+    let [source_seen_at, objects_seen_at] = trees.seen_at(profile);
+    let views = [
+        [source.as_path(), source_seen_at.as_path()],
+        [objects, objects_seen_at.as_path()],
+    ];
+    let mut command = toolchain.command(&source_seen_at, &views, "make");
+    command
+        .arg(format!("O={}", objects_seen_at.display()))
+        .args(profile.make_arguments())
+        .args(targets);
+    progress.run(&mut command)
 }
 
 /// What kmod/ adds to the kernel.

@@ -19,3 +19,4 @@ pub(crate) mod source;
 pub(crate) mod systemd;
 pub(crate) mod toolchain;
 pub(crate) mod trees;
+pub mod variant;

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use crate::build::profile::Profile;
+use crate::build::variant::Variant;
 
 /// The init of the guests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,4 +36,6 @@ pub struct BuildOptions {
     pub init: Init,
     /// A test program of the user, a script or statically linked, to put into the guest.
     pub program: Option<PathBuf>,
+    /// The kernels that the tests to be run want beside the lab's own.
+    pub variants: Vec<Variant>,
 }

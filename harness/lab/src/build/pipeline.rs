@@ -38,6 +38,20 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
         profile,
         options.jobs,
     )?;
+    let variants = options
+        .variants
+        .iter()
+        .map(|&variant| {
+            let image = kernel_image::build_variant(
+                &trees,
+                &toolchain,
+                (profile, variant),
+                options.jobs,
+                &kernel.key,
+            )?;
+            Ok((variant.name().to_owned(), image))
+        })
+        .collect::<Result<_>>()?;
     let luo = match &options.guest_binary {
         Some(binary) => binary.clone(),
         None => guest_binary::build(cache, trees.part(), &checkout)?,
@@ -63,6 +77,7 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
             kernel_tree: trees.source(),
             build_tree: trees.objects(profile),
             initramfs,
+            variants,
         },
     };
     if options.init == Init::Luo {

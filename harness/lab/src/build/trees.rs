@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::profile::Profile;
 use crate::build::source::Source;
+use crate::build::variant::Variant;
 use crate::cache::directory::Cache;
 use crate::cache::files::write_atomically;
 use crate::cache::key::Key;
@@ -96,6 +97,12 @@ impl Trees {
     /// Objects and configuration of a kernel.
     pub(crate) fn objects(&self, profile: Profile) -> PathBuf {
         self.part.path(format!("build-{}", profile.name()))
+    }
+
+    /// Objects and configuration of a kernel that differs a little: a copy to begin with.
+    pub(crate) fn objects_of(&self, profile: Profile, variant: Variant) -> PathBuf {
+        let name = format!("build-{}-{}", profile.name(), variant.name());
+        self.part.path(name)
     }
 
     /// Where a build sees both: the same place for every checkout.

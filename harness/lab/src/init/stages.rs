@@ -7,7 +7,7 @@ use anyhow::{bail, ensure, Context, Result};
 
 use crate::event::Event;
 use crate::guest::kmemleak;
-use crate::guest::next_kernel::load_next;
+use crate::guest::next_kernel::{load_next, load_variant};
 use crate::guest::programs::{exit_code, install_shell_commands, program};
 use crate::guest::reporter::Reporter;
 use crate::job::next_stage;
@@ -36,12 +36,11 @@ pub(crate) fn run_stage(
     // possible.
     let next = test.stages.get(number);
     if let Some(next) = next {
-        load_next(&next_stage(
-            command_line,
-            number + 1,
-            stage.parameters,
-            next.parameters,
-        ))?;
+        let command_line = next_stage(command_line, number + 1, stage.parameters, next.parameters);
+        match next.kernel {
+            None => load_next(&command_line)?,
+            Some(kernel) => load_variant(kernel, &command_line)?,
+        }
     }
     let started = Instant::now();
     if let Action::Jump(jump) = stage.action {

@@ -16,7 +16,7 @@
 //!                                       two lines: lld puts sections without a line after the end
 //! KERNEL/rust/bindings/bindings_helper.h
 //!                                       one line: mainline's interface, for our ops
-//! KERNEL/mm/...                         what handlers/*/kmod/*.patch change
+//! KERNEL/mm/...                         what kmod/*.patch and handlers/*/kmod/*.patch change
 //! ```
 //!
 //! Doing it twice changes nothing, not even a file's time, so that a rebuild builds only what is

@@ -67,12 +67,16 @@ impl Patched {
                     continue;
                 };
                 texts.wanted = diffy::apply(&texts.wanted, &patch).with_context(|| {
+                    let is_of_module = name.parent() == Some(Path::new(""));
                     format!(
-                        "{} does not fit {} in {}: the patch was written for another kernel; \
-                         leave its handler out with --handlers",
+                        "{} does not fit {} in {}: the patch was written for another kernel{}",
                         name.display(),
                         file.display(),
-                        kernel.display()
+                        kernel.display(),
+                        match is_of_module {
+                            true => "",
+                            false => "; leave its handler out with --handlers",
+                        }
                     )
                 })?;
             }

@@ -2,13 +2,17 @@
 //! Runs tests, each in a guest of its own: a line for each, and what our handlers did in all of
 //! them.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Display};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::build::built::Built;
 use crate::build::profile::Profile;
+use crate::build::variant::Variant;
 use crate::cache::directory::Cache;
 use crate::cache::runs::Runs;
 use crate::job::Job;
@@ -87,6 +91,18 @@ pub struct Selected {
 }
 
 impl Selected {
+    /// The kernels that they need beside the lab's own.
+    ///
+    /// # Errors
+    ///
+    /// No test has such a name.
+    pub fn variants(&self) -> Result<Vec<Variant>> {
+        let tests = self.tests()?;
+        let stages = tests.iter().flat_map(|test| test.stages);
+        let kernels: BTreeSet<Variant> = stages.filter_map(|stage| stage.kernel).collect();
+        Ok(kernels.into_iter().collect())
+    }
+
     fn tests(&self) -> Result<Vec<&'static Test>> {
         let program = self.program.then_some(table::USERS_TESTS);
         let mut tests = match self.names.is_empty() && self.program {
@@ -131,6 +147,12 @@ pub fn run_tests(
         let mut guest = guest(&runs, built, options, accel, job, test.name);
         let first = test.stages.first().map_or("", |stage| stage.parameters);
         guest.machine = test.machine;
+        let kernels = kernels_of(test, built)?;
+        put_beside(&kernels, &guest.directory)?;
+        let first_kernel = test.stages.first().and_then(|stage| stage.kernel);
+        if let Some((_, image)) = kernels.iter().find(|(it, _)| Some(*it) == first_kernel) {
+            guest.image = image;
+        }
         guest.parameters = format!("{} {first}", guest.parameters);
         guest.timeout = options.timeout.or(Some(test_timeout(built.profile, test)));
         let run = guest.run()?;
@@ -142,6 +164,28 @@ pub fn run_tests(
         }
     }
     Ok(summary)
+}
+
+/// The other kernels that a test runs in, and their images.
+fn kernels_of<'b>(test: &Test, built: &'b Built) -> Result<Vec<(Variant, &'b Path)>> {
+    let kernels: BTreeSet<Variant> = test.stages.iter().filter_map(|it| it.kernel).collect();
+    let images = kernels.into_iter().map(|kernel| {
+        let image = built.artefacts.variants.get(kernel.name());
+        let image = image.with_context(|| format!("the kernel {} is not built", kernel.name()))?;
+        Ok((kernel, image.as_path()))
+    });
+    images.collect()
+}
+
+/// Puts kernels where a guest finds them.
+fn put_beside(kernels: &[(Variant, &Path)], directory: &Path) -> Result<()> {
+    for (kernel, image) in kernels {
+        let results = directory.join("results");
+        fs::create_dir_all(&results)?;
+        let file = results.join(kernel.file_in_results());
+        fs::copy(image, &file).with_context(|| format!("copying {}", image.display()))?;
+    }
+    Ok(())
 }
 
 /// One for the test, and one for each case that shared its jump.

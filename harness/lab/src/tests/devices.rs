@@ -272,10 +272,14 @@ pub(crate) fn preserve_device(held: &mut HeldOpen) -> Result<()> {
     held.hold(&session)
 }
 
-/// In a kernel in which the handler of devices is switched off.
-pub(crate) fn lose_device(_held: &mut HeldOpen) -> Result<()> {
-    lose(
-        &Device::open()?.retrieve_session(SWITCHED_OFF)?,
-        Errno::OPNOTSUPP,
+/// In a kernel in which the handler of devices is switched off: it retrieves, and takes no more.
+pub(crate) fn take_device_but_no_other(_held: &mut HeldOpen) -> Result<()> {
+    let device = Device::open()?;
+    let taken = take(&device.retrieve_session(SWITCHED_OFF)?)?;
+    let session = device.create_session("another")?;
+    expect_errno(
+        session.preserve(FIRST, taken[0].as_fd()),
+        Errno::NOENT,
+        "preserving a device",
     )
 }

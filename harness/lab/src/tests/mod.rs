@@ -3,6 +3,7 @@
 //! sides.
 
 mod attributes;
+mod both_ways;
 pub(crate) mod case;
 mod devices;
 mod expect;
@@ -21,6 +22,7 @@ mod luo_bench;
 mod memfd_cases;
 mod memfd_twice;
 mod memfds;
+mod missing;
 mod moved;
 mod numa;
 mod pci;

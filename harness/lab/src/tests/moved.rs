@@ -23,7 +23,8 @@ const MOVED_FILES: &str = "/sys/kernel/debug/luo_handlers/moved_files";
 fn listed() -> Result<Option<u64>> {
     let text = read_to_string(MOVED_FILES).with_context(|| format!("reading {MOVED_FILES}"))?;
     let line = text.lines().find_map(|line| {
-        let (bytes, name) = line.split_once(' ')?;
+        let mut words = line.split(' ');
+        let (bytes, _inode, name) = (words.next()?, words.next()?, words.next()?);
         (name == ESCAPED).then_some(bytes)
     });
     line.map(|bytes| bytes.parse().context("the list has no number"))

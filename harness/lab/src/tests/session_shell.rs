@@ -17,7 +17,7 @@ const NAMES: [&str; 2] = ["held", "unclaimed"];
 
 /// Holds the sessions with the memfds that the shell inherited; what holds them outlives the shell.
 /// `$1` and `$2` are their descriptors.
-const HOLD: &str = r"
+const HOLD: &str = r#"
 set -e
 mkfifo /tmp/never
 exec 9<>/tmp/never
@@ -25,13 +25,17 @@ for name in held unclaimed; do
     luo session preserve $name 0x1=$$:$1 </tmp/never 2>/tmp/log &
     shift
     until grep 'holding session' /tmp/log; do sleep 1; kill -0 $! || { cat /tmp/log; exit 1; }; done
-    luo session list | grep $name'  held by luo'
+    luo inspect | grep "^$name: held by luo ("
+    luo session list | grep "$name"
 done
-";
+"#;
 
 const TAKE: &str = r#"
 set -e
-luo session list | grep 'no process holds a session'
+luo inspect | grep '^held: came in, waiting'
+luo session list | grep 'waiting.*0x1'
+luo session list --json | grep '"size_bytes": 5'
+luo inspect | grep '0x1: luo-handlers,memfd-v1, waiting, data 0x.*, size_bytes 5'
 luo session retrieve held 0x1=/tmp/copy
 test "$(cat /tmp/copy)" = held
 luo session finish unclaimed

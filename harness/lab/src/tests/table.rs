@@ -5,12 +5,15 @@
 use anyhow::{bail, Result};
 
 use crate::archive::USERS_PROGRAM;
+use crate::build::variant::Variant;
 use crate::tests::memfd_cases::MEMFDS;
-use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
+use crate::tests::test::{
+    check, in_kernel, preserves, retrieves, stage, without_memfd, Action, Stage, Test,
+};
 use crate::tests::{
-    attributes, devices, failing_freeze, forged, forged_bytes, freeze, killed_waiter, late_writes,
-    limit, luo_bench, memfd_twice, moved, numa, quiet, reserved, session_shell, subsystems, swap,
-    switched_off,
+    attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, killed_waiter,
+    late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet, reserved,
+    session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -222,16 +225,71 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "switched_off",
-        about: "what arrives for a handler that is switched off fails alone; the kernel's own \
-                handler takes new files",
+        about: "a handler that is switched off retrieves what came in; the kernel's own takes new \
+                files",
         machine: Machine::Plain,
         stages: &[
-            without_memfd(switched_off::preserve_with_the_kernels),
+            without_memfd(switched_off::preserve_with_the_kernels, 0),
             check(switched_off::swap_handlers, 2, 0),
-            without_memfd(switched_off::fail_to_retrieve),
+            without_memfd(switched_off::take_what_came_in, 2),
         ],
         prints: &[],
         seconds: 120,
+    },
+    Test {
+        name: "missing_handler",
+        about: "a kernel without one of the handlers loses its files, and nothing else",
+        machine: Machine::Plain,
+        stages: &[
+            check(missing::preserve, 3, 0),
+            in_kernel(Variant::Lacking, check(missing::lose_ports_alone, 0, 2)),
+        ],
+        prints: &[
+            "luo_handlers: no handler for luo-handlers,ioport-v1",
+            "luo_handlers: not retrieved: this kernel has no handler for luo-handlers,ioport-v1",
+            "luo_handlers: finished without a handler for luo-handlers,ioport-v1",
+        ],
+        seconds: 120,
+    },
+    Test {
+        name: "names_of_formats",
+        about: "former names are retrieved; unknown ones, also such that are not text, fail alone",
+        machine: Machine::Plain,
+        stages: &[
+            check(missing::preserve_to_rename, 40, 0),
+            check(missing::retrieve_renamed, 0, 3),
+        ],
+        prints: &["luo_handlers: no handler for (others)"],
+        seconds: 120,
+    },
+    Test {
+        name: "both_ways",
+        about: "memfds go from a stock kernel to ours, back with their holes, and forth again",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Stock, check(both_ways::begin, 0, 0)),
+            Stage {
+                parameters: both_ways::MAINLINES_FORMAT,
+                ..in_kernel(Variant::Lacking, check(both_ways::pass_on, 6, 5))
+            },
+            in_kernel(Variant::Stock, check(both_ways::pass_back, 0, 0)),
+            in_kernel(Variant::Lacking, check(both_ways::end, 0, 5)),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "way_back",
+        about:
+            "from our format to a stock kernel: by way of a kernel with our handler switched off",
+        machine: Machine::Plain,
+        stages: &[
+            check(both_ways::preserve_in_both_formats, 5, 0),
+            without_memfd(both_ways::change_the_format, 5),
+            in_kernel(Variant::Stock, check(both_ways::end, 0, 0)),
+        ],
+        prints: &[],
+        seconds: 240,
     },
     Test {
         name: "subsystem_lineage",
@@ -370,16 +428,16 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "vfio_switched_off",
-        about: "a device that arrives for a handler that is switched off fails alone",
+        about: "a handler of devices that is switched off retrieves, and takes no more",
         machine: Machine::Vfio,
         stages: &[
             check(devices::preserve_device, 2, 0),
             Stage {
                 parameters: "luo_handlers.disable=vfio",
-                ..check(devices::lose_device, 0, 1)
+                ..check(devices::take_device_but_no_other, 0, 2)
             },
         ],
-        prints: &["vfio: it is switched off by luo_handlers.disable"],
+        prints: &["takes no new files (luo_handlers.disable)"],
         seconds: 90,
     },
     Test {

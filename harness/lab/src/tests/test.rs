@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 
+use crate::build::variant::Variant;
 use crate::tests::case::Case;
 use crate::tests::held_open::HeldOpen;
 use crate::vm::machine::Machine;
@@ -46,6 +47,8 @@ impl Test {
 pub(crate) struct Stage {
     /// Parameters this kernel boots with, besides those of every guest.
     pub(crate) parameters: &'static str,
+    /// The kernel that it runs in, if that is not the lab's own.
+    pub(crate) kernel: Option<Variant>,
     pub(crate) action: Action,
     /// What our handlers have to have done at its end, at least, by their own counters: the
     /// kernel's handler of memfds is in the same image.
@@ -73,6 +76,7 @@ pub(crate) enum Action {
 pub(crate) const fn stage(action: Action, prepared: u64, retrieved: u64) -> Stage {
     Stage {
         parameters: "",
+        kernel: None,
         action,
         ours: Share {
             prepared,
@@ -99,10 +103,21 @@ pub(crate) const fn check(
     stage(Action::Check(function), prepared, retrieved)
 }
 
+/// A stage in another kernel.
+pub(crate) const fn in_kernel(kernel: Variant, stage: Stage) -> Stage {
+    Stage {
+        kernel: Some(kernel),
+        ..stage
+    }
+}
+
 /// A stage in a kernel in which our handler of memfds is switched off.
-pub(crate) const fn without_memfd(function: fn(&mut HeldOpen) -> Result<()>) -> Stage {
+pub(crate) const fn without_memfd(
+    function: fn(&mut HeldOpen) -> Result<()>,
+    retrieved: u64,
+) -> Stage {
     Stage {
         parameters: "luo_handlers.disable=memfd",
-        ..check(function, 0, 0)
+        ..check(function, 0, retrieved)
     }
 }

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Files whose handler the next kernel lacks cost nobody else anything; files under a former name
+//! of their format are retrieved.
+
+use std::fs;
+
+use anyhow::{ensure, Context, Result};
+use rustix::io::Errno;
+
+use crate::tests::expect::{expect_errno, expect_lost};
+use crate::tests::held_open::HeldOpen;
+use crate::tests::incoming::{self, FileEntry};
+use crate::tests::memfds::{self, memfd};
+use crate::tests::physical_memory::PhysicalMemory;
+use crate::tests::ports::{self, REGISTER};
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_handler_api::Token;
+use luo_liveupdate::Device;
+
+const SESSIONS: &str = "/sys/kernel/debug/luo_handlers/sessions";
+const MIXED: &str = "mixed";
+const MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 2);
+const PORT: Token = Token(1);
+const OTHERS: &str = "others";
+const OTHER: Workload = memfd(1 << 20, Fill::Dense, 3);
+
+/// A session with a file of ports and a memfd, and one without ports.
+pub(crate) fn preserve(held: &mut HeldOpen) -> Result<()> {
+    let device = Device::open()?;
+    let session = device.create_session(MIXED)?;
+    ports::preserve(&session, PORT, &REGISTER)?;
+    memfds::preserve(&session, &[MEMFD])?;
+    held.hold(&session)?;
+    let session = device.create_session(OTHERS)?;
+    memfds::preserve(&session, &[OTHER])?;
+    held.hold(&session)
+}
+
+/// In a kernel without the handler of ports.
+pub(crate) fn lose_ports_alone(_held: &mut HeldOpen) -> Result<()> {
+    let device = Device::open()?;
+    expect_shown(" missing luo-handlers,ioport-v1 ", 1)?;
+    expect_shown(" waiting luo-handlers,memfd-v1 ", 2)?;
+    let session = device.retrieve_session(MIXED)?;
+    expect_lost(&session, PORT, Errno::NOENT)?;
+    memfds::retrieve(&session, &MEMFD)?;
+    session.finish()?;
+    drop(session);
+    let session = device.retrieve_session(OTHERS)?;
+    memfds::retrieve(&session, &OTHER)?;
+    expect_shown(" retrieved luo-handlers,memfd-v1 ", 1)?;
+    Ok(session.finish()?)
+}
+
+/// Refuses another number of files in what the module shows of sessions.
+fn expect_shown(what: &str, count: usize) -> Result<()> {
+    let shown = fs::read_to_string(SESSIONS).with_context(|| format!("reading {SESSIONS}"))?;
+    let found = shown.lines().filter(|line| line.contains(what)).count();
+    ensure!(
+        found == count,
+        "{found} files are{what}instead of {count}:\n{shown}"
+    );
+    Ok(())
+}
+
+/// Nothing else in memory begins so.
+const NAMES: &str = "luo-lab names of formats";
+const FIRST: Token = Token(1);
+const FORMER_PORT: Token = Token(0x10);
+const FORMER_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 0x11);
+/// A memfd as `memfd-v1`, with the `u64` that mainline's handler wrote under this name.
+const MAINLINES: Token = Token(0x12);
+const ENDLESS: Token = Token(0x13);
+const UNPRINTABLE: Token = Token(0x14);
+const EMPTY: Token = Token(0x15);
+/// More than there are stand-ins.
+const MANY: std::ops::Range<u64> = 0x100..0x128;
+
+pub(crate) fn preserve_to_rename(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.create_session(NAMES)?;
+    let others = [FORMER_PORT, MAINLINES, ENDLESS, UNPRINTABLE, EMPTY];
+    for token in [FIRST].into_iter().chain(others) {
+        ports::preserve(&session, token, &REGISTER)?;
+    }
+    memfds::preserve(&session, &[FORMER_MEMFD])?;
+    for token in MANY.map(Token) {
+        ports::preserve(&session, token, &REGISTER)?;
+    }
+    held.hold(&session)
+}
+
+/// Gives the files of the list other formats, as an older or a hostile kernel would have.
+pub(crate) fn retrieve_renamed(_held: &mut HeldOpen) -> Result<()> {
+    let memory = PhysicalMemory::open()?;
+    for (at, mut entry) in incoming::session_files(&memory, NAMES)? {
+        let name: Vec<u8> = match Token(entry.token.get()) {
+            FORMER_PORT => b"ioport-v1".into(),
+            Token(token) if token == FORMER_MEMFD.seed => b"memfd-v1".into(),
+            MAINLINES => {
+                // The address of a page.
+                entry.data = 0x1234_5000.into();
+                b"memfd-v1".into()
+            }
+            ENDLESS => [b'x'; 48].into(),
+            UNPRINTABLE => b"\x1b[2J\n%s\xff".into(),
+            EMPTY => Vec::new(),
+            Token(token) if MANY.contains(&token) => format!("kind-{token}").into_bytes(),
+            _ => continue,
+        };
+        entry.compatible = [0; 48];
+        entry.compatible[..name.len()].copy_from_slice(&name);
+        memory.store::<FileEntry>(at, &entry)?;
+    }
+    let session = Device::open()?.retrieve_session(NAMES)?;
+    for token in [FIRST, FORMER_PORT] {
+        ports::retrieve(&session, token, &REGISTER)?;
+    }
+    memfds::retrieve(&session, &FORMER_MEMFD)?;
+    expect_lost(&session, MAINLINES, Errno::NOENT)?;
+    expect_shown(" missing ", 3 + MANY.count())?;
+    for token in [ENDLESS, UNPRINTABLE, EMPTY]
+        .into_iter()
+        .chain(MANY.map(Token))
+    {
+        expect_errno(
+            session.retrieve(token),
+            Errno::NOENT,
+            "a file without a handler",
+        )?;
+    }
+    Ok(session.finish()?)
+}
