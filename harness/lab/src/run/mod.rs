@@ -7,4 +7,4 @@ mod crossed;
 pub(crate) mod guest;
 pub mod soak;
 pub mod tests;
-mod verdict;
+pub(crate) mod verdict;
