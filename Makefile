@@ -14,11 +14,13 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help bench install matrix microbench test test-hosted test-lab check fuzz clean
+.PHONY: help bench bench-container install matrix microbench test test-hosted test-lab \
+	test-stick check fuzz clean
 
 help:
 	@echo "make bench       large memfds across live updates: a table, JSON, plots"
 	@echo "make test        test-hosted, and test-lab across real kexecs in a VM"
+	@echo "make test-stick  boot a stick with UEFI in a VM, and read its report"
 	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
 	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
@@ -30,6 +32,13 @@ bench:
 	@mkdir -p $(RESULTS)
 	$(CARGO) luo bench --json $(RESULTS)/report.json --html $(RESULTS)/report.html
 	@echo "Plots: $(RESULTS)/report.html   Figures: $(RESULTS)/report.json"
+
+# As in a container: namespaces, Docker's small /dev/shm, executable memfds forbidden.
+bench-container:
+	unshare --user --map-root-user --mount --pid --fork --mount-proc sh -ec ' \
+		mount -t tmpfs -o size=64m none /dev/shm; \
+		echo 2 > /proc/sys/vm/memfd_noexec; \
+		exec $(MAKE) bench'
 
 install:
 	$(CARGO) build --release --package luo-cli --bin luo
@@ -50,6 +59,10 @@ test-hosted:
 test-lab:
 	$(CARGO) luo lab test
 	$(CARGO) luo lab soak --jumps 20
+
+# The first time, this builds another kernel and fetches a firmware.
+test-stick:
+	$(CARGO) luo lab stick --test
 
 # The shared crates promise the kernel's compiler, 1.85: clippy's incompatible_msrv lint knows what was
 # stable then, and the kernel's way of building them has neither std nor features.

@@ -513,7 +513,10 @@ mod tests {
             |journey: &Journey<()>| journey.next_command_line(&journey.step().unwrap());
         assert_eq!(command_line(&journey), "a -- init");
         assert!(journey.news().is_none());
-        assert_eq!(journey.give_up_step("no room").unwrap(), journey.series.steps()[0]);
+        assert_eq!(
+            journey.give_up_step("no room").unwrap(),
+            journey.series.steps()[0]
+        );
         assert_eq!(journey.progress(), (1, 8));
         let noted = format!("a {OURS_OFF} {NOTE_PARAMETER}/note -- init");
         assert_eq!(command_line(&journey), noted);

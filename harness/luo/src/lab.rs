@@ -199,7 +199,11 @@ pub struct StickArguments {
     #[arg(long, value_delimiter = ',', default_value = "4k,thp,hugetlb")]
     pages: Vec<Pages>,
     /// What is filled: dense, shuffled, sparse:P%
-    #[arg(long, value_delimiter = ',', default_value = "dense,sparse:5%,shuffled")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "dense,sparse:5%,shuffled"
+    )]
     fill: Vec<Fill>,
     /// How often each combination is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]

@@ -49,7 +49,11 @@ pub(crate) fn prepare(cache: &Cache, mirror: &Mirror) -> Result<Firmware> {
             .with_context(|| format!("creating {}", downloads.display()))?;
         let mut download = mirror.command("apt-get", progress)?;
         let package = format!("{PACKAGE}/{SUITE}");
-        progress.run(download.args(["download", &package]).current_dir(&downloads))?;
+        progress.run(
+            download
+                .args(["download", &package])
+                .current_dir(&downloads),
+        )?;
         for entry in fs::read_dir(&downloads)? {
             let mut unpack = Command::new("dpkg-deb");
             progress.run(unpack.arg("--extract").arg(entry?.path()).arg(&root))?;

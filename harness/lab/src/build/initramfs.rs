@@ -72,11 +72,7 @@ pub(crate) fn assemble(
     Ok(path)
 }
 
-fn base_archive(
-    toolchain: &Toolchain,
-    programs: &Programs,
-    profile: Profile,
-) -> Result<Vec<u8>> {
+fn base_archive(toolchain: &Toolchain, programs: &Programs, profile: Profile) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in MOUNT_POINTS {
         archive.directory(directory)?;

@@ -20,7 +20,7 @@ use crate::guest::mounts::mount_system;
 use crate::stick::partition::{settle, Partition, MOUNT_POINT};
 use crate::stick::plan::StickPlan;
 use crate::stick::screen::Screen;
-use crate::stick::{INITRD, KERNEL, PLAN, REPORTS};
+use crate::stick::{warnings, INITRD, KERNEL, PLAN, REPORTS};
 use luo_bench::environment::Environment;
 use luo_bench::journey::{awaited_note, Journey};
 use luo_bench::memory::meminfo;
@@ -32,8 +32,9 @@ use luo_liveupdate::kexec;
 const NOTE: &str = "luo/journey.json";
 const REPEAT: u8 = b'r';
 const POWER_OFF: u8 = b'p';
-/// The test waits for these words.
+/// The test waits for these words, and for those not.
 pub(crate) const QUESTION: &str = "Press r to measure again, p to power off.";
+pub(crate) const WARNED: &str = "The kernel warned:";
 pub(crate) const WRITTEN: &str = "The report so far is on the stick";
 
 /// What the kernels of one pass have to know beside the series.
@@ -118,6 +119,9 @@ fn measure(screen: &Screen, slot: &mut Option<Partition>) -> Result<()> {
     if let Some((step, outcome)) = journey.news() {
         screen.print(&format!("{step}: {}", outcome.summary()));
         publish(screen, &journey)?;
+    }
+    if let Some(warning) = warnings::first()? {
+        screen.print(&format!("{WARNED} {warning}"));
     }
     let (done, all) = journey.progress();
     if done < all {

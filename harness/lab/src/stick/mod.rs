@@ -11,7 +11,7 @@
 //!
 //! On the host: [`image`] writes and reads such an image, [`make`] builds what is in it, [`test`]
 //! boots it. On the machine: [`boot`] is its init, [`partition`] finds the stick and nothing else,
-//! [`screen`] has the consoles. Both know the [`plan`].
+//! [`screen`] has the consoles, [`warnings`] what the kernel complains of. Both know the [`plan`].
 
 pub mod boot;
 pub(crate) mod image;
@@ -20,6 +20,7 @@ pub(crate) mod partition;
 pub mod plan;
 pub(crate) mod screen;
 pub mod test;
+pub(crate) mod warnings;
 
 /// Where the machine's firmware looks for a program to start.
 const KERNEL: &str = "EFI/BOOT/BOOTX64.EFI";

@@ -16,7 +16,7 @@ use crate::build::firmware::{self, Firmware};
 use crate::cache::directory::Cache;
 use crate::cache::runs::Runs;
 use crate::run::verdict::kernel_report;
-use crate::stick::boot::{QUESTION, WRITTEN};
+use crate::stick::boot::{QUESTION, WARNED, WRITTEN};
 use crate::stick::image::{self, Files, Image};
 use crate::stick::make::compose;
 use crate::stick::plan::StickPlan;
@@ -58,7 +58,12 @@ pub fn test(
     let firmware = firmware::prepare(cache, &Mirror::new(cache, mirror))?;
     let runs = Runs::begin(cache)?;
     let accel = probe::choose(cache, &runs, built)?;
-    let machine = Machine::new(runs.of("stick"), firmware, accel, timeout.unwrap_or(TIMEOUT))?;
+    let machine = Machine::new(
+        runs.of("stick"),
+        firmware,
+        accel,
+        timeout.unwrap_or(TIMEOUT),
+    )?;
     fs::write(machine.path("stick.img"), compose(built, &plan())?).context("writing the image")?;
     let disks = ["sata.img", "nvme.img"];
     for disk in disks {
@@ -99,7 +104,8 @@ pub fn test(
         ensure!(before? == after, "somebody wrote to {disk}");
     }
     let console = second.console()?;
-    if let Some(report) = kernel_report(&console) {
+    let warning = console.lines().find(|line| line.contains(WARNED));
+    if let Some(report) = kernel_report(&console).or(warning) {
         bail!("the kernel reports: {report}; see {}", second.log.display());
     }
     Ok(format!(
@@ -173,7 +179,10 @@ impl Machine {
         fs::copy(&self.firmware.variables, &variables).context("copying the firmware's state")?;
         let drive = |id: &str, file: &Path| {
             let file = escape(file);
-            ["-drive".into(), format!("if=none,id={id},format=raw,file={file}")]
+            [
+                "-drive".into(),
+                format!("if=none,id={id},format=raw,file={file}"),
+            ]
         };
         let flash = |unit: u32, file: &Path, more: &str| {
             let file = escape(file);

@@ -12,6 +12,7 @@ mod folios;
 mod forged;
 mod freeze;
 pub(crate) mod held_open;
+mod host_settings;
 mod late_writes;
 mod limit;
 mod luo_bench;

@@ -8,8 +8,9 @@ use crate::archive::USERS_PROGRAM;
 use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
-    attributes, devices, failing_freeze, forged, freeze, late_writes, limit, luo_bench,
-    memfd_twice, moved, numa, quiet, reserved, session_shell, subsystems, swap, switched_off,
+    attributes, devices, failing_freeze, forged, freeze, host_settings, late_writes, limit,
+    luo_bench, memfd_twice, moved, numa, quiet, reserved, session_shell, subsystems, swap,
+    switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -394,6 +395,15 @@ pub(crate) static TESTS: &[Test] = &[
         stages: &[check(luo_bench::bench_devices, 0, 0)],
         prints: &[],
         seconds: 90,
+    },
+    Test {
+        name: "bench_settings",
+        about: "luo bench measures what it is asked for with any shmem_enabled, and with strict \
+                overcommit",
+        machine: Machine::Plain,
+        stages: &[check(host_settings::bench_with_each, 0, 0)],
+        prints: &[],
+        seconds: 180,
     },
     Test {
         name: "bench_kexec",
