@@ -409,6 +409,16 @@ fn stick(arguments: StickArguments) -> Result<()> {
         ..
     } = arguments;
     build.for_stick = true;
+    let plan = StickPlan {
+        sizes: size,
+        pages,
+        fills: fill,
+        runs,
+        compare: true,
+    };
+    if let Err(error) = plan.check() {
+        wrong_usage(&error.to_string());
+    }
     let mirror = build.mirror.clone();
     let cache = Cache::open()?;
     let built = build.build(&cache)?;
@@ -419,13 +429,6 @@ fn stick(arguments: StickArguments) -> Result<()> {
             test_stick(&cache, &built, mirror.as_deref(), timeout)?
         );
         return Ok(());
-    };
-    let plan = StickPlan {
-        sizes: size,
-        pages,
-        fills: fill,
-        runs,
-        compare: true,
     };
     make_stick(&built, &plan, &output)?;
     println!(

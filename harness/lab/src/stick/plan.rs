@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use luo_bench::case::Case;
 use luo_bench::obstacle::obstacle;
-use luo_bench::plan::Plan;
+use luo_bench::plan::{BadPlan, Plan};
 use luo_bench::report::Skipped;
 use luo_bench::series::Series;
 use luo_bench::subject::fill::Fill;
@@ -49,6 +49,19 @@ impl Default for StickPlan {
 }
 
 impl StickPlan {
+    /// Refuses what no machine can measure.
+    ///
+    /// # Errors
+    ///
+    /// [`BadPlan`].
+    pub fn check(&self) -> Result<(), BadPlan> {
+        let sizes = match self.sizes.is_empty() {
+            true => vec![GRAIN],
+            false => self.sizes.clone(),
+        };
+        self.plan(sizes, self.pages.clone()).check()
+    }
+
     /// What of it a machine with so many bytes of memory can measure, and what not.
     ///
     /// # Errors
@@ -159,6 +172,12 @@ mod unit_tests {
         assert_eq!((series.cases().len(), skipped.len()), (2 * 3, 3 + 9));
         assert!(plan.possible(0, |_| Some("no".to_owned())).is_err());
         assert!(StickPlan::default().possible(0, |_| None).is_err());
+        assert!(StickPlan::default().check().is_ok() && plan.check().is_ok());
+        let tiny = StickPlan {
+            sizes: vec![1 << 20],
+            ..plan
+        };
+        assert!(tiny.check().is_err(), "5 % of it are no huge page");
     }
 
     #[test]
