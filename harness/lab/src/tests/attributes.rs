@@ -3,7 +3,7 @@
 //! owner, mode and name; and files that are not memfds.
 
 use std::fs::{self, read_link, File, Permissions};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{fchown, FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -11,6 +11,7 @@ use std::process::Stdio;
 use anyhow::{ensure, Context, Result};
 use luo_handler_api::Token;
 use luo_liveupdate::Session;
+use luo_orchestrator::SharedMapping;
 use rustix::fs::{
     fcntl_add_seals, fcntl_get_seals, fcntl_getfl, fcntl_setfl, memfd_create, open, MemfdFlags,
     Mode, OFlags, SealFlags,
@@ -42,7 +43,8 @@ pub(super) static CASES: &[Case] = &[
     ),
     Case::local(
         "other_files",
-        "a file of tmpfs without a name and a hugetlb memfd are refused",
+        "a file of tmpfs without a name, shared memory without a file and a hugetlb memfd are \
+         refused",
         refuse_others,
     ),
 ];
@@ -183,6 +185,8 @@ fn take_open_files(session: &Session) -> Result<()> {
     Ok(session.finish()?)
 }
 
+/// Bytes of a mapping.
+const MAPPED: u64 = 1 << 16;
 const OWNED: Token = Token(7);
 const OWNER: (u32, u32) = (1000, 1001);
 const NAME: &str = "a name of its own";
@@ -223,6 +227,17 @@ fn take_owned(session: &Session) -> Result<()> {
     Ok(session.finish()?)
 }
 
+/// Of the mount that memfds are of too, as SysV and DRM memory is; it has no file but for map_files.
+fn shared_without_file() -> Result<OwnedFd> {
+    let zero = File::options().read(true).write(true).open("/dev/zero")?;
+    let mapping = SharedMapping::new(&zero, 0..MAPPED).context("mapping shared memory")?;
+    let start = mapping.as_ptr() as u64;
+    let path = format!("/proc/self/map_files/{start:x}-{:x}", start + MAPPED);
+    let name = read_link(&path).context("the mapping's file")?;
+    ensure!(name.as_os_str() == "/dev/zero (deleted)", "it is {name:?}");
+    Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
 fn refuse_others(session: &Session) -> Result<()> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = open("/dev/shm", flags, Mode::RUSR | Mode::WUSR).context("making a file")?;
@@ -230,6 +245,12 @@ fn refuse_others(session: &Session) -> Result<()> {
         session.preserve(Token(1), file.as_fd()),
         Errno::OPNOTSUPP,
         "preserving a file of another tmpfs mount",
+    )?;
+    let shared = shared_without_file()?;
+    expect_errno(
+        session.preserve(Token(3), shared.as_fd()),
+        Errno::OPNOTSUPP,
+        "preserving shared memory that is no memfd",
     )?;
     let huge = memfd_create("huge", MemfdFlags::HUGETLB | MemfdFlags::CLOEXEC)?;
     expect_errno(

@@ -13,6 +13,7 @@ mod forged;
 mod freeze;
 pub(crate) mod held_open;
 mod host_settings;
+mod killed_waiter;
 mod late_writes;
 mod limit;
 mod luo_bench;

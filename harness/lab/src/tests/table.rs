@@ -8,8 +8,8 @@ use crate::archive::USERS_PROGRAM;
 use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
-    attributes, devices, failing_freeze, forged, freeze, host_settings, late_writes, limit,
-    luo_bench, memfd_twice, moved, numa, quiet, reserved, session_shell, subsystems, swap,
+    attributes, devices, failing_freeze, forged, freeze, host_settings, killed_waiter, late_writes,
+    limit, luo_bench, memfd_twice, moved, numa, quiet, reserved, session_shell, subsystems, swap,
     switched_off,
 };
 use crate::vm::machine::Machine;
@@ -143,6 +143,17 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &[],
         seconds: 120,
+    },
+    Test {
+        name: "killed_waiter",
+        about: "a task that waits for a jump with its store can be killed, and all others go on",
+        machine: Machine::Plain,
+        stages: &[
+            check(killed_waiter::kill, 3, 0),
+            check(killed_waiter::take, 0, 2),
+        ],
+        prints: &[],
+        seconds: 240,
     },
     Test {
         name: "memory_that_failed",

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 /// How to boot a guest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct GuestOptions {
-    /// Its memory, in bytes.
-    pub memory: u64,
+    /// Its memory, in bytes; by default what its kernel needs for every job.
+    pub memory: Option<u64>,
     /// More kernel parameters.
     pub append: String,
     /// After this a guest that has not ended is stopped; by default a bound that suits the job.
@@ -15,15 +15,4 @@ pub struct GuestOptions {
     /// Whether QEMU listens for gdb, on port 1234. The kernel's addresses are those of its
     /// `vmlinux` then.
     pub gdb: bool,
-}
-
-impl Default for GuestOptions {
-    fn default() -> Self {
-        Self {
-            memory: 4 << 30,
-            append: String::new(),
-            timeout: None,
-            gdb: false,
-        }
-    }
 }
