@@ -87,8 +87,9 @@ pub enum LabCommand {
         list: bool,
         /// Run your own test program, a script or statically linked: before the kexec with the
         /// argument `before`, after it with `after`. It passes if it exits with 0 both times. A
-        /// child of it holds what has to stay open until the kexec. Without names it is the only
-        /// test
+        /// child of it holds what has to stay open until the kexec. Then it is run many times with
+        /// `before` and a name, by which it calls its session, and what the handlers preserved for
+        /// it is forged before anybody reads it. Without names these are the only tests
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
         /// Run only the tests whose names contain one of these
@@ -232,7 +233,7 @@ pub struct HandlerArguments {
 pub struct GuestArguments {
     #[command(flatten)]
     build: BuildArguments,
-    /// Memory of the guest; by default 4G, and 8G for the kernel that checks itself
+    /// Memory of the guest; by default 4G, and 6G for the kernel that checks itself
     #[arg(long, short, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     /// More kernel parameters
