@@ -366,7 +366,8 @@ mod tests {
     fn a_member_is_one_line_of_the_workspace() {
         let directory = tempfile::tempdir().unwrap();
         let manifest = directory.path().join(MANIFEST);
-        let text = "[workspace]\nmembers = [\n    \"a\",\n    \"handlers/b\", \"handlers/c\",\n    \"d\",\n]\n";
+        let text = "[workspace]\nmembers = [\n    \"a\",\n    \"handlers/b\", \"handlers/c\",\n    \
+                    \"d\",\n]\n";
         fs::write(&manifest, text).unwrap();
         let with = with_member(&manifest, "new").unwrap();
         let added: Vec<&str> = with.lines().filter(|line| !text.contains(line)).collect();

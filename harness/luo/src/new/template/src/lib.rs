@@ -10,7 +10,8 @@
 //! - [`backend`]: what the policy asks of its surroundings
 //! - `user`: the answers of a process; `kernel` and `kmod/`: those of the kernel
 //! - [`handler`]: the policy, the same in a process and in the kernel
-//! - `tests/hosted.rs`: conformance, and an exec; `tests/kexec.sh`: a kexec; `fuzz/`: hostile records
+//! - `tests/hosted.rs`: conformance, and an exec; `tests/kexec.sh`: a kexec; `fuzz/`: hostile
+//!   records
 //!
 //! # Commands
 //!
