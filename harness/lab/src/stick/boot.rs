@@ -162,8 +162,9 @@ fn begin(screen: &Screen, stick: &Partition) -> Result<Journey<Pass>> {
     screen.print(&format!(
         "\nluo measures live updates of this machine: {} cpus, {}, {} of memory.\nOf all disks it \
          has opened one partition, that of the stick: {}.\nLive updates to measure: {}, each with \
-         two kexecs. Cases that are skipped: {}; the report has the reasons.\nReports go to {REPORTS}/{} on the stick, after \
-         each live update. Switch off whenever you like.",
+         two kexecs. Cases that are skipped: {}; the report has the reasons.\n\
+         Reports go to {REPORTS}/{} on the stick, after each live update. Switch off whenever you \
+         like.",
         environment.cpus,
         environment.cpu,
         ByteSize(memory),
