@@ -19,12 +19,14 @@ PIPE := target/pipe
 NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(CARGO) luo new pipe --path $(PIPE) && \
 	cp -R harness/luo/tests/fixtures/pipe/. $(PIPE)
 
-.PHONY: help bench install matrix microbench test test-hosted test-lab test-systemd check fuzz clean
+.PHONY: help bench bench-container install matrix microbench test test-hosted test-lab \
+	test-stick test-systemd check fuzz clean
 
 help:
 	@echo "make bench       large memfds across live updates: a table, JSON, plots"
 	@echo "make test        test-hosted, and test-lab across real kexecs in a VM"
-	@echo "make test-systemd  services of Debian's systemd over systemctl kexec, in a VM"
+	@echo "make test-stick  boot a stick with UEFI in a VM, and read its report"
+	@echo "make test-systemd services of Debian's systemd over systemctl kexec, in a VM"
 	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
 	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
@@ -36,6 +38,13 @@ bench:
 	@mkdir -p $(RESULTS)
 	$(CARGO) luo bench --json $(RESULTS)/report.json --html $(RESULTS)/report.html
 	@echo "Plots: $(RESULTS)/report.html   Figures: $(RESULTS)/report.json"
+
+# As in a container: namespaces, Docker's small /dev/shm, executable memfds forbidden.
+bench-container:
+	unshare --user --map-root-user --mount --pid --fork --mount-proc sh -ec ' \
+		mount -t tmpfs -o size=64m none /dev/shm; \
+		echo 2 > /proc/sys/vm/memfd_noexec; \
+		exec $(MAKE) bench'
 
 install:
 	$(CARGO) build --release --package luo-cli --bin luo
@@ -65,6 +74,10 @@ test-lab:
 # takes a quarter of an hour, emulated.
 test-systemd:
 	$(CARGO) luo lab systemd
+
+# The first time, this builds another kernel and fetches a firmware.
+test-stick:
+	$(CARGO) luo lab stick --test
 
 # The shared crates promise the kernel's compiler, 1.85: clippy's incompatible_msrv lint knows what was
 # stable then, and the kernel's way of building them has neither std nor features.

@@ -403,7 +403,7 @@ impl<'a, B: MainlineBackend> ListWriter<'a, B> {
     /// [`abandon`](Self::abandon).
     pub(crate) fn push(&mut self, run: Run) -> Result<(), Errno> {
         for place in (0..run.length()).step_by(1 << run.order()) {
-            let word = run.frame() + place | (FOLIO_DIRTY | FOLIO_UPTODATE) << FRAME_BITS;
+            let word = (run.frame() + place) | ((FOLIO_DIRTY | FOLIO_UPTODATE) << FRAME_BITS);
             let folio = Folio {
                 frame_and_flags: U64::new(word),
                 index: U64::new(run.index() + place),

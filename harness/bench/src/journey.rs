@@ -72,6 +72,14 @@ pub struct Journey<E> {
     /// Whether this kernel has measured nothing yet.
     #[serde(skip)]
     fresh: bool,
+    /// Brings disks in order: a jump is not an orderly shutdown, and what is not on them by then
+    /// never gets there.
+    #[serde(skip, default = "syncing")]
+    settle: fn(),
+}
+
+fn syncing() -> fn() {
+    rustix::fs::sync
 }
 
 /// What crosses beside the files.
@@ -103,7 +111,13 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
             outcomes: Vec::new(),
             extra,
             fresh: true,
+            settle: syncing(),
         }
+    }
+
+    /// Has this done before each jump of this kernel, in place of sync(2).
+    pub fn settle_with(&mut self, settle: fn()) {
+        self.settle = settle;
     }
 
     /// The one that came from the previous kernel, if one did; if that one measured, this is the
@@ -146,6 +160,23 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         let index = self.outcomes.len().checked_sub(1)?;
         let step = self.series.steps().into_iter().nth(index)?;
         (!self.fresh).then(|| (step, &self.outcomes[index]))
+    }
+
+    /// How many live updates were measured, and of how many.
+    pub fn progress(&self) -> (usize, usize) {
+        (self.outcomes.len(), self.series.steps().len())
+    }
+
+    /// Notes why the next live update could not be made; the one after it begins in a fresh kernel.
+    /// Returns it, if there is one.
+    pub fn give_up_step(&mut self, reason: &str) -> Option<Step> {
+        let step = self.step()?;
+        self.outcomes.push(Outcome {
+            mismatch: Some(reason.to_owned()),
+            ..Outcome::default()
+        });
+        self.fresh = false;
+        Some(step)
     }
 
     /// The figures so far.
@@ -200,7 +231,7 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         };
         fs::write(&self.note, serde_json::to_vec(&state)?)
             .with_context(|| format!("writing {}", self.note.display()))?;
-        rustix::fs::sync();
+        (self.settle)();
         let refused = kexec::jump();
         // Without the jump nobody reads it.
         let _ = fs::remove_file(&self.note);
@@ -259,8 +290,7 @@ impl HeldState {
         journey: &Journey<E>,
         update: Option<Update>,
     ) -> Result<Infallible> {
-        // A jump is not an orderly shutdown: what is not on the disk by now never gets there.
-        rustix::fs::sync();
+        (journey.settle)();
         let jumped = Moment::now()?;
         let departure = update.map(|update| Departure { update, jumped });
         self.write(&State { journey, departure })?;
@@ -284,19 +314,30 @@ fn state_session(device: &Device) -> Result<Option<Session>> {
     }
 }
 
-/// The note that this kernel's command line names. It is read once.
-fn read_note<J: DeserializeOwned>() -> Result<Option<J>> {
+/// The note that this kernel's command line names. Its file system has to be mounted before a
+/// journey arrives.
+///
+/// # Errors
+///
+/// No command line.
+pub fn awaited_note() -> Result<Option<PathBuf>> {
     let command_line = fs::read_to_string("/proc/cmdline").context("reading the command line")?;
     let mut words = command_line.split_whitespace();
-    let Some(path) = words.find_map(|word| word.strip_prefix(NOTE_PARAMETER)) else {
+    let path = words.find_map(|word| word.strip_prefix(NOTE_PARAMETER));
+    Ok(path.map(PathBuf::from))
+}
+
+/// The note is read once.
+fn read_note<J: DeserializeOwned>() -> Result<Option<J>> {
+    let Some(path) = awaited_note()? else {
         return Ok(None);
     };
-    let note = match File::open(path) {
+    let note = match File::open(&path) {
         Ok(note) => note,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("reading {path}")),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
-    fs::remove_file(path).with_context(|| format!("removing {path}"))?;
+    fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
     parse_state(&note).map(Some).context(GARBLED)
 }
 
@@ -472,8 +513,11 @@ mod tests {
             |journey: &Journey<()>| journey.next_command_line(&journey.step().unwrap());
         assert_eq!(command_line(&journey), "a -- init");
         assert!(journey.news().is_none());
-        journey.outcomes.push(Outcome::default());
-        journey.fresh = false;
+        assert_eq!(
+            journey.give_up_step("no room").unwrap(),
+            journey.series.steps()[0]
+        );
+        assert_eq!(journey.progress(), (1, 8));
         let noted = format!("a {OURS_OFF} {NOTE_PARAMETER}/note -- init");
         assert_eq!(command_line(&journey), noted);
         assert_eq!(

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::html;
 use crate::report::Report;
+use crate::text;
 
 /// Where a report goes, beside the terminal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +20,12 @@ pub struct Outputs {
     pub json: Option<PathBuf>,
     /// A page with plots.
     pub html: Option<PathBuf>,
+    /// What a terminal shows.
+    pub text: Option<PathBuf>,
 }
+
+/// Columns of the text.
+const TEXT_WIDTH: usize = 120;
 
 impl Outputs {
     /// Whether the standard output is for the JSON.
@@ -28,7 +34,7 @@ impl Outputs {
     }
 
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        let files = [&self.json, &self.html].into_iter().flatten();
+        let files = [&self.json, &self.html, &self.text].into_iter().flatten();
         files.filter(|file| *file != Path::new("-"))
     }
 
@@ -58,6 +64,7 @@ impl Outputs {
         Ok(Self {
             json: absolute(&self.json)?,
             html: absolute(&self.html)?,
+            text: absolute(&self.text)?,
         })
     }
 
@@ -69,6 +76,9 @@ impl Outputs {
     pub fn write(&self, report: &Report) -> Result<()> {
         if let Some(file) = &self.html {
             write(file, html::page(report)?.as_bytes())?;
+        }
+        if let Some(file) = &self.text {
+            write(file, text::page(report, TEXT_WIDTH).as_bytes())?;
         }
         if let Some(file) = self.json.as_ref().filter(|_| !self.json_is_printed()) {
             write(file, &serde_json::to_vec_pretty(report)?)?;
@@ -129,7 +139,7 @@ mod tests {
         let file = directory.path().join("out.json");
         let outputs = Outputs {
             json: Some(file.clone()),
-            html: None,
+            ..Outputs::default()
         };
         outputs.check().unwrap();
         assert!(!file.exists(), "a check leaves no file");
@@ -151,7 +161,7 @@ mod tests {
     fn the_standard_output_does_not_outlast_a_kernel() {
         let printed = Outputs {
             json: Some("-".into()),
-            html: None,
+            ..Outputs::default()
         };
         assert!(printed.json_is_printed() && printed.absolute().is_err());
         printed.check().unwrap();

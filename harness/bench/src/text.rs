@@ -3,6 +3,7 @@
 
 use bytesize::ByteSize;
 
+use crate::comparison::comparison;
 use crate::format::{duration, wrap};
 use crate::phase::Phase;
 use crate::report::{Report, Row};
@@ -84,6 +85,15 @@ fn range(spread: &Spread) -> String {
 
 fn width_of(text: &str) -> usize {
     text.chars().count()
+}
+
+/// All of it: the table, the sentences, and ours against a peer's where both were measured.
+pub fn page(report: &Report, width: usize) -> String {
+    let mut page = format!("{}\n\n{}\n", table(report, width), summary(report, width));
+    for line in comparison(report) {
+        page += &format!("{}\n", wrap(&line, width).join("\n"));
+    }
+    page
 }
 
 /// The table, as wide as fits into `width` characters. What does not fit is left out: it is in the

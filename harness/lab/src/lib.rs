@@ -37,6 +37,8 @@
 //! table of tests, each with a file for what its kernels do; [`soak`] makes random updates from a
 //! seed.
 //!
+//! - [`stick`]: the image of a stick that measures real machines, its init, and its test
+//!
 //! In the guest:
 //!
 //! - [`init`]: the init process: one stage of a job, then the jump to the next
@@ -59,6 +61,7 @@ mod namespace;
 pub mod run;
 pub mod soak;
 pub mod status;
+pub mod stick;
 mod sys;
 pub mod systemd;
 pub mod tests;

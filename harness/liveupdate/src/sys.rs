@@ -9,6 +9,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use luo_handler_api::Token;
 
+/// The libc crate does not have it for this target.
+#[cfg(all(target_arch = "aarch64", target_env = "musl"))]
+const KEXEC_FILE_LOAD: libc::c_long = 294;
+#[cfg(not(all(target_arch = "aarch64", target_env = "musl")))]
+const KEXEC_FILE_LOAD: libc::c_long = libc::SYS_kexec_file_load;
+
 /// `LIVEUPDATE_SESSION_NAME_LENGTH`: with the terminating zero.
 pub(crate) const NAME_LENGTH: usize = 64;
 
@@ -158,7 +164,7 @@ pub(crate) fn kexec_file_load(
     // which counts its terminating zero.
     let result = unsafe {
         libc::syscall(
-            libc::SYS_kexec_file_load,
+            KEXEC_FILE_LOAD,
             kernel.as_raw_fd(),
             initramfs.as_raw_fd(),
             command_line.to_bytes_with_nul().len(),
@@ -174,8 +180,7 @@ pub(crate) fn kexec_file_unload() -> io::Result<()> {
     /// `KEXEC_FILE_UNLOAD` of `include/uapi/linux/kexec.h`.
     const UNLOAD: usize = 1;
     // SAFETY: with this flag the kernel does not read the other arguments.
-    let result =
-        unsafe { libc::syscall(libc::SYS_kexec_file_load, -1, -1, 0usize, 0usize, UNLOAD) };
+    let result = unsafe { libc::syscall(KEXEC_FILE_LOAD, -1, -1, 0usize, 0usize, UNLOAD) };
     checked(result)
 }
 

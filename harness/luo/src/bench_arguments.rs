@@ -154,7 +154,11 @@ pub struct OutputArguments {
 
 impl From<OutputArguments> for Outputs {
     fn from(OutputArguments { json, html }: OutputArguments) -> Self {
-        Self { json, html }
+        Self {
+            json,
+            html,
+            text: None,
+        }
     }
 }
 

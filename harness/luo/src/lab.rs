@@ -10,8 +10,12 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
 use crate::bench::{print_comparison, publish};
-use crate::bench_arguments::{parse_size, OutputArguments, PeerArgument, WorkloadArguments};
+use crate::bench_arguments::{
+    parse_size, wrong_usage, OutputArguments, PeerArgument, WorkloadArguments,
+};
 use luo_bench::outputs::Outputs;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::pages::Pages;
 use luo_lab::build::built::Built;
 use luo_lab::build::checkout::find_checkout;
 use luo_lab::build::options::{BuildOptions, Init};
@@ -26,6 +30,9 @@ use luo_lab::run::systemd::run_systemd;
 use luo_lab::run::tests::{run_tests, Selected};
 use luo_lab::soak::options::SoakOptions;
 use luo_lab::status::Status;
+use luo_lab::stick::make::make as make_stick;
+use luo_lab::stick::plan::StickPlan;
+use luo_lab::stick::test::test as test_stick;
 use luo_lab::systemd::scenario::Scenario;
 use luo_lab::systemd::service::{self, Service};
 use luo_lab::tests::table;
@@ -127,6 +134,9 @@ pub enum LabCommand {
         #[arg(value_parser = scenario_parser())]
         scenarios: Vec<Scenario>,
     },
+    /// Make an image for a stick that boots any x86-64 machine with UEFI and measures live updates
+    /// there
+    Stick(StickArguments),
     /// Show what is cached, its size, and the paths of kernel image, kernel tree and initramfs
     Status {
         /// Answer in JSON
@@ -148,6 +158,9 @@ pub enum LabCommand {
         #[arg(value_parser = service_parser())]
         service: Service,
     },
+    /// Be the init process of a machine that was booted from a stick
+    #[command(hide = true)]
+    StickInit,
 }
 
 /// The options of `luo lab build`.
@@ -178,14 +191,18 @@ pub struct BuildArguments {
     variants: Vec<Variant>,
     #[arg(skip)]
     handlers: Vec<PathBuf>,
+    #[arg(skip)]
+    for_stick: bool,
 }
 
 impl BuildArguments {
     fn build(self, cache: &Cache) -> Result<Built> {
         let options = BuildOptions {
-            profile: match self.debug_kernel {
-                true => Profile::Debug,
-                false => Profile::Release,
+            profile: match (self.debug_kernel, self.for_stick) {
+                (true, true) => wrong_usage("--debug-kernel is for guests, not for a stick"),
+                (true, false) => Profile::Debug,
+                (false, true) => Profile::Stick,
+                (false, false) => Profile::Release,
             },
             jobs: self.jobs,
             mirror: self.mirror,
@@ -198,6 +215,40 @@ impl BuildArguments {
         };
         build(cache, &options)
     }
+}
+
+/// The options of `luo lab stick`. Every combination of the lists is measured; the lists are in
+/// `luo/plan.json` on the stick and may be changed there.
+#[derive(Args, Clone, Debug)]
+pub struct StickArguments {
+    /// The image; dd writes it to a stick
+    #[arg(long, value_name = "FILE", required_unless_present = "test")]
+    output: Option<PathBuf>,
+    /// Sizes of a memfd; by default half of the machine's memory, an eighth of that, and an eighth
+    /// of that
+    #[arg(long, value_delimiter = ',', value_parser = parse_size)]
+    size: Vec<u64>,
+    /// Page kinds: 4k, thp, hugetlb, or hugetlb:SIZE
+    #[arg(long, value_delimiter = ',', default_value = "4k,thp,hugetlb")]
+    pages: Vec<Pages>,
+    /// What is filled: dense, shuffled, sparse:P%
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "dense,sparse:5%,shuffled"
+    )]
+    fill: Vec<Fill>,
+    /// How often each combination is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Boot a stick in a virtual machine with UEFI, and read its report back
+    #[arg(long, conflicts_with_all = ["output", "size", "pages", "fill", "runs"])]
+    test: bool,
+    /// With --test, seconds after which a machine that has not ended is stopped
+    #[arg(long, value_name = "SECONDS", requires = "test")]
+    timeout: Option<u64>,
+    #[command(flatten)]
+    build: BuildArguments,
 }
 
 /// Handlers from elsewhere. `bench` does not know what to measure of them.
@@ -371,6 +422,8 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
         } => return systemd(guest, json, &scenarios),
         LabCommand::GuestInit => return luo_lab::init::entry::run(),
         LabCommand::GuestService { service } => service::run(service, Registry::linked()?)?,
+        LabCommand::StickInit => return luo_lab::stick::boot::run(),
+        LabCommand::Stick(arguments) => stick(arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -415,6 +468,48 @@ fn systemd(mut guest: GuestArguments, json: bool, scenarios: &[Scenario]) -> Res
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
+}
+
+fn stick(arguments: StickArguments) -> Result<()> {
+    let StickArguments {
+        output,
+        size,
+        pages,
+        fill,
+        runs,
+        timeout,
+        mut build,
+        ..
+    } = arguments;
+    build.for_stick = true;
+    let plan = StickPlan {
+        sizes: size,
+        pages,
+        fills: fill,
+        runs,
+        compare: true,
+    };
+    if let Err(error) = plan.check() {
+        wrong_usage(&error.to_string());
+    }
+    let mirror = build.mirror.clone();
+    let cache = Cache::open()?;
+    let built = build.build(&cache)?;
+    let Some(output) = output else {
+        let timeout = timeout.map(Duration::from_secs);
+        println!(
+            "{}",
+            test_stick(&cache, &built, mirror.as_deref(), timeout)?
+        );
+        return Ok(());
+    };
+    make_stick(&built, &plan, &output)?;
+    println!(
+        "{output}: write it to a stick, which loses all that is on it, and boot a machine from \
+         there, with Secure Boot off:\n  dd if={output} of=/dev/sdX bs=4M conv=fsync",
+        output = output.display()
+    );
+    Ok(())
 }
 
 fn measure(arguments: LabBenchArguments) -> Result<ExitCode> {

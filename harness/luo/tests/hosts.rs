@@ -178,6 +178,83 @@ fn a_limit_on_the_address_space_is_a_reason_and_no_crash() {
     }
 }
 
+/// What the default profiles of Docker and Podman refuse to a container without capabilities,
+/// according to their documentation, with EPERM; the newer calls of mounting included.
+const REFUSED_IN_CONTAINERS: &[libc::c_long] = &[
+    libc::SYS_acct,
+    libc::SYS_add_key,
+    libc::SYS_bpf,
+    libc::SYS_clock_adjtime,
+    libc::SYS_clock_settime,
+    libc::SYS_delete_module,
+    libc::SYS_fanotify_init,
+    libc::SYS_finit_module,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_get_mempolicy,
+    libc::SYS_init_module,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_uring_setup,
+    libc::SYS_kcmp,
+    libc::SYS_kexec_load,
+    libc::SYS_keyctl,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_mbind,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_move_pages,
+    libc::SYS_nfsservctl,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    libc::SYS_perf_event_open,
+    libc::SYS_personality,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pivot_root,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_ptrace,
+    libc::SYS_quotactl,
+    libc::SYS_reboot,
+    libc::SYS_request_key,
+    libc::SYS_set_mempolicy,
+    libc::SYS_setns,
+    libc::SYS_settimeofday,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_syslog,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    libc::SYS_userfaultfd,
+    libc::SYS_vhangup,
+];
+
+#[test]
+fn the_filter_of_a_container_refuses_nothing_that_a_bench_needs() {
+    use seccompiler::{apply_filter, BpfProgram, SeccompAction, SeccompFilter};
+
+    let rules = REFUSED_IN_CONTAINERS.iter().map(|&call| (call, Vec::new()));
+    let architecture = std::env::consts::ARCH.try_into().unwrap();
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules.collect(), SeccompAction::Allow, refuse, architecture);
+    let filter: BpfProgram = filter.unwrap().try_into().unwrap();
+    // It holds for the thread that has applied it, and what that starts.
+    let bench = std::thread::spawn(move || {
+        apply_filter(&filter).unwrap();
+        let forbidden = Command::new("unshare").args(["--user", "true"]).output();
+        assert!(
+            !forbidden.unwrap().status.success(),
+            "the filter does nothing"
+        );
+        let mut command = Command::new(cargo_bin("luo"));
+        command.args(["bench", "--size", "1M", "--runs", "1", "--json", "-"]);
+        command.output().unwrap()
+    });
+    assert_all_verified(&report(&bench.join().unwrap()), 6);
+}
+
 #[test]
 fn a_memory_cgroup_below_what_is_asked_is_a_reason() {
     // By either version's files, in a group of its own that goes again.

@@ -62,7 +62,8 @@ fn close_others_on_exec() -> io::Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC | libc::CLOSE_RANGE_UNSHARE;
     // SAFETY: with CLOSE_RANGE_CLOEXEC the call sets a flag of descriptors and closes none, and
     // with CLOSE_RANGE_UNSHARE it does so in a table that this thread alone has.
-    match unsafe { libc::close_range(3, u32::MAX, flags as i32) } {
+    // musl has no function for it.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, flags) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -9,12 +9,14 @@ use crate::build::profile::Profile;
 
 const BASE: &str = include_str!("kernel.config");
 const DEBUG: &str = include_str!("kernel-debug.config");
+const STICK: &str = include_str!("kernel-stick.config");
 
 /// The fragment of a profile, with the lines that kmod/ asks for once it is in the tree.
 pub(crate) fn fragment(profile: Profile, handlers: &str) -> String {
     let profile = match profile {
         Profile::Release => "",
         Profile::Debug => DEBUG,
+        Profile::Stick => STICK,
     };
     [BASE, profile, handlers].join("\n")
 }

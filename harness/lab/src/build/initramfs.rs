@@ -27,6 +27,9 @@ const MOUNT_POINTS: [&str; 9] = [
     "tmp",
 ];
 
+/// The first program on a real machine, whose kernel has no command line of ours with its name.
+const STICK_INIT: &str = "#!/bin/busybox sh\nexec /bin/luo lab stick-init\n";
+
 /// The programs of a guest, beside the shell.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Programs<'a> {
@@ -47,14 +50,18 @@ pub(crate) fn assemble(
     let path = part.path(format!("initramfs-{}.cpio", profile.name()));
     let programs_key = Key::of_trees([programs.luo].into_iter().chain(programs.of_user))?;
     let selftests_key = &programs.selftests.key;
-    let key =
-        Key::of([&kernel.key, selftests_key, toolchain.key(), &programs_key].map(Key::as_str));
+    let keys = [&kernel.key, selftests_key, toolchain.key(), &programs_key];
+    let key = Key::of(keys.map(Key::as_str).into_iter().chain([STICK_INIT]));
     part.step(
         &format!("initramfs-{}", profile.name()),
         "packing the initramfs",
         &key,
         |_| {
-            let base = base_archive(toolchain, programs)?;
+            let base = base_archive(toolchain, programs, profile)?;
+            if profile == Profile::Stick {
+                // It finds the kernel on the stick.
+                return write_atomically(&path, &base);
+            }
             let image = fs::read(&kernel.image)
                 .with_context(|| format!("reading {}", kernel.image.display()))?;
             let mut initramfs = Vec::new();
@@ -65,7 +72,7 @@ pub(crate) fn assemble(
     Ok(path)
 }
 
-fn base_archive(toolchain: &Toolchain, programs: &Programs) -> Result<Vec<u8>> {
+fn base_archive(toolchain: &Toolchain, programs: &Programs, profile: Profile) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in MOUNT_POINTS {
         archive.directory(directory)?;
@@ -78,6 +85,10 @@ fn base_archive(toolchain: &Toolchain, programs: &Programs) -> Result<Vec<u8>> {
         )?;
     }
     archive.file("bin/busybox", &read(&toolchain.file("/bin/busybox"))?)?;
+    if profile == Profile::Stick {
+        archive.file("init", STICK_INIT.as_bytes())?;
+        return archive.finish();
+    }
     for name in selftests::NAMES {
         let program = programs.selftests.directory.join(name);
         archive.file(&format!("selftests/{name}"), &read(&program)?)?;

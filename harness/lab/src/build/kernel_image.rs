@@ -42,6 +42,7 @@ pub(crate) fn build(
     let handlers = integrate_handlers(checkout, selection, &trees.source())?;
     let objects = trees.objects(profile);
     let [_, objects_seen_at] = trees.seen_at(profile);
+    trees.begin_objects(profile)?;
     for directory in [&objects, &objects_seen_at] {
         fs::create_dir_all(directory)
             .with_context(|| format!("creating {}", directory.display()))?;

@@ -6,6 +6,7 @@ pub(crate) mod apt;
 pub mod built;
 pub mod checkout;
 pub(crate) mod config;
+pub(crate) mod firmware;
 pub(crate) mod guest_binary;
 pub(crate) mod initramfs;
 pub(crate) mod kernel_image;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The two kernels that the lab builds.
+//! The kernels that the lab builds.
 
-/// Which kernel: the one to measure, or the one that checks itself.
+/// Which kernel: the one to measure, the one that checks itself, or the one for real machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
     /// Built as integrators build it.
@@ -9,24 +9,27 @@ pub enum Profile {
     Release,
     /// With the kernel's own checks.
     Debug,
+    /// For a stick: with the drivers of real machines.
+    Stick,
 }
 
 impl Profile {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Release, Self::Debug];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Release, Self::Debug, Self::Stick];
 
     /// Its name, which is part of the names of files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Release => "release",
             Self::Debug => "debug",
+            Self::Stick => "stick",
         }
     }
 
     /// Kernel parameters that every boot of it needs, with so many bytes of memory.
     pub(crate) fn parameters(self, memory: u64) -> String {
         match self {
-            Self::Release => String::new(),
+            Self::Release | Self::Stick => String::new(),
             // By default KHO takes twice what was reserved at boot, KASAN's shadow of an eighth of
             // the memory included, for scratch memory, and as much again on a node, in one piece: a
             // kernel at a random address, or a machine with two nodes, has no such piece. An
@@ -42,7 +45,7 @@ impl Profile {
     /// Bytes of memory that a guest needs for every job.
     pub(crate) fn guest_memory(self) -> u64 {
         match self {
-            Self::Release => 4 << 30,
+            Self::Release | Self::Stick => 4 << 30,
             // Of 4 GiB about half would be scratch memory, where nothing can be preserved.
             Self::Debug => 6 << 30,
         }
@@ -51,7 +54,7 @@ impl Profile {
     /// The compiler, as make takes it: KASAN is allowed beside Rust only with clang.
     pub(crate) fn make_arguments(self) -> &'static [&'static str] {
         match self {
-            Self::Release => &[],
+            Self::Release | Self::Stick => &[],
             Self::Debug => &["LLVM=-19"],
         }
     }

@@ -105,6 +105,22 @@ impl Trees {
         self.part.path(name)
     }
 
+    /// Has the stick's kernel begin with the objects of the release kernel, which it is with more
+    /// drivers: make builds what those change.
+    pub(crate) fn begin_objects(&self, profile: Profile) -> Result<()> {
+        let (objects, release) = (self.objects(profile), self.objects(Profile::Release));
+        if profile != Profile::Stick || objects.exists() || !release.exists() {
+            return Ok(());
+        }
+        let unfinished = objects.with_extension("part");
+        if unfinished.exists() {
+            remove_tree(&unfinished)?;
+        }
+        copy(&release, &unfinished)?;
+        fs::rename(&unfinished, &objects)
+            .with_context(|| format!("moving {}", unfinished.display()))
+    }
+
     /// Where a build sees both: the same place for every checkout.
     pub(crate) fn seen_at(&self, profile: Profile) -> [PathBuf; 2] {
         let objects = format!("build-{}", profile.name());
@@ -220,18 +236,23 @@ fn copy_all_but_source(from: &Cache, to: &Cache) -> Result<()> {
         if name == SOURCE || name == RECORD {
             continue;
         }
-        let status = Command::new("cp")
-            .args(["--archive", "--reflink=auto"])
-            .arg(from.path(&name))
-            .arg(to.directory())
-            .status();
-        anyhow::ensure!(
-            status.context("starting cp")?.success(),
-            "cp could not copy {}",
-            from.path(&name).display()
-        );
+        copy(&from.path(&name), &to.path(&name))?;
     }
     let _ = fs::remove_file(to.path("stamps/tree.json"));
+    Ok(())
+}
+
+/// With the times, which make looks at.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp")
+        .args(["--archive", "--reflink=auto", "--no-target-directory"])
+        .args([from, to])
+        .status();
+    anyhow::ensure!(
+        status.context("starting cp")?.success(),
+        "cp could not copy {}",
+        from.display()
+    );
     Ok(())
 }
 

@@ -18,7 +18,7 @@ struct Mount {
     needed: bool,
 }
 
-const MOUNTS: [Mount; 8] = [
+const MOUNTS: [Mount; 7] = [
     Mount {
         kind: c"devtmpfs",
         source: "dev",
@@ -68,31 +68,37 @@ const MOUNTS: [Mount; 8] = [
         options: None,
         needed: false,
     },
-    Mount {
-        kind: c"9p",
-        source: SHARE_TAG,
-        target: "/results",
-        options: Some(c"trans=virtio,version=9p2000.L"),
-        needed: false,
-    },
 ];
 
-/// Mounts them.
+/// The directory shared with the host.
+const SHARE: Mount = Mount {
+    kind: c"9p",
+    source: SHARE_TAG,
+    target: "/results",
+    options: Some(c"trans=virtio,version=9p2000.L"),
+    needed: false,
+};
+
+/// Mounts those that any machine has.
+pub(crate) fn mount_system() -> Result<()> {
+    MOUNTS.iter().try_for_each(Mount::mount)
+}
+
+/// Mounts those of a guest.
 pub(crate) fn mount_all() -> Result<()> {
-    for Mount {
-        kind,
-        source,
-        target,
-        options,
-        needed,
-    } in MOUNTS
-    {
+    mount_system()?;
+    SHARE.mount()
+}
+
+impl Mount {
+    fn mount(&self) -> Result<()> {
         // Where a target cannot be made, mounting fails as well, with the reason.
-        let _ = fs::create_dir_all(target);
-        let mounted = mount(source, target, kind, MountFlags::empty(), options);
-        if needed {
-            mounted.with_context(|| format!("mounting {target}"))?;
+        let _ = fs::create_dir_all(self.target);
+        let flags = MountFlags::empty();
+        let mounted = mount(self.source, self.target, self.kind, flags, self.options);
+        match self.needed {
+            true => mounted.with_context(|| format!("mounting {}", self.target)),
+            false => Ok(()),
         }
     }
-    Ok(())
 }

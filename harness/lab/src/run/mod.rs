@@ -9,4 +9,4 @@ pub mod soak;
 pub mod systemd;
 pub mod tests;
 pub mod timeline;
-mod verdict;
+pub(crate) mod verdict;

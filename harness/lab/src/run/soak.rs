@@ -104,7 +104,7 @@ fn problem(run: &GuestRun, jumps: usize) -> Option<String> {
 
 fn timeout(soak: SoakOptions, profile: Profile) -> Duration {
     let slowness = match profile {
-        Profile::Release => 1,
+        Profile::Release | Profile::Stick => 1,
         Profile::Debug => DEBUG_SLOWNESS,
     };
     let kernels = u32::try_from(soak.jumps + 1).unwrap_or(u32::MAX);

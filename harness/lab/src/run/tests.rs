@@ -208,7 +208,7 @@ fn results(test: &Test, run: &GuestRun) -> Vec<TestResult> {
 
 fn test_timeout(profile: Profile, test: &Test) -> Duration {
     let slowness = match profile {
-        Profile::Release => 1,
+        Profile::Release | Profile::Stick => 1,
         Profile::Debug => DEBUG_SLOWNESS,
     };
     Duration::from_secs(test.seconds * slowness)

@@ -14,6 +14,7 @@ mod forged;
 mod forged_bytes;
 mod freeze;
 pub(crate) mod held_open;
+mod host_settings;
 mod incoming;
 mod killed_waiter;
 mod late_writes;

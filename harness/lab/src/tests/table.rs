@@ -11,9 +11,9 @@ use crate::tests::test::{
     check, in_kernel, preserves, retrieves, stage, without_memfd, Action, Stage, Test,
 };
 use crate::tests::{
-    attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, killed_waiter,
-    late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet, reserved,
-    session_shell, subsystems, swap, switched_off,
+    attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings,
+    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet,
+    reserved, session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -477,6 +477,15 @@ pub(crate) static TESTS: &[Test] = &[
         stages: &[check(luo_bench::bench_devices, 0, 0)],
         prints: &[],
         seconds: 90,
+    },
+    Test {
+        name: "bench_settings",
+        about: "luo bench measures what it is asked for with any shmem_enabled, and with strict \
+                overcommit",
+        machine: Machine::Plain,
+        stages: &[check(host_settings::bench_with_each, 0, 0)],
+        prints: &[],
+        seconds: 180,
     },
     Test {
         name: "bench_kexec",

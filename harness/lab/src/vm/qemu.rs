@@ -13,7 +13,7 @@ use crate::vm::accel::Accel;
 use crate::vm::machine::Machine;
 use anyhow::{Context, Result};
 
-const PROGRAM: &str = "qemu-system-x86_64";
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 /// Where the guest finds the directory it shares with the host.
 pub(crate) const SHARE_TAG: &str = "results";
 
@@ -254,7 +254,7 @@ impl EventFile {
 const BARE: [&str; 4] = ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"];
 
 /// QEMU reads a comma in an option's value as its end, unless doubled.
-fn escape(path: &Path) -> String {
+pub(crate) fn escape(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
