@@ -47,6 +47,8 @@ pub fn make(built: &Built, plan: &StickPlan, output: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod unit_tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::build::built::Artefacts;
     use crate::build::profile::Profile;
@@ -66,6 +68,7 @@ mod unit_tests {
                 kernel_tree: path("linux"),
                 build_tree: path("build"),
                 initramfs: path("initramfs"),
+                variants: BTreeMap::new(),
             },
         };
         make(&built, &StickPlan::default(), &path("image")).unwrap();

@@ -28,7 +28,7 @@ impl Screen {
 
     /// Columns of the screen.
     pub(crate) fn width(&self) -> usize {
-        let widths = self.0.iter().map(|console| tcgetwinsize(console));
+        let widths = self.0.iter().map(tcgetwinsize);
         let widths = widths.flatten().map(|size| usize::from(size.ws_col));
         widths.filter(|&width| width > 0).min().unwrap_or(WIDTH)
     }

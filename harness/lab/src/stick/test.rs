@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::build::apt::Mirror;
+use crate::build::apt::{Mirror, SOURCE_SUITE, SUITE};
 use crate::build::built::Built;
 use crate::build::firmware::{self, Firmware};
 use crate::cache::directory::Cache;
@@ -58,7 +58,7 @@ pub fn test(
     mirror: Option<&str>,
     timeout: Option<Duration>,
 ) -> Result<String> {
-    let firmware = firmware::prepare(cache, &Mirror::new(cache, mirror))?;
+    let firmware = firmware::prepare(cache, &Mirror::new(cache, mirror, &[SUITE, SOURCE_SUITE]))?;
     let runs = Runs::begin(cache)?;
     let accel = probe::choose(cache, &runs, built)?;
     let machine = Machine::new(
