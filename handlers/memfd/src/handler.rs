@@ -244,7 +244,7 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
 mod tests {
     use super::*;
     use crate::{
-        chain::BLOCK_EXTENTS,
+        chain::BLOCK_WORDS,
         extent::ORDER_MAX,
         fake::{FakeBackend, FakeFile, Run},
         record::{RecordHeader, SEAL_GROW, SEAL_SEAL},
@@ -297,8 +297,9 @@ mod tests {
         (0..count).map(|page| (3 * page, 5 + 2 * page, 1)).collect()
     }
 
+    /// Each of them takes two words, but for the first of a block.
     fn three_blocks() -> Vec<Run> {
-        scattered(u64::from(2 * BLOCK_EXTENTS) + 5)
+        scattered(u64::from(BLOCK_WORDS) + 5)
     }
 
     const BOTH: [Contents; 2] = [Contents::File, Contents::Frames];
@@ -600,7 +601,7 @@ mod tests {
         let contents = summary.contents_data.unwrap();
         assert_eq!((summary.size, contents.extents), (9 << 12, 2));
         assert_eq!(contents.bytes, 5 << 12);
-        assert_eq!(summary.metadata_bytes, 368 + 32 + 2 * 16);
+        assert_eq!(summary.metadata_bytes, 368 + 32 + 4 * 4);
         let kept: usize = bench.host.all_bytes().values().map(Vec::len).sum();
         assert_eq!(summary.metadata_bytes, kept as u64);
         assert!(summary.seal_names().eq(["seal", "grow"]));
@@ -626,7 +627,7 @@ mod tests {
                 Contents::Frames => {
                     // The last page counts as far as the file goes.
                     expected.extend(["data_bytes 20480", "extents 2"]);
-                    "metadata_bytes 432"
+                    "metadata_bytes 416"
                 }
             };
             expected.extend(["position 0", metadata, "seals[] seal", "seals[] grow"]);
