@@ -7,7 +7,7 @@ use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
-    chain::BLOCK_LENGTH,
+    chain::{Extents, BLOCK_LENGTH},
     extent::{self, Contents},
     name::{name, Name},
     record::{Attributes, Kind, Record},
@@ -151,11 +151,16 @@ impl MemfdBackend for &'static FakeBackend {
         &self,
         _: FileRef<'_>,
         (): &mut (),
+        held: &Extents<'_>,
         _: u64,
         _: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
         let mut file = self.file.lock().unwrap();
+        if self.contents_in == Contents::Frames {
+            let pages: u64 = file.runs.iter().map(|run| run.2).sum();
+            assert_eq!(held.chain.pages, pages);
+        }
         file.frozen = true;
         self.show(&file.late, show)?;
         file.walk_fails.map_or(Ok(()), Err)

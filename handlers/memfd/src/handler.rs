@@ -87,11 +87,12 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         host: Host<'_>,
     ) -> Result<u64, Errno> {
         let attributes = self.attributes(file)?;
-        let late = self.write_chain(host, |show| {
-            let kept = &mut private.kept;
-            self.0.freeze(file, kept, attributes.size, host, show)
-        })?;
         let before = private.record;
+        let late = self.write_chain(host, |show| {
+            let (kept, held) = (&mut private.kept, before.extents(host));
+            self.0
+                .freeze(file, kept, &held, attributes.size, host, show)
+        })?;
         let record = Record {
             attributes,
             late,

@@ -22,6 +22,7 @@
 //! - [`extent`]: runs of pages, and the builder that merges them
 //! - [`words`]: what an extent crosses as
 //! - [`chain`]: blocks of extents, written as the file is walked and read back last to first
+//! - [`pieces`]: where single pages lie together in memory, whatever their order in the file
 //! - [`name`]: what was given to `memfd_create`
 //! - [`handler`]: the policy, [`MemfdHandler`], the same in a process and in the kernel
 //! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process;
@@ -91,6 +92,7 @@ pub mod handler;
 #[cfg(luo_kernel)]
 mod kernel;
 pub mod name;
+pub mod pieces;
 pub mod record;
 pub mod summary;
 #[cfg(not(luo_kernel))]
