@@ -23,15 +23,19 @@ impl Profile {
         }
     }
 
-    /// Kernel parameters that every boot of it needs.
-    pub(crate) fn parameters(self) -> &'static str {
+    /// Kernel parameters that every boot of it needs, with so many bytes of memory.
+    pub(crate) fn parameters(self, memory: u64) -> String {
         match self {
-            Self::Release => "",
-            // KASAN's shadow memory makes KHO ask for scratch memory of a quarter of the machine,
-            // in one piece: a kernel at a random address often leaves no such piece. An interrupt
-            // while the kernel identifies the processor, when it takes five levels of page tables
-            // for four, makes KASAN report memory that is fine.
-            Self::Debug => "nokaslr no5lvl",
+            Self::Release => String::new(),
+            // By default KHO takes twice what was reserved at boot, KASAN's shadow of an eighth of
+            // the memory included, for scratch memory, and as much again on a node, in one piece: a
+            // kernel at a random address, or a machine with two nodes, has no such piece. An
+            // interrupt while the kernel identifies the processor, when it takes five levels of
+            // page tables for four, makes KASAN report memory that is fine.
+            Self::Debug => {
+                let global = 1024 + (memory >> 20) * 3 / 16;
+                format!("nokaslr no5lvl kho_scratch=128M,{global}M,256M")
+            }
         }
     }
 
@@ -39,7 +43,7 @@ impl Profile {
     pub(crate) fn guest_memory(self) -> u64 {
         match self {
             Self::Release => 4 << 30,
-            // Of 4 GiB more than half would be scratch memory, where nothing can be preserved.
+            // Of 4 GiB about half would be scratch memory, where nothing can be preserved.
             Self::Debug => 8 << 30,
         }
     }

@@ -18,6 +18,7 @@ pub(crate) fn guest<'a>(
     job: Job,
     name: &str,
 ) -> Guest<'a> {
+    let memory = options.memory.unwrap_or(built.profile.guest_memory());
     let nokaslr = if options.gdb { "nokaslr" } else { "" };
     Guest {
         image: &built.artefacts.kernel_image,
@@ -26,10 +27,10 @@ pub(crate) fn guest<'a>(
         job,
         parameters: format!(
             "{} {nokaslr} {}",
-            built.profile.parameters(),
+            built.profile.parameters(memory),
             options.append
         ),
-        memory: options.memory.unwrap_or(built.profile.guest_memory()),
+        memory,
         accel,
         directory: runs.of(name),
         timeout: options.timeout,

@@ -6,6 +6,7 @@
 //! was there before. After the jump each page up to that one must hold its number.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{fence, Ordering};
@@ -76,6 +77,15 @@ fn number_at(file: &File, page: u64) -> Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
+/// Until it succeeds: a task that waits in kernel mode is refused after some seconds (`shmem.patch`),
+/// and in a slow guest a jump takes longer than that.
+fn insist(mut store: impl FnMut() -> io::Result<()>) {
+    while let Err(error) = store() {
+        let refused = [Errno::BUSY, Errno::FAULT].map(|errno| Some(errno.raw_os_error()));
+        assert!(refused.contains(&error.raw_os_error()), "{error}");
+    }
+}
+
 impl Way {
     /// The memfd that the progress is in, and the other one if there are two.
     fn files(self) -> Result<(File, Option<File>)> {
@@ -104,13 +114,11 @@ impl Way {
             for page in 1..PAGES {
                 let number = page.to_le_bytes();
                 match self {
-                    Self::Pwrite => file.write_all_at(&number, page * PAGE).expect("a store"),
+                    Self::Pwrite => insist(|| file.write_all_at(&number, page * PAGE)),
                     Self::TwoFiles if page % 2 == 0 => progress.write(place(page), &number),
                     Self::ReadFirst => {
                         let bytes = place(page)..place(page + 1);
-                        mapping
-                            .advise(bytes, Advice::LinuxPopulateRead)
-                            .expect("a page");
+                        insist(|| mapping.advise(bytes.clone(), Advice::LinuxPopulateRead));
                         mapping.write(place(page), &number);
                     }
                     _ => mapping.write(place(page), &number),

@@ -17,6 +17,8 @@ use crate::vm::accel::Accel;
 use crate::vm::machine::Machine;
 use crate::vm::qemu::Guest;
 
+/// Bytes of the guest that tries an accelerator.
+const MEMORY: u64 = 1 << 30;
 const RECORD: &str = "accel.json";
 
 /// What was found out, good until the machine boots again.
@@ -83,8 +85,8 @@ fn try_out(runs: &Runs, built: &Built, accel: Accel) -> Result<Result<String, St
         initramfs: &built.artefacts.initramfs,
         machine: Machine::Plain,
         job: Job::Probe,
-        parameters: built.profile.parameters().into(),
-        memory: 1 << 30,
+        parameters: built.profile.parameters(MEMORY),
+        memory: MEMORY,
         accel,
         directory: runs.of(&format!("probe-{}", accel.name())),
         timeout: Some(accel.deadline()),
