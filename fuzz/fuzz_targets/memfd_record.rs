@@ -121,7 +121,7 @@ fn true_objects() -> &'static [Objects; 2] {
 /// layout, and the record.
 fn frames_of(mut record: Vec<u8>) -> Vec<Vec<u8>> {
     let block = |magic: &[u8; 4], previous: u64, extents: &[u8]| {
-        let mut block = [magic, &[0; 4], &3u32.to_le_bytes(), &[0; 4]].concat();
+        let mut block = [magic.as_slice(), &[0; 4], &3u32.to_le_bytes(), &[0; 4]].concat();
         // The first of them begins at 0.
         block.extend([previous, 0].map(u64::to_le_bytes).as_flattened());
         block.extend(extents);
