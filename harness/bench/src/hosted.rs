@@ -29,7 +29,10 @@ use luo_orchestrator::handover::Arrival;
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
 use luo_orchestrator::transport::program::Program;
-use luo_orchestrator::transport::{exec, image};
+use luo_orchestrator::transport::{
+    exec,
+    image::{self, Draft},
+};
 
 /// The memfd with what the new side has to know.
 const STATE: Token = Token(0);
@@ -60,10 +63,10 @@ pub fn work(task: &str) -> Result<()> {
 
 /// Bytes that the two sides of a case report in all.
 pub fn bytes_of(case: &Case) -> u64 {
-    // Filled and compared; an image is written and read as well.
+    // Filled and compared; an image is written, read again after freeze, and read back as well.
     let times = match case.transport {
         Transport::Exec | Transport::Kexec => 2,
-        Transport::Image => 4,
+        Transport::Image => 5,
     };
     case.data_bytes() * times
 }
@@ -115,7 +118,11 @@ fn jump(
     }
     let before = allocated(files)?;
     let phases = &mut update.outcome.phases;
-    phases.time(Phase::Prepare, || orchestrator.prepare())?;
+    let mut draft = phases.time(Phase::Prepare, || {
+        orchestrator.prepare()?;
+        let is_image = update.case.transport == Transport::Image;
+        is_image.then(|| copy(&orchestrator, directory)).transpose()
+    })?;
     // The state's own record has to show the size it will have, so it is written before the freeze,
     // and again with the last figures in the same place.
     let room = serde_json::to_vec(&update)?.len() + STATE_ROOM;
@@ -147,14 +154,20 @@ fn jump(
         }
         Transport::Kexec => bail!("a process cannot make a kexec and measure it"),
         Transport::Image => {
-            timed(&mut handover_ns, || {
-                image::save(&handover, directory, &send_bytes)
-            })?;
+            let draft = draft.take().context("nothing was copied")?;
+            timed(&mut handover_ns, || draft.finish(&handover, &send_bytes))?;
             program.arg(arrive(handover_ns, Some(directory))?);
             Ok(program.replace_process())
         }
     })?;
     Err(error).context("cannot start the new side")
+}
+
+/// The contents of the image, while the workload runs.
+fn copy(orchestrator: &Orchestrator, directory: &Path) -> Result<Draft> {
+    let mut draft = Draft::new(directory)?;
+    draft.copy(&orchestrator.held(), &send_bytes)?;
+    Ok(draft)
 }
 
 fn write_state(file: &File, update: &Update, room: usize) -> Result<()> {
@@ -175,11 +188,11 @@ fn reference_write(directory: &Path, bytes: u64) -> Result<u64> {
     let source = vec![0x5a_u8; bytes.min(SOURCE_BYTES) as usize];
     let mut time = 0;
     let mut file = tempfile::tempfile_in(directory)?;
-    timed(&mut time, || copy(&source, bytes, &mut file))?;
+    timed(&mut time, || write(&source, bytes, &mut file))?;
     Ok(time)
 }
 
-fn copy(source: &[u8], bytes: u64, file: &mut File) -> std::io::Result<()> {
+fn write(source: &[u8], bytes: u64, file: &mut File) -> std::io::Result<()> {
     let mut left = bytes as usize;
     while left > 0 {
         for piece in source[..left.min(source.len())].chunks(image::CHUNK_BYTES as usize) {

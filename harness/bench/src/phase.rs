@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 /// A phase of a live update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// All calls of prepare; the workload still runs.
+    /// All calls of prepare, and the copy of an image; the workload still runs.
     Prepare,
     /// All calls of freeze. With kexec the kernel freezes in the call that jumps, so this is 0.
     Freeze,
-    /// The transport's work on the old side: sealing the metadata, writing the image.
+    /// The transport's work on the old side: sealing the metadata, completing the image.
     Handover,
     /// From the exec or reboot call to the first moment at which the new side can retrieve.
     Blackout,

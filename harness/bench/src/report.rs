@@ -214,7 +214,7 @@ impl Row {
     /// 1 is as fast. `None` where nothing was written.
     pub fn image_to_reference(&self) -> Option<f64> {
         let reference = self.reference_write_ns.as_ref()?.median as f64;
-        let image = self.phases[Phase::Handover].median as f64;
+        let image = self.phases[Phase::Prepare].median as f64;
         (self.data_bytes > 0).then(|| reference / image)
     }
 }

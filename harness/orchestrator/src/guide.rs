@@ -13,19 +13,39 @@
 //! 4. The new program arrives, retrieves, finishes, and only then takes work again.
 //!
 //! Files can be preserved and prepared long before, while the program works; what it costs to stand
-//! still is what comes after that.
+//! still is what comes after that. With image the same goes for their contents: copy them into a
+//! [`Draft`](crate::transport::image::Draft) first.
 //!
 //! # Which transport
 //!
-//! | | the new program cannot start | it fails later | process id |
-//! |---|---|---|---|
-//! | exec | found out before the jump, mostly | all is lost | stays |
-//! | spawn | the old program goes on | the old one goes on, until the new one is ready | changes |
-//! | fdstore | all is there at the next start | all is there at the next start | changes |
-//! | image | all is there later | all is there later | changes |
-//!
 //! They are the modules of [`transport`](crate::transport). Sockets and devices cross only where an
-//! open descriptor does: by exec, spawn and fdstore.
+//! open descriptor does: by exec, spawn and fdstore. The process id stays with exec, and changes
+//! with the others. The larger difference is what a broken new program costs:
+//!
+//! | The new program | exec | spawn | fdstore | image | what spawn reports |
+//! |---|---|---|---|---|---|
+//! | is missing | goes on | goes on | next start | goes on | `No such file or directory` |
+//! | is not executable | goes on | goes on | next start | goes on | `it may not be executed` |
+//! | is a directory | goes on | goes on | next start | goes on | `it is not a regular file` |
+//! | is empty | goes on | goes on | next start | goes on | `neither an ELF file nor` |
+//! | is for another machine | goes on | goes on | next start | goes on | `this machine runs` |
+//! | is truncated | goes on | goes on | next start | goes on | `it ends early` |
+//! | panics at start | is lost | goes on | next start | next load | `nothing works today` |
+//! | panics after retrieve | is lost | goes on | next start | next load | `one step too far` |
+//! | hangs | is lost | goes on | next start | next load | `was not ready after` |
+//! | lacks a handler | passes on | goes on | next start | next load | `no handler for` |
+//!
+//! - *goes on*: the old program has everything that it had, and a reason. Exec and image report the
+//!   same one, as far as it is known before the jump.
+//! - *next start*, *next load*: all of it is there for the next program. With fdstore systemd
+//!   starts that, and reports what became of the one before.
+//! - *passes on*: the new program has all of it, as it arrived, and can jump to one that works:
+//!   [`pass_on`](crate::orchestrator::Orchestrator::pass_on).
+//! - *is lost*: the old program ended in the exec, and its files end with the new one.
+//!
+//! The last lines on the standard error of the new program, and its exit status, are in the report
+//! of spawn: `nothing works today` is what it panicked with. `tests/broken_programs.rs` runs this
+//! table.
 //!
 //! # Signals
 //!

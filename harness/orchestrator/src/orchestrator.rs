@@ -23,6 +23,7 @@ use luo_handler_api::{Compatible, Token};
 
 use crate::devicetree::{self, BadEntry, SubsystemEntry};
 use crate::error::{Error, Phase, State};
+use crate::files::HeldFile;
 use crate::handover::{Arrival, Complaints, FileStatus, Handover};
 use crate::new_side::NewSide;
 use crate::old_side::OldSide;
@@ -195,6 +196,12 @@ impl Orchestrator {
     /// after a cancel.
     pub fn preserved(&self) -> (usize, usize) {
         self.read().old.outgoing().count()
+    }
+
+    /// The files that handlers preserved so far, on the old side: for a transport that copies
+    /// contents before freeze.
+    pub fn held(&self) -> Vec<(HeldFile, Arc<OwnedFd>)> {
+        self.read().old.outgoing().held()
     }
 
     /// The file with this token, rebuilt on the first call; later calls, also from other threads,

@@ -113,6 +113,16 @@ impl Outgoing {
         })
     }
 
+    pub(crate) fn held(&self) -> Vec<(HeldFile, Arc<OwnedFd>)> {
+        let store = self.lock();
+        let files = store.files.iter();
+        let held = |(&handle, (token, file)): (&u64, &(Option<Token>, Arc<OwnedFd>))| {
+            let token = *token;
+            (HeldFile { handle, token }, file.clone())
+        };
+        files.map(held).collect()
+    }
+
     /// The services for the handler of one file: what it preserves is remembered as that file's.
     pub(crate) fn for_file(&self, token: Option<Token>) -> ForFile<'_> {
         ForFile {

@@ -117,6 +117,17 @@ pub(crate) struct Identity {
     pub(crate) inode: u64,
 }
 
+impl Identity {
+    /// That of the file behind a descriptor.
+    pub(crate) fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(file)?;
+        Ok(Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        })
+    }
+}
+
 /// Takes over a descriptor that was inherited from the old side, and closes it on the next exec.
 ///
 /// `None` unless it is open, an exec inherits it, and it stands for the file with this identity.
@@ -337,6 +348,221 @@ impl Drop for SharedMapping {
         // SAFETY: by the invariant this is a mapping, of which nothing is used after this.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Pages of this process of which the kernel notes the first write: `userfaultfd(2)` with write
+/// protection that the kernel lifts by itself, and `PAGEMAP_SCAN`.
+#[cfg(feature = "image")]
+#[derive(Debug)]
+pub(crate) struct WriteWatch {
+    /// The pages are registered and protected for as long as it is open.
+    _userfault: OwnedFd,
+    pagemap: File,
+    addresses: Range<usize>,
+}
+
+/// Requests and arguments, of `include/uapi/linux/userfaultfd.h` and `linux/fs.h`.
+#[cfg(feature = "image")]
+mod uapi {
+    use rustix::ioctl::{opcode::read_write, Opcode};
+
+    pub(super) const USER_MODE_ONLY: u32 = 1;
+    pub(super) const API: u64 = 0xaa;
+    const GROUP: u8 = 0xaa;
+    pub(super) const UFFDIO_API: Opcode = read_write::<UffdioApi>(GROUP, 0x3f);
+    pub(super) const UFFDIO_REGISTER: Opcode = read_write::<UffdioRegister>(GROUP, 0);
+    pub(super) const UFFDIO_WRITEPROTECT: Opcode = read_write::<UffdioWriteProtect>(GROUP, 6);
+    pub(super) const PAGEMAP_SCAN: Opcode = read_write::<ScanArgument>(b'f', 16);
+
+    pub(super) const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+    pub(super) const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+    pub(super) const FEATURE_WP_ASYNC: u64 = 1 << 15;
+    pub(super) const REGISTER_MODE_WP: u64 = 1 << 1;
+    pub(super) const WRITEPROTECT_MODE_WP: u64 = 1;
+    pub(super) const SCAN_WP_MATCHING: u64 = 1;
+    pub(super) const SCAN_CHECK_WPASYNC: u64 = 2;
+    pub(super) const PAGE_IS_WRITTEN: u64 = 1 << 1;
+    pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;
+    pub(super) const PAGE_IS_SWAPPED: u64 = 1 << 4;
+
+    #[repr(C)]
+    pub(super) struct UffdioApi {
+        pub(super) api: u64,
+        pub(super) features: u64,
+        pub(super) ioctls: u64,
+    }
+
+    #[repr(C)]
+    pub(super) struct UffdioRegister {
+        pub(super) start: u64,
+        pub(super) length: u64,
+        pub(super) mode: u64,
+        pub(super) ioctls: u64,
+    }
+
+    #[repr(C)]
+    pub(super) struct UffdioWriteProtect {
+        pub(super) start: u64,
+        pub(super) length: u64,
+        pub(super) mode: u64,
+    }
+
+    /// `struct pm_scan_arg`.
+    #[derive(Clone, Copy, Default)]
+    #[repr(C)]
+    pub(super) struct ScanArgument {
+        pub(super) size: u64,
+        pub(super) flags: u64,
+        pub(super) start: u64,
+        pub(super) end: u64,
+        pub(super) walk_end: u64,
+        pub(super) regions: u64,
+        pub(super) regions_len: u64,
+        pub(super) max_pages: u64,
+        pub(super) category_inverted: u64,
+        pub(super) category_mask: u64,
+        pub(super) category_anyof_mask: u64,
+        pub(super) return_mask: u64,
+    }
+
+    /// `struct page_region`.
+    #[derive(Clone, Copy, Default)]
+    #[repr(C)]
+    pub(super) struct PageRegion {
+        pub(super) start: u64,
+        pub(super) end: u64,
+        pub(super) categories: u64,
+    }
+}
+
+#[cfg(feature = "image")]
+impl WriteWatch {
+    /// Protects all of these pages.
+    ///
+    /// # Errors
+    ///
+    /// Those of `userfaultfd(2)`; `EINVAL` if the kernel has no such protection.
+    pub(crate) fn new(addresses: Range<usize>) -> io::Result<Self> {
+        use rustix::mm::{userfaultfd, UserfaultfdFlags};
+        // Nobody reads faults from it: with this flag no privilege is needed.
+        let flags = UserfaultfdFlags::from_bits_retain(uapi::USER_MODE_ONLY);
+        // SAFETY: a new descriptor, through which nothing but the requests below is done.
+        let userfault = unsafe { userfaultfd(flags | UserfaultfdFlags::CLOEXEC) }?;
+        let (start, length) = (addresses.start as u64, addresses.len() as u64);
+        let mut api = uapi::UffdioApi {
+            api: uapi::API,
+            features: uapi::FEATURE_WP_ASYNC
+                | uapi::FEATURE_WP_UNPOPULATED
+                | uapi::FEATURE_WP_HUGETLBFS_SHMEM,
+            ioctls: 0,
+        };
+        let mut register = uapi::UffdioRegister {
+            start,
+            length,
+            mode: uapi::REGISTER_MODE_WP,
+            ioctls: 0,
+        };
+        let mut protect = uapi::UffdioWriteProtect {
+            start,
+            length,
+            mode: uapi::WRITEPROTECT_MODE_WP,
+        };
+        // SAFETY: the structs are those of the requests, which read and write nothing else. With
+        // asynchronous protection a write to a page succeeds as ever: whoever uses the memory does
+        // not notice.
+        unsafe {
+            request(&userfault, uapi::UFFDIO_API, &mut api)?;
+            request(&userfault, uapi::UFFDIO_REGISTER, &mut register)?;
+            request(&userfault, uapi::UFFDIO_WRITEPROTECT, &mut protect)?;
+        }
+        Ok(Self {
+            _userfault: userfault,
+            pagemap: File::open("/proc/self/pagemap")?,
+            addresses,
+        })
+    }
+
+    /// Pages that are protected: nobody wrote to them since. Others may have been written to, or
+    /// are not there any more.
+    ///
+    /// # Errors
+    ///
+    /// Those of the request: `EPERM` if something else is mapped there by now.
+    pub(crate) fn unwritten(&self) -> io::Result<Vec<Range<usize>>> {
+        self.scan(uapi::ScanArgument {
+            category_inverted: uapi::PAGE_IS_WRITTEN,
+            category_mask: uapi::PAGE_IS_WRITTEN,
+            // A protected page is in memory, or there is a mark in its place.
+            category_anyof_mask: uapi::PAGE_IS_PRESENT | uapi::PAGE_IS_SWAPPED,
+            ..uapi::ScanArgument::default()
+        })
+    }
+
+    /// Pages that were written to, and protects them again: each at the very moment at which it is
+    /// found.
+    ///
+    /// # Errors
+    ///
+    /// As [`unwritten`](Self::unwritten).
+    pub(crate) fn protect_written(&self) -> io::Result<Vec<Range<usize>>> {
+        self.scan(uapi::ScanArgument {
+            flags: uapi::SCAN_WP_MATCHING,
+            category_mask: uapi::PAGE_IS_WRITTEN,
+            ..uapi::ScanArgument::default()
+        })
+    }
+
+    fn scan(&self, wanted: uapi::ScanArgument) -> io::Result<Vec<Range<usize>>> {
+        let mut found: Vec<Range<usize>> = Vec::new();
+        let mut regions = [uapi::PageRegion::default(); 512];
+        let (mut start, end) = (self.addresses.start as u64, self.addresses.end as u64);
+        while start < end {
+            let mut argument = uapi::ScanArgument {
+                size: size_of::<uapi::ScanArgument>() as u64,
+                flags: wanted.flags | uapi::SCAN_CHECK_WPASYNC,
+                start,
+                end,
+                regions: regions.as_mut_ptr().expose_provenance() as u64,
+                regions_len: regions.len() as u64,
+                return_mask: uapi::PAGE_IS_WRITTEN,
+                ..wanted
+            };
+            // SAFETY: the struct is that of the request, and has the place and the length of an
+            // array of regions, of which the kernel fills as many as it returns.
+            let count = unsafe { request(&self.pagemap, uapi::PAGEMAP_SCAN, &mut argument) }?;
+            for region in &regions[..count] {
+                let region = region.start as usize..region.end as usize;
+                match found.last_mut() {
+                    Some(last) if last.end == region.start => last.end = region.end,
+                    _ => found.push(region),
+                }
+            }
+            if argument.walk_end <= start {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            start = argument.walk_end;
+        }
+        Ok(found)
+    }
+}
+
+/// Makes a request of `ioctl(2)`.
+///
+/// # Safety
+///
+/// `argument` is what the request takes, and the request is sound with what it contains.
+#[cfg(feature = "image")]
+unsafe fn request<T>(
+    file: &impl AsRawFd,
+    opcode: rustix::ioctl::Opcode,
+    argument: &mut T,
+) -> io::Result<usize> {
+    let argument: *mut T = argument;
+    // SAFETY: the safety section.
+    match unsafe { libc::ioctl(file.as_raw_fd(), opcode as _, argument) } {
+        -1 => Err(io::Error::last_os_error()),
+        value => Ok(value as usize),
     }
 }
 

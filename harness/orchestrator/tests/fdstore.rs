@@ -92,21 +92,6 @@ fn service() {
         }
         "report" => drop(report()),
         "report and clear" => report().clear().unwrap(),
-        "panic" => panic!("at its start"),
-        "panic later" => {
-            let arrival = FdStore::open("luo").unwrap().arrive().unwrap().unwrap();
-            let new = Orchestrator::arrived(registry(), arrival);
-            new.retrieve(MEMORY).unwrap();
-            panic!("after retrieve");
-        }
-        "without handlers" => {
-            let arrival = FdStore::open("luo").unwrap().arrive().unwrap().unwrap();
-            let new = Orchestrator::arrived(Arc::default(), arrival);
-            assert_eq!(new.retrieve(CONNECTION).unwrap_err().errno(), Errno::ENOENT);
-            for file in new.files().unwrap() {
-                println!("\n{} needs {}", file.token, file.compatible);
-            }
-        }
         "damaged" => damaged(),
         "incomplete" => incomplete(),
         "nothing" => nothing(),
@@ -332,33 +317,6 @@ fn a_crash_before_the_update_is_finished_leaves_everything_for_the_next_start() 
     client.write_all(b"request").unwrap();
     is_served(&manager, "take", &mut client, address);
     assert_eq!(manager.names(), [""; 0]);
-}
-
-#[test]
-fn a_next_program_that_is_broken_leaves_everything_for_one_that_is_not() {
-    let manager = Manager::new();
-    let (mut client, address) = stored(&manager, "store");
-    let before = manager.names();
-    let shell = |script| {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        command
-    };
-    for (mut command, what) in [
-        (shell("exit 1"), "ends at once"),
-        (shell("exec /nonexistent/program"), "is missing"),
-        (shell("kill -9 $$"), "is killed"),
-        (service_command("panic"), "panics at its start"),
-        (service_command("panic later"), "panics after retrieve"),
-    ] {
-        let output = manager.start(&mut command, Vec::new());
-        assert!(!output.status.success(), "{what}");
-        assert_eq!(manager.names(), before, "{what}");
-    }
-    let text = run(&manager, "without handlers");
-    assert!(text.contains("needs luo-handlers,socket-v1"), "{text}");
-    assert_eq!(manager.names(), before);
-    is_served(&manager, "take", &mut client, address);
 }
 
 #[test]

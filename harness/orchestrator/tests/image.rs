@@ -25,7 +25,10 @@ use luo_orchestrator::inspection::{inspect, Inspection};
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::outgoing::Outgoing;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::transport::image::{self, Data, ImageError, Saved, CHUNK_BYTES};
+use luo_orchestrator::transport::image::{
+    self, Data, Draft, ImageError, Saved, Tracked, CHUNK_BYTES,
+};
+use luo_orchestrator::SharedMapping;
 use proptest::prelude::*;
 use rustix::fs::{fcntl_add_seals, fcntl_get_seals, SealFlags};
 use support::memfd;
@@ -87,6 +90,17 @@ fn save(files: &[File], directory: &Path) -> Result<Saved, ImageError> {
     };
     let saved = frozen(files)
         .handover(|handover| Ok::<_, Error>(image::save(&handover, directory, &count)))
+        .unwrap()?;
+    assert_eq!(progress.into_inner(), saved.contents_bytes);
+    Ok(saved)
+}
+
+/// Completes a draft of a frozen update.
+fn finish(update: &Orchestrator, draft: Draft) -> Result<Saved, ImageError> {
+    let progress = AtomicU64::new(0);
+    let count = |bytes| _ = progress.fetch_add(bytes, SeqCst);
+    let saved = update
+        .handover(|handover| Ok::<_, Error>(draft.finish(&handover, &count)))
         .unwrap()?;
     assert_eq!(progress.into_inner(), saved.contents_bytes);
     Ok(saved)
@@ -236,6 +250,361 @@ fn sparse_memfds_cross_without_their_holes() {
     ];
     let saved = cross(&files);
     assert_eq!(saved.contents_bytes, 4096 * 7 + 9);
+}
+
+/// How many bytes are written of files that were copied before, after `change`.
+fn written_late(files: &[File], change: impl FnOnce(&[File])) -> u64 {
+    let directory = directory();
+    let update = frozen(files);
+    let mut draft = Draft::new(directory.path()).unwrap();
+    let copied = draft.copy(&update.held(), &|_| ()).unwrap();
+    change(files);
+    let saved = finish(&update, draft).unwrap();
+    let new = load(directory.path()).unwrap();
+    for (file, token) in files.iter().zip(0..) {
+        let after = new.retrieve(Token(token)).unwrap();
+        assert_eq!(
+            file.metadata().unwrap().blocks(),
+            rustix::fs::fstat(&after).unwrap().st_blocks as u64
+        );
+        assert!(bytes_of(file) == bytes_of(&after));
+    }
+    assert_eq!(new.finish().unwrap(), []);
+    assert_eq!(listing(directory.path()), CLEAN);
+    assert!(copied > 0);
+    saved.late_bytes
+}
+
+fn punch(file: &File, offset: u64, length: u64) {
+    use rustix::fs::{fallocate, FallocateFlags};
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(file, flags, offset, length).unwrap();
+}
+
+#[test]
+fn only_what_changed_after_a_copy_is_written_again() {
+    const BLOCK: u64 = 16 << 10;
+    type Change = fn(&File);
+    let cases: [(Change, u64); 8] = [
+        (|_| (), 0),
+        (|file| file.write_all_at(&[1], 5 * MIB + 7).unwrap(), BLOCK),
+        // Over the border of two blocks, which is also that of two chunks.
+        (
+            |file| file.write_all_at(&[0xee; 2], MIB - 1).unwrap(),
+            2 * BLOCK,
+        ),
+        (
+            |file| SharedMapping::new(file, 0..4096).unwrap().write(9, &[1]),
+            BLOCK,
+        ),
+        (
+            |file| file.write_all_at(&[1; 4096], 18 * MIB).unwrap(),
+            4096,
+        ),
+        // The rest of its chunk is a chunk of its own then.
+        (|file| punch(file, MIB, 4096), CHUNK_BYTES - 4096),
+        (|file| file.set_len(3 * MIB).unwrap(), 0),
+        (
+            |file| {
+                file.set_len(MIB).unwrap();
+                file.set_len(20 * MIB).unwrap();
+            },
+            0,
+        ),
+    ];
+    for (number, (change, expected)) in cases.into_iter().enumerate() {
+        // Enough for several stripes, with a hole in it.
+        let files = [dense(17 * MIB, 1), dense(10_000, 2)];
+        files[0].set_len(20 * MIB).unwrap();
+        let late = written_late(&files, |files| change(&files[0]));
+        assert_eq!(late, expected, "case {number}");
+    }
+    let sealed = dense(MIB, 3);
+    fcntl_add_seals(&sealed, SealFlags::WRITE | SealFlags::SHRINK).unwrap();
+    assert_eq!(written_late(&[sealed], |_| ()), 0);
+}
+
+#[test]
+fn a_draft_follows_its_files() {
+    let directory = directory();
+    let files = [dense(9000, 1), dense(MIB, 2), dense(17 * MIB, 3)];
+    let update = frozen(&files);
+    let mut draft = Draft::new(directory.path()).unwrap();
+    draft.copy(&update.held(), &|_| ()).unwrap();
+    // The handles begin again, and stand for others; one file fewer, and one that is new.
+    update.cancel().unwrap();
+    for token in 0..3 {
+        update.unpreserve(Token(token)).unwrap();
+    }
+    let later = [dense(5000, 4), dense(MIB, 2)];
+    for (file, token) in later.iter().zip(0..) {
+        update.preserve(Token(token), file).unwrap();
+    }
+    update.prepare().unwrap();
+    draft.copy(&update.held()[..1], &|_| ()).unwrap();
+    update.freeze().unwrap();
+    assert_eq!(finish(&update, draft).unwrap().late_bytes, MIB);
+    let image = fs::read_dir(image_of(directory.path())).unwrap();
+    let mut names: Vec<_> = image.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    let metadata = ["devicetree.dtb", "manifest.json", "memory"];
+    assert_eq!(
+        names,
+        [&["contents-1", "contents-2"], &metadata[..]].concat()
+    );
+    let new = load(directory.path()).unwrap();
+    for (file, token) in later.iter().zip(0..) {
+        assert_same(file, &new.retrieve(Token(token)).unwrap());
+    }
+}
+
+#[test]
+fn the_older_image_is_removed_by_the_next_draft_or_on_demand() {
+    let directory = directory();
+    let save_draft = |seed| {
+        save_as_draft(&[dense(1000, seed)], directory.path()).unwrap();
+        image_of(directory.path())
+    };
+    let first = save_draft(1);
+    let second = save_draft(2);
+    assert!(first.exists() && second.exists());
+    let third = save_draft(3);
+    assert!(!first.exists() && second.exists() && third.exists());
+    image::remove_older(directory.path()).unwrap();
+    assert!(!second.exists() && third.exists());
+    assert_eq!(listing(directory.path()), CLEAN);
+}
+
+#[test]
+fn a_draft_that_is_dropped_leaves_the_old_image() {
+    let directory = directory();
+    let old = [dense(1000, 1)];
+    save(&old, directory.path()).unwrap();
+    let mut draft = Draft::new(directory.path()).unwrap();
+    draft
+        .copy(&frozen(&[dense(2000, 2)]).held(), &|_| ())
+        .unwrap();
+    drop(draft);
+    assert_eq!(listing(directory.path()), CLEAN);
+    assert_same(
+        &old[0],
+        &load(directory.path()).unwrap().retrieve(Token(0)).unwrap(),
+    );
+}
+
+/// A change of a memfd of at most 2 MiB.
+#[derive(Clone, Debug)]
+enum Change {
+    Write(u64, u64, u64),
+    /// Through the mapping.
+    Store(usize, usize, u64),
+    /// The page tables of the mapping forget these pages.
+    Forget(usize, usize),
+    Punch(u64, u64),
+    Resize(u64),
+    Copy,
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let place = || 0..2 * MIB;
+    let length = || prop_oneof![1..64u64, 1..3 * CHUNK_BYTES];
+    let page = || 0..512usize;
+    prop_oneof![
+        (place(), length(), any::<u64>()).prop_map(|(at, n, seed)| Change::Write(at, n, seed)),
+        (page(), 1..40_000usize, any::<u64>()).prop_map(|(at, n, seed)| Change::Store(at, n, seed)),
+        (page(), page()).prop_map(|(at, n)| Change::Forget(at, n)),
+        (place(), length()).prop_map(|(at, n)| Change::Punch(at, n)),
+        place().prop_map(Change::Resize),
+        Just(Change::Copy),
+        Just(Change::Copy),
+    ]
+}
+
+impl Change {
+    /// Whether a tracked mapping notices it.
+    fn is_by_mapping(&self) -> bool {
+        matches!(self, Self::Store(..) | Self::Forget(..) | Self::Copy)
+    }
+
+    fn apply(&self, file: &File, mapping: &SharedMapping, copy: &mut dyn FnMut()) {
+        let size = file.metadata().unwrap().len() as usize;
+        match *self {
+            Self::Write(place, length, seed) => {
+                file.write_all_at(&pattern(length, seed), place).unwrap();
+            }
+            Self::Store(page, length, seed) => {
+                // Beyond the end of the file there is no memory.
+                let place = page * 4096 + seed as usize % 4096;
+                let length = length.min(size.saturating_sub(place));
+                if length > 0 {
+                    mapping.write(place, &pattern(length as u64, seed));
+                }
+            }
+            Self::Forget(page, pages) => {
+                let range = page * 4096..(page + pages).min(512) * 4096;
+                mapping
+                    .advise(range, rustix::mm::Advice::LinuxDontNeed)
+                    .unwrap();
+            }
+            Self::Punch(place, length) => punch(file, place, length),
+            Self::Resize(size) => file.set_len(size).unwrap(),
+            Self::Copy => copy(),
+        }
+    }
+}
+
+/// Follows changes with a draft, the mapping tracked from one of them on; what comes out of the
+/// image is the file as it is at the end.
+fn assert_arrives(changes: &[Change], tracked_from: Option<usize>) {
+    let directory = directory();
+    // Data in most places, and holes.
+    let file = dense(MIB + 4096, 1);
+    file.set_len(2 * MIB).unwrap();
+    file.write_all_at(&pattern(4096, 2), MIB + 8192).unwrap();
+    let mapping = SharedMapping::new(&file, 0..2 * MIB).unwrap();
+    let update = frozen(std::slice::from_ref(&file));
+    let mut draft = Draft::new(directory.path()).unwrap();
+    draft.copy(&update.held(), &|_| ()).unwrap();
+    for (change, number) in changes.iter().zip(0..) {
+        if tracked_from == Some(number) {
+            draft.track(Tracked::new(&file, 0, mapping.as_ptr(), mapping.len()).unwrap());
+        }
+        change.apply(&file, &mapping, &mut || {
+            draft.copy(&update.held(), &|_| ()).unwrap();
+        });
+    }
+    finish(&update, draft).unwrap();
+    let new = load(directory.path()).unwrap();
+    assert_same(&file, &new.retrieve(Token(0)).unwrap());
+}
+
+/// Why nothing can be tracked here, if so.
+fn untracked() -> Option<std::io::Error> {
+    let file = dense(4096, 1);
+    let mapping = SharedMapping::new(&file, 0..4096).unwrap();
+    Tracked::new(&file, 0, mapping.as_ptr(), 4096).err()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_change_between_copies_arrives(changes in prop::collection::vec(any_change(), 0..12)) {
+        assert_arrives(&changes, None);
+    }
+
+    #[test]
+    fn every_change_by_a_tracked_mapping_arrives(
+        changes in prop::collection::vec(any_change(), 1..20),
+        from: prop::sample::Index,
+    ) {
+        let changes: Vec<_> = changes.into_iter().filter(Change::is_by_mapping).collect();
+        let from = from.index(changes.len() + 1);
+        match untracked() {
+            None => assert_arrives(&changes, Some(from)),
+            Some(error) => eprintln!("skipped: memory cannot be tracked here: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_draft_follows_a_program_that_runs() {
+    let directory = directory();
+    let file = dense(20 * MIB, 1);
+    let update = frozen(std::slice::from_ref(&file));
+    let mapping = SharedMapping::new(&file, 0..20 * MIB).unwrap();
+    let mut draft = Draft::new(directory.path()).unwrap();
+    if let Ok(tracked) = Tracked::new(&file, 0, mapping.as_ptr(), mapping.len()) {
+        draft.track(tracked);
+    }
+    let is_over = &std::sync::atomic::AtomicBool::new(false);
+    let writes = &AtomicU64::new(0);
+    let _mapping = std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            while !is_over.load(SeqCst) {
+                let number = writes.fetch_add(1, SeqCst);
+                let place = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (20 * MIB - 8);
+                mapping.write(place as usize, &number.to_le_bytes());
+            }
+            mapping
+        });
+        for _ in 0..5 {
+            let before = writes.load(SeqCst);
+            draft.copy(&update.held(), &|_| ()).unwrap();
+            while writes.load(SeqCst) < before + 100 {
+                std::thread::yield_now();
+            }
+        }
+        is_over.store(true, SeqCst);
+        writer.join().unwrap()
+    });
+    finish(&update, draft).unwrap();
+    let new = load(directory.path()).unwrap();
+    assert_same(&file, &new.retrieve(Token(0)).unwrap());
+}
+
+/// What a tracked mapping does not see is not looked for: the promise of the caller counts.
+#[test]
+fn tracked_memory_that_nobody_wrote_to_is_not_read() {
+    if let Some(error) = untracked() {
+        return eprintln!("skipped: memory cannot be tracked here: {error}");
+    }
+    let directory = directory();
+    let file = dense(4 * CHUNK_BYTES, 1);
+    let before = bytes_of(&file);
+    let update = frozen(std::slice::from_ref(&file));
+    let mut draft = Draft::new(directory.path()).unwrap();
+    // The second half alone.
+    let half = 2 * CHUNK_BYTES;
+    let mapping = SharedMapping::new(&file, half..2 * half).unwrap();
+    draft.track(Tracked::new(&file, half, mapping.as_ptr(), mapping.len()).unwrap());
+    draft.copy(&update.held(), &|_| ()).unwrap();
+    file.write_all_at(b"seen", 0).unwrap();
+    file.write_all_at(b"not seen", half).unwrap();
+    // As the kernel does for others: a write by a system call into the mapping.
+    let place = (half + CHUNK_BYTES) as usize;
+    // SAFETY: 8 bytes within the mapping, which can be written.
+    let read = unsafe {
+        let zero = File::open("/dev/zero").unwrap();
+        libc::read(
+            zero.as_raw_fd(),
+            mapping
+                .as_ptr()
+                .add(place - half as usize)
+                .cast_mut()
+                .cast(),
+            8,
+        )
+    };
+    assert_eq!(read, 8);
+    finish(&update, draft).unwrap();
+    let new = load(directory.path()).unwrap();
+    let after = bytes_of(&new.retrieve(Token(0)).unwrap());
+    assert_eq!(&after[..4], b"seen");
+    assert_eq!(after[half as usize..][..8], before[half as usize..][..8]);
+    assert_eq!(after[place..][..8], [0; 8]);
+}
+
+#[test]
+fn what_is_not_the_memfd_is_not_tracked() {
+    let file = dense(2 * MIB, 1);
+    let mapping = SharedMapping::new(&file, 4096..MIB).unwrap();
+    let (address, length) = (mapping.as_ptr(), mapping.len());
+    let track = |file: &File, offset, address, length| {
+        let error = Tracked::new(file, offset, address, length).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
+    };
+    track(&file, 0, address, length);
+    track(&file, 8192, address, length);
+    track(&file, 4096, address, length + MIB as usize);
+    track(&file, 4096, address, 0);
+    track(&file, 4096, std::ptr::null(), length);
+    track(&file, 4096, address, usize::MAX);
+    track(&dense(2 * MIB, 1), 4096, address, length);
+    if untracked().is_none() {
+        Tracked::new(&file, 4096, address, length).unwrap();
+        Tracked::new(&file, 8192, address.wrapping_add(4096), length - 4096).unwrap();
+    }
 }
 
 #[test]
@@ -510,9 +879,9 @@ fn inspecting_finds_damaged_contents() {
         let first = Some("contents-1 is missing or not what was written");
         assert_eq!(damages(&found), [first, None, None]);
     };
-    let table = (HEADER_BYTES + NAME_BYTES + CHUNK_ENTRY_BYTES) * 8;
+    let header = 0..(HEADER_BYTES + NAME_BYTES) * 8;
     let data = DATA_PLACE * 8..image.length("contents-1") * 8;
-    let bits = (0..table).chain(data).step_by(97);
+    let bits = header.chain(data).step_by(97);
     image.with_each_bit("contents-1", bits, |_| {
         assert_first_is_damaged(image.directory.path());
     });
@@ -752,10 +1121,10 @@ fn one_bit_of(byte: usize) -> usize {
     byte * 8 + byte % 8
 }
 
-/// Header and name of `contents-N`, and what each of its chunks has before the data.
+/// Header and name of `contents-N`, and what each of its chunks has after the data.
 const HEADER_BYTES: usize = 128;
 const NAME_BYTES: usize = 4;
-const CHUNK_ENTRY_BYTES: usize = 16;
+const CHUNK_ENTRY_BYTES: usize = 28;
 const DATA_PLACE: usize = 4096;
 
 #[test]
@@ -764,15 +1133,17 @@ fn a_flipped_bit_in_contents_costs_that_file_alone() {
     let chunks = [1, 3, 2];
     for file in 0..3 {
         let name = format!("contents-{}", file + 1);
-        let table = HEADER_BYTES + NAME_BYTES + chunks[file] * CHUNK_ENTRY_BYTES;
         let length = image.length(&name);
+        let table = length - chunks[file] * CHUNK_ENTRY_BYTES..length;
         // The first and last bytes of the data, and some in between.
         let data = (DATA_PLACE..length)
             .filter(|byte| byte - DATA_PLACE < 2 || length - byte < 3 || byte % 499 == 0)
             .map(one_bit_of);
         let mut expected = [Ok(()); 3];
         expected[file] = Err(Errno::EBADMSG);
-        image.with_each_bit(&name, (0..table * 8).chain(data), |bit| {
+        let header = 0..HEADER_BYTES + NAME_BYTES;
+        let tables = header.chain(table).flat_map(|byte| byte * 8..byte * 8 + 8);
+        image.with_each_bit(&name, tables.chain(data), |bit| {
             assert_eq!(image.results().unwrap(), expected, "bit {bit} of {name}");
         });
     }
@@ -915,30 +1286,42 @@ fn a_directory_without_an_image_says_so() {
 }
 
 /// Where the numbers of a header stand, with their sizes.
-const NUMBERS: [(usize, usize); 7] = [
+const NUMBERS: [(usize, usize); 8] = [
     (12, 4), // huge page shift
     (16, 8), // size
     (24, 4), // mode
     (28, 4), // bytes of the name
     (32, 8), // number of chunks
     (40, 4), // stripes
-    (44, 4), // reserved
+    (44, 8), // where the chunks are
+    (52, 4), // reserved
 ];
+
+/// The same of a chunk: offset, length, place and stripe.
+const CHUNK_NUMBERS: [(usize, usize); 4] = [(0, 8), (8, 4), (16, 8), (24, 4)];
+
+/// Where the chunks are, and the bytes of each: in an older image they are before the data.
+fn table_of(contents: &[u8]) -> (usize, usize) {
+    match contents.starts_with(b"LUOIMG1") {
+        true => (HEADER_BYTES.saturating_add(number(contents, 28, 4)), 16),
+        false => (number(contents, 44, 8), CHUNK_ENTRY_BYTES),
+    }
+}
+
+fn number(contents: &[u8], place: usize, size: usize) -> usize {
+    let mut bytes = [0; 8];
+    bytes[..size].copy_from_slice(&contents[place..place + size]);
+    u64::from_le_bytes(bytes) as usize
+}
 
 /// Makes the checksum right again, as somebody would who wants to be believed.
 fn seal(contents: &mut [u8]) {
-    let number = |place: usize, size: usize| {
-        let mut bytes = [0; 8];
-        bytes[..size].copy_from_slice(&contents[place..place + size]);
-        u64::from_le_bytes(bytes) as usize
-    };
-    let (name, chunks) = (number(28, 4), number(32, 8));
-    let end = chunks
-        .checked_mul(CHUNK_ENTRY_BYTES)
-        .and_then(|bytes| bytes.checked_add(name + HEADER_BYTES))
-        .filter(|&end| end <= contents.len());
+    let name_end = HEADER_BYTES.saturating_add(number(contents, 28, 4));
+    let (start, entry_bytes) = table_of(contents);
+    let end = start.saturating_add(number(contents, 32, 8).saturating_mul(entry_bytes));
     contents[8..12].fill(0);
-    let sum = crc32c::crc32c(&contents[..end.unwrap_or(HEADER_BYTES)]);
+    let parts = [0..name_end, start..end].map(|part| contents.get(part).unwrap_or_default());
+    let sum = crc32c::crc32c(&parts.concat());
     contents[8..12].copy_from_slice(&sum.to_le_bytes());
 }
 
@@ -969,22 +1352,28 @@ proptest! {
     #[test]
     fn hostile_contents_never_panic_nor_allocate_wildly(
         numbers in prop::collection::vec((0..NUMBERS.len(), hostile_number()), 0..3),
-        chunks in prop::collection::vec((0..3usize, hostile_number(), hostile_number()), 0..3),
-        bytes in prop::collection::vec((0..6000usize, any::<u8>()), 0..4),
+        chunks in prop::collection::vec(
+            (0..3usize, prop::sample::select(CHUNK_NUMBERS.to_vec()), hostile_number()),
+            0..5,
+        ),
+        bytes in prop::collection::vec((0..16_000usize, any::<u8>()), 0..4),
         sealed: bool,
+        is_older: bool,
     ) {
         thread_local!(static IMAGE: Damaged = Damaged::new());
         IMAGE.with(|image| {
-            let good = dense_contents();
-            let mut contents = good.clone();
+            let mut contents = match is_older {
+                true => fs::read(Path::new(OLDER_IMAGE).join("contents-2")).unwrap(),
+                false => dense_contents(),
+            };
+            let (table, entry_bytes) = table_of(&contents);
             for (at, value) in numbers {
                 let (place, size) = NUMBERS[at];
                 contents[place..place + size].copy_from_slice(&value.to_le_bytes()[..size]);
             }
-            for (chunk, offset, length) in chunks {
-                let place = HEADER_BYTES + NAME_BYTES + chunk * CHUNK_ENTRY_BYTES;
-                contents[place..place + 8].copy_from_slice(&offset.to_le_bytes());
-                contents[place + 8..place + 12].copy_from_slice(&length.to_le_bytes()[..4]);
+            for (chunk, (at, size), value) in chunks {
+                let place = table + chunk * entry_bytes + at;
+                contents[place..place + size].copy_from_slice(&value.to_le_bytes()[..size]);
             }
             for (place, byte) in bytes {
                 contents[place] = byte;
@@ -1008,13 +1397,51 @@ fn dense_contents() -> Vec<u8> {
     CONTENTS.with(Clone::clone)
 }
 
+/// As the program of schema 2 wrote it: a short memfd, a sparse one, and an empty one.
+const OLDER_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/image-2");
+
+#[test]
+fn an_image_of_an_older_program_is_read() {
+    let directory = directory();
+    std::os::unix::fs::symlink(OLDER_IMAGE, directory.path().join("current")).unwrap();
+    let new = load(directory.path()).unwrap();
+    let file = |token| File::from(new.retrieve(Token(token)).unwrap().try_clone().unwrap());
+    assert_eq!(bytes_of(&file(0)), b"contents of an older image");
+    let mut sparse = file(1);
+    assert_eq!(sparse.stream_position().unwrap(), 7);
+    assert_eq!(
+        sparse.metadata().unwrap().blocks(),
+        4 * 8,
+        "holes are holes"
+    );
+    let bytes = bytes_of(&sparse);
+    assert_eq!(bytes.len(), 3 << 20);
+    let pages = bytes.chunks(4096).zip(0..);
+    let data: Vec<(usize, u8)> = pages
+        .filter(|(page, _)| page.iter().any(|&byte| byte != 0))
+        .map(|(page, index)| (index, page[0]))
+        .collect();
+    assert_eq!(data, [(0, 1), (1, 2), (73, 3), (767, 4)]);
+    assert_eq!(bytes_of(&file(2)), b"");
+    assert_eq!(new.finish().unwrap(), []);
+    let inspected = inspection(directory.path()).unwrap();
+    assert_eq!(damages(&inspected), [None; 3]);
+    // A newer one than this program knows is refused with a reason.
+    let image = Damaged::new();
+    let manifest = fs::read_to_string(image.path("manifest.json")).unwrap();
+    let newer = manifest.replace("\"schema\": 3", "\"schema\": 4");
+    fs::write(image.path("manifest.json"), newer).unwrap();
+    let error = image.assert_refused("manifest.json");
+    assert!(error.contains("its schema is 4"), "{error}");
+}
+
 #[test]
 fn contents_as_large_as_a_file_can_be_are_not_read() {
     let image = Damaged::new();
     let path = image.path("contents-1");
     let mut contents = fs::read(&path).unwrap();
     let length = 1u64 << 40;
-    for chunks in [length / 16, length / 32, 1 << 20] {
+    for chunks in [length / 28, length / 56, 1 << 20] {
         contents[32..40].copy_from_slice(&chunks.to_le_bytes());
         seal(&mut contents);
         fs::write(&path, &contents).unwrap();
@@ -1038,7 +1465,7 @@ fn chunks_that_overlap_or_leave_the_file_are_refused() {
     let good = dense_contents();
     let with_chunk = |chunk: usize, offset: u64, length: u32| {
         let mut contents = good.clone();
-        let place = HEADER_BYTES + NAME_BYTES + chunk * CHUNK_ENTRY_BYTES;
+        let place = table_of(&contents).0 + chunk * CHUNK_ENTRY_BYTES;
         contents[place..place + 8].copy_from_slice(&offset.to_le_bytes());
         contents[place + 8..place + 12].copy_from_slice(&length.to_le_bytes());
         seal(&mut contents);
@@ -1100,7 +1527,8 @@ fn child_process() {
     match task.as_str() {
         "limited" => save_with_a_limited_file_size(directory),
         "full" => save_to_a_full_disk(directory),
-        _ => save_forever(directory),
+        "draft" => save_forever(directory, save_as_draft),
+        _ => save_forever(directory, save),
     }
 }
 
@@ -1115,6 +1543,17 @@ fn assert_fails_harmlessly(directory: &Path, too_much: &[File], why: &str) {
             error.contains(why) && error.contains("make room"),
             "{error}"
         );
+        assert_eq!(image_of(directory), image);
+        assert_eq!(listing(directory), CLEAN);
+        let update = frozen(too_much);
+        let mut draft = Draft::new(directory).unwrap();
+        for _ in 0..2 {
+            let error = draft.copy(&update.held(), &|_| ()).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        let finished = update.handover(|handover| Ok::<_, Error>(draft.finish(&handover, &|_| ())));
+        let error = finished.unwrap().unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
         assert_eq!(image_of(directory), image);
         assert_eq!(listing(directory), CLEAN);
     }
@@ -1195,13 +1634,20 @@ fn image_b() -> Vec<File> {
     (0..5).map(|n| dense(MIB + n, 0xb00 + n)).collect()
 }
 
-fn save_forever(directory: &Path) {
+fn save_forever(directory: &Path, save: impl Fn(&[File], &Path) -> Result<Saved, ImageError>) {
     let (a, b) = (image_a(), image_b());
     println!("\nready");
     loop {
         save(&b, directory).unwrap();
         save(&a, directory).unwrap();
     }
+}
+
+fn save_as_draft(files: &[File], directory: &Path) -> Result<Saved, ImageError> {
+    let update = frozen(files);
+    let mut draft = Draft::new(directory)?;
+    draft.copy(&update.held(), &|_| ())?;
+    finish(&update, draft)
 }
 
 #[test]
@@ -1211,7 +1657,8 @@ fn a_process_that_is_killed_leaves_the_old_image_or_the_new_one() {
     save(&a, directory.path()).unwrap();
     let mut interrupted = 0;
     for round in 0..24 {
-        let mut process = child("save", directory.path())
+        let task = if round % 2 == 0 { "save" } else { "draft" };
+        let mut process = child(task, directory.path())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

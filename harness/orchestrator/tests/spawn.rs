@@ -73,15 +73,7 @@ fn new_side() {
     let predecessor = Predecessor::find().unwrap().unwrap();
     assert!(std::env::var_os(READY_VARIABLE).is_none());
     assert!(Predecessor::find().unwrap().is_none(), "it is found once");
-    if task == "panics at start" {
-        panic!("nothing works today");
-    }
     let arrival = arrive().unwrap().unwrap();
-    if task == "lacks a handler" {
-        let new = Orchestrator::arrived(Arc::default(), arrival);
-        let error = new.retrieve(Token(1)).unwrap_err();
-        return predecessor.give_up(&error.to_string()).unwrap();
-    }
     let new = Orchestrator::arrived(Arc::new(Registry::linked().unwrap()), arrival);
     let file = File::from(new.retrieve(Token(1)).unwrap().try_clone().unwrap());
     let report = new.files().unwrap().remove(0).report;
@@ -104,7 +96,6 @@ fn new_side() {
             // Only once the old one has stopped.
             file.write_all_at(b"WHAT", 0).unwrap();
         }
-        "panics after retrieve" => panic!("one step too far"),
         "hangs" => std::thread::sleep(DEADLINE * 10),
         "goes on without a word" => {
             drop(predecessor);
@@ -161,25 +152,13 @@ fn assert_goes_on(update: &Orchestrator, file: &mut File) {
 }
 
 #[test]
-fn a_new_program_that_does_not_come_up_costs_nothing() {
+fn a_new_program_that_ends_or_hangs_costs_nothing() {
     let mut file = workload();
     let update = frozen(&file);
     let fails = |task: &str, deadline| {
         let error = spawn_from(&update, &new_program(task), deadline).unwrap_err();
         (error.to_string(), error)
     };
-    for (task, words) in [
-        ("panics at start", "nothing works today"),
-        ("panics after retrieve", "one step too far"),
-    ] {
-        let (text, error) = fails(task, DEADLINE);
-        let SpawnError::Ended(end) = error else {
-            panic!("{text}");
-        };
-        assert_eq!(end.status.code(), Some(101));
-        assert!(text.contains(words) && text.contains("101"), "{text}");
-        assert_goes_on(&update, &mut file);
-    }
     let (text, _) = fails("exits", DEADLINE);
     assert!(text.contains("exit status: 7"), "{text}");
     assert_goes_on(&update, &mut file);
@@ -190,14 +169,8 @@ fn a_new_program_that_does_not_come_up_costs_nothing() {
     assert_eq!(end.status.signal(), Some(libc::SIGKILL));
     assert_goes_on(&update, &mut file);
 
-    let (text, error) = fails("lacks a handler", DEADLINE);
+    let (text, error) = fails("says nothing", DEADLINE);
     assert!(matches!(error, SpawnError::GaveUp { .. }), "{text}");
-    assert!(
-        text.contains("no handler for luo-handlers,memfd-v1"),
-        "{text}"
-    );
-    assert_goes_on(&update, &mut file);
-    let (text, _) = fails("says nothing", DEADLINE);
     assert!(text.contains("gave up: without a reason"), "{text}");
     assert_goes_on(&update, &mut file);
 
@@ -231,16 +204,9 @@ fn a_new_program_that_does_not_come_up_costs_nothing() {
 }
 
 #[test]
-fn a_program_that_cannot_run_or_is_another_one_costs_nothing() {
+fn a_program_that_knows_nothing_of_updates_costs_nothing() {
     let mut file = workload();
     let update = frozen(&file);
-    for path in ["/missing/program", "/", "/dev/null"] {
-        let error = spawn_from(&update, &Program::new(path), DEADLINE).unwrap_err();
-        assert!(matches!(error, SpawnError::Refused(_)), "{error}");
-        assert!(error.to_string().contains(path), "{error}");
-        assert_goes_on(&update, &mut file);
-    }
-    // A program that knows nothing of updates.
     let script = tempfile::NamedTempFile::new().unwrap().into_temp_path();
     fs::write(&script, "#!/bin/sh\necho usage: nothing >&2\nexit 2\n").unwrap();
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);

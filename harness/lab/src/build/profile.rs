@@ -44,7 +44,7 @@ impl Profile {
         match self {
             Self::Release => 4 << 30,
             // Of 4 GiB about half would be scratch memory, where nothing can be preserved.
-            Self::Debug => 8 << 30,
+            Self::Debug => 6 << 30,
         }
     }
 

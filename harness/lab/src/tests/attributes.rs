@@ -227,7 +227,7 @@ fn take_owned(session: &Session) -> Result<()> {
     Ok(session.finish()?)
 }
 
-/// Of the mount that memfds are of too, as SysV and DRM memory is; it has no file but for map_files.
+/// Of the mount that memfds are of, as SysV and DRM memory is; only map_files leads to its file.
 fn shared_without_file() -> Result<OwnedFd> {
     let zero = File::options().read(true).write(true).open("/dev/zero")?;
     let mapping = SharedMapping::new(&zero, 0..MAPPED).context("mapping shared memory")?;

@@ -77,8 +77,8 @@ fn number_at(file: &File, page: u64) -> Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// Until it succeeds: a task that waits in kernel mode is refused after some seconds (`shmem.patch`),
-/// and in a slow guest a jump takes longer than that.
+/// Until it succeeds: a task that waits in kernel mode is refused after some seconds
+/// (`shmem.patch`), and in a slow guest a jump takes longer than that.
 fn insist(mut store: impl FnMut() -> io::Result<()>) {
     while let Err(error) = store() {
         let refused = [Errno::BUSY, Errno::FAULT].map(|errno| Some(errno.raw_os_error()));

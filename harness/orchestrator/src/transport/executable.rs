@@ -324,18 +324,13 @@ mod tests {
 
     #[test]
     fn what_cannot_run_is_refused_with_a_reason() {
-        assert!(refused(b"").contains("neither an ELF file"));
         assert!(refused(b"#!\n").contains("neither an ELF file"));
         assert!(refused(b"text").contains("neither an ELF file"));
         assert!(refused(b"\x7fELF").contains("ends early"));
         assert!(refused(b"#!/missing/interpreter\n").contains("/missing/interpreter"));
         assert!(refused(b"#!/missing/interpreter\n").contains("No such file"));
-        let reason = |path: &str| check_executable(Path::new(path)).unwrap_err().to_string();
-        assert!(reason("/missing/program").contains("No such file"));
-        assert!(reason("/").contains("not a regular file"));
-        assert!(reason("/dev/null").contains("not a regular file"));
-        let plain = tempfile::NamedTempFile::new().unwrap();
-        assert!(reason(plain.path().to_str().unwrap()).contains("may not be executed"));
+        let device = check_executable(Path::new("/dev/null")).unwrap_err();
+        assert!(device.to_string().contains("not a regular file"));
     }
 
     #[test]

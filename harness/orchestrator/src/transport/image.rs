@@ -6,42 +6,75 @@
 //! DIR/image-RANDOM/    devicetree.dtb   what `dtc` and `luo inspect` read
 //!                      memory           the memory file, see `memory_file`
 //!                      manifest.json    lengths and checksums of the two, and which contents
-//!                      contents-N       the memfd with handle N, see `contents`
+//!                      contents-N       the memfd with handle N, see `layout`
 //! ```
 //!
 //! An image is written beside the old one and synced; then `current` is replaced by a rename. A
 //! crash at any point leaves the old image or the new one. What a crash left behind is removed by
 //! the next save.
 //!
+//! [`save`] writes all of it while the program stands still. A [`Draft`] has the contents before,
+//! and then writes only what changed since:
+//!
+//! ```
+//! # use std::sync::Arc;
+//! # use luo_handler_api::Token;
+//! # use luo_handler_memfd as _;
+//! # use luo_orchestrator::{orchestrator::Orchestrator, registry::Registry, transport::image};
+//! # let directory = tempfile::tempdir()?;
+//! # let memfd = memfd::MemfdOptions::default().create("memory")?;
+//! let update = Orchestrator::new(Arc::new(Registry::linked()?));
+//! update.preserve(Token(1), memfd.as_file())?;
+//! update.prepare()?;
+//! let mut draft = image::Draft::new(directory.path())?;
+//! draft.copy(&update.held(), &|_| ())?; // the program runs
+//! update.freeze()?; // it does not run
+//! update.handover(|handover| Ok::<_, Error>(draft.finish(&handover, &|_| ())?))?;
+//! # type Error = Box<dyn std::error::Error>;
+//! # Ok::<(), Error>(())
+//! ```
+//!
+//! Without more than that, the memory is read again while the program stands still, and compared.
+//! Memory that is sealed is not, nor is memory that is [`Tracked`] and that nobody wrote to.
+//!
 //! Who reads an image holds a shared lock on its directory, and no save removes a directory that is
 //! locked: what was loaded can be retrieved after later saves. The save after its reader is done
 //! removes it.
 
 mod contents;
+mod copy;
 mod error;
+mod layout;
+mod tracked;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use luo_handler_api::{Errno, Token};
 use rayon::prelude::*;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use crate::files::{FileSource, HeldFile};
 use crate::handover::{Arrival, Handover};
 use crate::incoming::Incoming;
 use crate::reason;
+use crate::sys::Identity;
+use copy::Copy;
 use error::at;
 
-pub use contents::{hugetlb_size, Data, CHUNK_BYTES};
+pub use contents::{hugetlb_size, Data};
 pub use error::ImageError;
+pub use layout::CHUNK_BYTES;
+pub use tracked::Tracked;
 
 const CURRENT: &str = "current";
 const LOCK: &str = "lock";
@@ -51,13 +84,17 @@ pub const DEVICETREE: &str = "devicetree.dtb";
 /// The memory file's name inside an image.
 pub const MEMORY: &str = "memory";
 const IMAGE_PREFIX: &str = "image-";
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
+/// Those that can be read.
+const SCHEMAS: RangeInclusive<u32> = 2..=SCHEMA;
 
-/// What was written.
+/// What an image has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
     /// Bytes of contents, holes left out.
     pub contents_bytes: u64,
+    /// Those of them that were written after freeze.
+    pub late_bytes: u64,
     /// Bytes of everything else.
     pub metadata_bytes: u64,
 }
@@ -107,43 +144,173 @@ impl Checked {
 ///
 /// # Errors
 ///
-/// [`ImageError`]; the image that was there before is untouched then. With one exception it is the
-/// one that counts: if the very last sync fails, the new image counts already, and is complete, but
-/// which of the two counts after a power failure is unknown. Both stay until the next save.
+/// Those of [`Draft::finish`].
 pub fn save(
     handover: &Handover<'_>,
     directory: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Saved, ImageError> {
-    create_directory(directory)?;
+    let (saved, _lock) = Draft::new(directory)?.complete(handover, progress)?;
+    // What cannot be removed now is a leftover for the next save.
+    let _ = remove_all_but_current(directory);
+    Ok(saved)
+}
+
+/// Removes every image but the one that counts and those that somebody reads. A draft does so when
+/// it is begun, too.
+///
+/// # Errors
+///
+/// [`ImageError`] if one cannot be removed, or nobody knows which one counts.
+pub fn remove_older(directory: &Path) -> Result<(), ImageError> {
     let _lock = lock(directory)?;
-    match current_name(directory)? {
-        Current::Image(name) => remove_leftovers(directory, Some(&name))?,
-        Current::Missing => remove_leftovers(directory, None)?,
-        // Whichever image it stands for, none is removed before the new one is complete.
-        Current::Unnamed => {}
+    remove_all_but_current(directory)
+}
+
+/// An image that does not count yet. If it is dropped, it is removed.
+#[derive(Debug)]
+pub struct Draft {
+    directory: PathBuf,
+    image: TempDir,
+    copies: BTreeMap<u64, Copy>,
+    tracked: Vec<Tracked>,
+    /// Other saves wait.
+    lock: File,
+}
+
+impl Draft {
+    /// Begins an image in `directory`. Saves of others into the same directory wait until it is
+    /// finished or dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`] if it cannot be created there.
+    pub fn new(directory: &Path) -> Result<Self, ImageError> {
+        create_directory(directory)?;
+        let lock = lock(directory)?;
+        remove_all_but_current(directory)?;
+        let image = tempfile::Builder::new()
+            .prefix(IMAGE_PREFIX)
+            .tempdir_in(directory)
+            .map_err(at("create an image in", directory))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            image,
+            copies: BTreeMap::new(),
+            tracked: Vec::new(),
+            lock,
+        })
     }
 
-    let image = tempfile::Builder::new()
-        .prefix(IMAGE_PREFIX)
-        .tempdir_in(directory)
-        .map_err(at("create an image in", directory))?;
-    let saved = write_image(handover, image.path(), progress)?;
-    let name = image.path().file_name().unwrap_or_default().to_owned();
-    // The link must not reach the disk before the directory that it names.
-    sync_directory(directory)?;
-    make_current(directory, &name)?;
-    // From here on it is the image that counts, whatever else fails.
-    let _ = image.keep();
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(at(
-            "make sure that the new image outlives a power failure in",
-            directory,
-        ))?;
-    // What cannot be removed now is a leftover for the next save.
-    let _ = remove_leftovers(directory, Some(&name));
-    Ok(saved)
+    /// Relies on a mapping to know what is written to its part of a memfd. It helps from the second
+    /// copy on.
+    pub fn track(&mut self, mapping: Tracked) {
+        self.tracked.push(mapping);
+    }
+
+    /// Copies contents while the program runs, those of
+    /// [`Orchestrator::held`](crate::orchestrator::Orchestrator::held), and waits until they are on
+    /// the disk. May be called again, to copy what changed meanwhile: then less is left to
+    /// [`finish`](Self::finish). Returns the bytes that were written.
+    ///
+    /// `progress` is called with the bytes of contents that are done, from any thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`]; the image that counts is untouched. This one can be finished nevertheless.
+    pub fn copy(
+        &mut self,
+        files: &[(HeldFile, Arc<OwnedFd>)],
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<u64, ImageError> {
+        let mut written_bytes = 0;
+        for (held, file) in files {
+            let mut copy = self.copy_of(held.handle, file)?;
+            let updated = copy.update(&mut self.tracked, progress);
+            self.copies.insert(held.handle, copy);
+            written_bytes += updated?.written_bytes;
+        }
+        Ok(written_bytes)
+    }
+
+    /// Writes what changed since, and makes this the image that counts. The one before is not
+    /// removed: that takes time, for gigabytes as much as a second. The next draft does it, or
+    /// [`remove_older`] once the program runs again.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`]; the image that was there before is untouched then. With one exception it is
+    /// the one that counts: if the very last sync fails, the new image counts already, and is
+    /// complete, but which of the two counts after a power failure is unknown. Both stay until the
+    /// next save.
+    pub fn finish(
+        self,
+        handover: &Handover<'_>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Saved, ImageError> {
+        let (saved, _lock) = self.complete(handover, progress)?;
+        Ok(saved)
+    }
+
+    /// The same, with the lock.
+    fn complete(
+        mut self,
+        handover: &Handover<'_>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(Saved, File), ImageError> {
+        let saved = self.write(handover, progress)?;
+        let directory = &*self.directory;
+        let name = self.image.path().file_name().unwrap_or_default().to_owned();
+        // The link must not reach the disk before the directory that it names.
+        sync_directory(directory)?;
+        make_current(directory, &name)?;
+        // From here on it is the image that counts, whatever else fails.
+        let _ = self.image.keep();
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(at(
+                "make sure that the new image outlives a power failure in",
+                directory,
+            ))?;
+        Ok((saved, self.lock))
+    }
+
+    /// The copy of a file under its handle, or a new one: after a cancel the handle may stand for
+    /// another file.
+    fn copy_of(&mut self, handle: u64, file: &Arc<OwnedFd>) -> Result<Copy, ImageError> {
+        if let Some(copy) = self.copies.remove(&handle) {
+            if Identity::of(file.as_fd()).is_ok_and(|identity| identity == copy.identity()) {
+                return Ok(copy);
+            }
+            copy.remove()?;
+        }
+        Copy::new(file, handle, self.image.path())
+    }
+
+    fn write(
+        &mut self,
+        handover: &Handover<'_>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Saved, ImageError> {
+        let mut saved = Saved::default();
+        let mut stored = Vec::new();
+        handover
+            .outgoing
+            .each_file(|HeldFile { handle, token }, file| {
+                let copy = self.copy_of(handle, file)?;
+                let updated = copy.finish(&mut self.tracked, progress)?;
+                saved.contents_bytes += updated.data_bytes;
+                saved.late_bytes += updated.written_bytes;
+                let token = token.map(|Token(token)| token);
+                stored.push(Stored { handle, token });
+                Ok::<_, ImageError>(())
+            })?;
+        // Of files that were withdrawn.
+        let mut others = std::mem::take(&mut self.copies).into_values();
+        others.try_for_each(Copy::remove)?;
+        saved.metadata_bytes = write_metadata(handover, self.image.path(), stored)?;
+        Ok(saved)
+    }
 }
 
 /// Creates the directory and those above it, so that they outlive a power failure.
@@ -193,8 +360,15 @@ fn lock(directory: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-/// Removes every image but the one that counts and those that somebody reads.
-fn remove_leftovers(directory: &Path, current: Option<&OsStr>) -> Result<(), ImageError> {
+/// To be called under the lock.
+fn remove_all_but_current(directory: &Path) -> Result<(), ImageError> {
+    let name = match current_name(directory)? {
+        Current::Image(name) => Some(name),
+        Current::Missing => None,
+        // Whichever image it stands for, none is removed before a new one is complete.
+        Current::Unnamed => return Ok(()),
+    };
+    let current = name.as_deref();
     for entry in fs::read_dir(directory).map_err(at("read", directory))? {
         let entry = entry.map_err(at("read", directory))?;
         let name = entry.file_name();
@@ -227,22 +401,12 @@ fn lock_unread(image: &Path) -> Result<Option<File>, ImageError> {
     }
 }
 
-fn write_image(
+/// Writes everything but the contents; returns its bytes.
+fn write_metadata(
     handover: &Handover<'_>,
     image: &Path,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<Saved, ImageError> {
-    let mut saved = Saved::default();
-    let mut stored = Vec::new();
-    handover
-        .outgoing
-        .each_file(|HeldFile { handle, token }, file| {
-            saved.contents_bytes += contents::save(file, handle, image, progress)?;
-            let token = token.map(|Token(token)| token);
-            stored.push(Stored { handle, token });
-            Ok::<_, ImageError>(())
-        })?;
-
+    contents: Vec<Stored>,
+) -> Result<u64, ImageError> {
     let memory = image.join(MEMORY);
     let file = File::create_new(&memory).map_err(at("create", &memory))?;
     handover
@@ -257,15 +421,14 @@ fn write_image(
         schema: SCHEMA,
         devicetree: Checked::of(&handover.devicetree),
         memory: Checked::of(&memory),
-        contents: stored,
+        contents,
         crc32c: 0,
     };
     manifest.crc32c = manifest.checksum();
     let manifest = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
     write_synced(&image.join(MANIFEST), &manifest)?;
     sync_directory(image)?;
-    saved.metadata_bytes = (memory.len() + handover.devicetree.len()) as u64;
-    Ok(saved)
+    Ok((memory.len() + handover.devicetree.len()) as u64)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
@@ -407,8 +570,10 @@ impl Image {
         };
         let manifest: Manifest =
             serde_json::from_slice(&manifest).map_err(|error| damaged(error.to_string()))?;
-        if manifest.schema != SCHEMA {
-            let what = format!("schema {} instead of {SCHEMA}", manifest.schema);
+        if !SCHEMAS.contains(&manifest.schema) {
+            let (oldest, newest) = SCHEMAS.into_inner();
+            let found = manifest.schema;
+            let what = format!("its schema is {found}, this program reads {oldest} to {newest}");
             return Err(damaged(what));
         }
         if manifest.crc32c != manifest.checksum() {
@@ -502,7 +667,7 @@ impl FileSource for Contents {
 
 /// What is wrong with contents, in words.
 pub(crate) fn contents_reason(image: &Path, handle: u64, errno: Errno) -> String {
-    let path = contents::path_of(image, handle);
+    let path = layout::path_of(image, handle);
     match errno {
         Errno::EBADMSG => format!("{} is missing or not what was written", path.display()),
         errno => format!("{} cannot be restored: {errno}", path.display()),

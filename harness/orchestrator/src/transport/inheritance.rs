@@ -78,7 +78,7 @@ impl Inherited {
     pub(super) fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
         Ok(Self {
             descriptor: file.as_raw_fd(),
-            identity: identity(file)?,
+            identity: Identity::of(file)?,
         })
     }
 
@@ -177,7 +177,7 @@ fn sealed(name: &str, write: impl FnOnce(&File) -> io::Result<()>) -> io::Result
 }
 
 fn listed(held: HeldFile, file: BorrowedFd<'_>) -> io::Result<ListedFile> {
-    let Identity { device, inode } = identity(file)?;
+    let Identity { device, inode } = Identity::of(file)?;
     Ok(ListedFile {
         handle: held.handle.into(),
         descriptor: (file.as_raw_fd() as u64).into(),
@@ -185,14 +185,6 @@ fn listed(held: HeldFile, file: BorrowedFd<'_>) -> io::Result<ListedFile> {
         inode: inode.into(),
         token: held.token.map_or(0, |Token(token)| token).into(),
         has_token: u64::from(held.token.is_some()).into(),
-    })
-}
-
-fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
-    let stat = rustix::fs::fstat(file)?;
-    Ok(Identity {
-        device: stat.st_dev,
-        inode: stat.st_ino,
     })
 }
 

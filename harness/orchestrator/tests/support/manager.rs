@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! A small service manager: what systemd does with its file descriptor store, and no more.
+//! A small service manager: what systemd does with its file descriptor store, and no more. Each
+//! test program uses a part of it.
+#![allow(dead_code)]
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
