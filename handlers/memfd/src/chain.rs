@@ -408,11 +408,14 @@ impl<'h> Extents<'h> {
                 let Some(extent) = decoder.push(word.get())? else {
                     continue;
                 };
+                count += 1;
+                if count > block.header.count.get() {
+                    return Err(Errno::EINVAL);
+                }
                 self.check(extent, free, end)?;
                 visit(extent)?;
                 first.get_or_insert(extent.index());
                 free = extent.end();
-                count += 1;
             }
             done += some.len() as u32;
         }
@@ -616,6 +619,23 @@ mod tests {
             extents[3] = bytes_as_extent([0xff; 16]);
         };
         assert_eq!(verify_changed(3, change), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn no_more_extents_are_shown_than_a_block_counts() {
+        let host = FakeHost::default();
+        let chain = chain_of(&host, &[4]);
+        change_block(&host, 1, BLOCK_MAGIC, |h, _| h.count = U32::new(2));
+        let chain = Chain {
+            extents: 2,
+            ..chain
+        };
+        let mut shown = 0;
+        let read = extents_of(&host, chain).for_each(&mut |_| {
+            shown += 1;
+            Ok(())
+        });
+        assert_eq!((read, shown), (Err(Errno::EINVAL), 2));
     }
 
     #[test]

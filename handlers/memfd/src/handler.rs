@@ -220,11 +220,11 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
         } = file;
         if let Ok(record) = Record::read_any(host, data) {
             // A file is released whole; frames one by one, as the extents name them.
-            let is_known = match record.contents_in {
+            let is_known = || match record.contents_in {
                 Contents::File => self.0.contents_in() == Contents::File,
                 Contents::Frames => self.verify(&record, host).is_ok(),
             };
-            if retrieved.file().is_none() && is_known {
+            if retrieved.file().is_none() && is_known() {
                 self.0.discard(&record, host);
             }
             release_record(data, &record, host);
