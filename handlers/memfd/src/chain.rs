@@ -4,7 +4,7 @@
 use luo_handler_api::{crc32c, Errno, Host};
 
 use crate::{
-    extent::{Extent, INDEX_BITS, ORDER_MAX},
+    extent::{Extent, INDEX_BITS},
     wire::{
         little_endian::{U32, U64},
         FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -430,13 +430,12 @@ impl<'h> Extents<'h> {
     fn check(&self, extent: Extent, free: u64, end: u64) -> Result<(), Errno> {
         let there = extent.frame() + extent.length() <= self.frame_end;
         let whole = (extent.index() | extent.length()) & (self.unit - 1) == 0;
-        let end = if end == self.size_in_pages {
-            end.next_multiple_of(1 << extent.order().min(ORDER_MAX))
-        } else {
-            end
-        };
-        let placed = free <= extent.index() && extent.end() <= end;
-        if extent.is_valid() && there && whole && placed {
+        let reach = extent.end();
+        // The last page of the file may be the first of a large folio.
+        let placed = free <= extent.index()
+            && (reach <= end
+                || end == self.size_in_pages && reach <= end.next_multiple_of(1 << extent.order()));
+        if there && whole && placed {
             Ok(())
         } else {
             Err(Errno::EINVAL)

@@ -225,6 +225,9 @@ impl Run {
 
     /// Splits off the longest extent at the beginning.
     fn split(self) -> (Extent, Option<Self>) {
+        if self.length <= LENGTH_MAX {
+            return (Extent::pack(self), None);
+        }
         // A folio is never split, and the longest extent has room for the largest one.
         let length = self.length.min(LENGTH_MAX >> self.order << self.order);
         let first = Extent::pack(Self { length, ..self });

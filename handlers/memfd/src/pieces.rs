@@ -34,6 +34,16 @@ impl Block {
 
     /// Adds `count` frames from the block's frame `first` on, or none if it has one of them.
     fn add(&mut self, first: u64, count: u64) -> Result<(), Errno> {
+        if count == 1 {
+            // The usual case where pages are in no order.
+            let (word, bit) = (
+                &mut self.frames[(first / WORD_BITS) as usize],
+                first % WORD_BITS,
+            );
+            let is_new = *word >> bit & 1 == 0;
+            *word |= 1 << bit;
+            return if is_new { Ok(()) } else { Err(Errno::EINVAL) };
+        }
         let masks = |at: usize| {
             let begin = at as u64 * WORD_BITS;
             let low = first.clamp(begin, begin + WORD_BITS) - begin;
