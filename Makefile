@@ -14,6 +14,11 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 
+# The handler of an author: what `luo new` writes, and a few files over that.
+PIPE := target/pipe
+NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(CARGO) luo new pipe --path $(PIPE) && \
+	cp -R harness/luo/tests/fixtures/pipe/. $(PIPE)
+
 .PHONY: help bench install matrix microbench test test-hosted test-lab check fuzz clean
 
 help:
@@ -45,11 +50,15 @@ test-hosted:
 	$(CARGO) test --workspace
 	$(CARGO) test --package luo-handler-api --features std,inventory
 	$(CARGO) build --manifest-path fuzz/Cargo.toml
+	$(NEW_PIPE)
+	$(CARGO) build --manifest-path $(PIPE)/fuzz/Cargo.toml --target-dir fuzz/target
 
 # The first time, this fetches a toolchain and builds a kernel; see `luo lab --help`.
 test-lab:
 	$(CARGO) luo lab test
 	$(CARGO) luo lab soak --jumps 20
+	$(NEW_PIPE)
+	$(CARGO) luo lab test --handler $(PIPE) --program $(PIPE)/tests/kexec.sh
 
 # The shared crates promise the kernel's compiler, 1.85: clippy's incompatible_msrv lint knows what was
 # stable then, and the kernel's way of building them has neither std nor features.

@@ -31,8 +31,11 @@
 //! register_handler!(RELUCTANT: Reluctant = Reluctant);
 //! ```
 //!
+//! [The contract](contract) has on one page when each call comes and what it may do.
+//!
 //! # Map
 //!
+//! - [`contract`]: the order of calls, locks, memory, panics, who owns handles; nothing but text
 //! - [`handler`]: the trait [`FileHandler`]; [`subsystem`]: its sibling for state that files share
 //! - [`registry`]: the macros that register, and what hosts find
 //! - [`host`]: the services of a host; [`pairs`]: what a handler reports of a record
@@ -55,6 +58,9 @@ mod c;
 #[cfg(any(feature = "std", luo_kernel))]
 mod checksum;
 pub mod compatible;
+#[cfg(all(doc, not(luo_kernel)))]
+#[doc = include_str!("../contract.md")]
+pub mod contract {}
 pub mod errno;
 pub mod file;
 pub mod handler;

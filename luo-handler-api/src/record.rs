@@ -28,11 +28,20 @@ const CHECKSUM: core::ops::Range<usize> = 12..PREFIX;
 ///
 /// Those of the host; `EINVAL` for less than a [`PREFIX`].
 pub fn keep(host: Host<'_>, record: &mut [u8]) -> Result<u64, Errno> {
+    sign(record)?;
+    host.preserve_bytes(record)
+}
+
+/// Fills in the length and the checksum of `record`.
+///
+/// # Errors
+///
+/// `EINVAL` for less than a [`PREFIX`], `EFBIG` for more than a length can count.
+pub fn sign(record: &mut [u8]) -> Result<(), Errno> {
     let length = u32::try_from(record.len()).map_err(|_| Errno::EFBIG)?;
     put(record, LENGTH, length)?;
     let sum = checksum(record)?;
-    put(record, CHECKSUM, sum)?;
-    host.preserve_bytes(record)
+    put(record, CHECKSUM, sum)
 }
 
 /// Fills `record` with the one that the host holds under `handle`.

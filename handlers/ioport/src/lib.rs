@@ -37,12 +37,15 @@
 //!    `finish` has nothing to release. `describe` lets programs that do not know the handler show
 //!    its record.
 //! 3. **What the policy needs of its surroundings** is [`PortBackend`], no more than three
-//!    questions. The tests of the policy answer them from memory.
+//!    questions. The tests answer them from memory, and call `testing::conformance` of the api,
+//!    which drives a handler through all that a host may do with it.
 //! 4. **The answers** are in `user`, with std and rustix, and in `kernel`, with a function of C for
 //!    each thing that Rust cannot express there. Each registers the handler with its own backend.
-//! 5. **Into the kernel:** those functions are `kmod/luo_shim_ioport.c`, declared in
-//!    `kmod/luo_shim.h`; a switch in `kmod/Kconfig` and a line in `kmod/Makefile` do the rest. Into
-//!    a program: `use luo_handler_ioport as _;`.
+//! 5. **Into the kernel:** those functions are `kmod/luo_shim_ioport.c` of this crate; the switch
+//!    in its `kmod/Kconfig` does the rest. Into a program: `use luo_handler_ioport as _;`.
+//!
+//! What each call may do, under which locks, and who owns what it preserves: the page *contract* of
+//! `luo-handler-api`.
 //!
 //! # What is preserved, and what is not
 //!

@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A backend in memory, for tests.
 
-use std::{fs::File, os::fd::OwnedFd, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        atomic::{AtomicU32, Ordering::Relaxed},
+        Mutex, MutexGuard,
+    },
+};
 
 use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
+use rustix::fs::{fstat, memfd_create, MemfdFlags};
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
@@ -19,11 +27,13 @@ pub(crate) type Run = (u64, u64, u64);
 /// Where the frames of the fake machine end.
 pub(crate) const FRAME_END: u64 = 1 << 20;
 
-/// The backend of a handler that has one file, which is described here.
+/// A machine with memfds in memory. Each is a file of its own; what it looks like is by its inode.
 #[derive(Debug)]
 pub(crate) struct FakeBackend {
     pub(crate) contents_in: Contents,
-    pub(crate) file: Mutex<FakeFile>,
+    files: Mutex<BTreeMap<u64, &'static Mutex<FakeFile>>>,
+    /// How many times contents were discarded.
+    pub(crate) discarded: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -32,21 +42,34 @@ pub(crate) struct FakeFile {
     pub(crate) runs: Vec<Run>,
     /// Those that came after prepare.
     pub(crate) late: Vec<Run>,
-    /// How many times contents were discarded.
-    pub(crate) discarded: u32,
     /// Whether pages are held off.
     pub(crate) frozen: bool,
     /// An error that comes after all runs were shown.
     pub(crate) walk_fails: Option<Errno>,
-    /// How many times it is kept.
-    pub(crate) kept: u32,
-    /// What the last restore was asked to restore.
-    pub(crate) restored: Option<(Attributes, Vec<Run>)>,
+    /// Whether it is preserved.
+    pub(crate) kept: bool,
+}
+
+impl FakeFile {
+    /// All that crosses of it, and whether it is held off.
+    pub(crate) fn look(&self) -> (Attributes, Vec<Run>, bool) {
+        let mut runs = [&self.runs[..], &self.late].concat();
+        runs.sort_unstable();
+        (self.attributes, runs, self.frozen)
+    }
 }
 
 impl FakeBackend {
+    pub(crate) fn new(contents_in: Contents) -> &'static Self {
+        Box::leak(Box::new(Self {
+            contents_in,
+            files: Mutex::default(),
+            discarded: AtomicU32::new(0),
+        }))
+    }
+
     /// A shmem file of `pages` pages of 4 KiB, with contents in `runs`.
-    pub(crate) fn new(contents_in: Contents, pages: u64, runs: Vec<Run>) -> Self {
+    pub(crate) fn shmem(&self, pages: u64, runs: Vec<Run>) -> OwnedFd {
         let attributes = Attributes {
             size: pages << 12,
             position: 0,
@@ -58,23 +81,32 @@ impl FakeBackend {
             kind: Kind::Shmem,
             file_page_shift: 12,
         };
-        Self {
-            contents_in,
-            file: Mutex::new(FakeFile {
-                attributes,
-                runs,
-                late: vec![],
-                discarded: 0,
-                frozen: false,
-                walk_fails: None,
-                kept: 0,
-                restored: None,
-            }),
-        }
+        self.make(attributes, runs)
     }
-}
 
-impl FakeBackend {
+    fn make(&self, attributes: Attributes, runs: Vec<Run>) -> OwnedFd {
+        let file = memfd_create("fake", MemfdFlags::CLOEXEC).unwrap();
+        let fake = FakeFile {
+            attributes,
+            runs,
+            late: vec![],
+            frozen: false,
+            walk_fails: None,
+            kept: false,
+        };
+        let fake = Box::leak(Box::new(Mutex::new(fake)));
+        self.files
+            .lock()
+            .unwrap()
+            .insert(inode(file.as_fd().into()), fake);
+        file
+    }
+
+    pub(crate) fn file(&self, file: FileRef<'_>) -> MutexGuard<'static, FakeFile> {
+        let file = self.files.lock().unwrap()[&inode(file)];
+        file.lock().unwrap()
+    }
+
     fn show(&self, runs: &[Run], show: &mut ShowRun<'_>) -> Result<(), Errno> {
         if self.contents_in == Contents::File {
             return Ok(());
@@ -84,6 +116,10 @@ impl FakeBackend {
         }
         Ok(())
     }
+}
+
+fn inode(file: FileRef<'_>) -> u64 {
+    fstat(file.as_fd()).unwrap().st_ino
 }
 
 impl MemfdBackend for &'static FakeBackend {
@@ -106,28 +142,31 @@ impl MemfdBackend for &'static FakeBackend {
         Ok(vec![0; BLOCK_LENGTH])
     }
 
-    fn can_preserve(&self, _: FileRef<'_>) -> bool {
-        true
+    fn can_preserve(&self, file: FileRef<'_>) -> bool {
+        self.files.lock().unwrap().contains_key(&inode(file))
     }
 
     fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, ()), Errno> {
+        let mut fake = self.file(file);
+        if fake.kept {
+            return Err(Errno::EBUSY);
+        }
         let handle = match self.contents_in {
             Contents::File => host.preserve_file(file)?,
             Contents::Frames => 0,
         };
-        self.file.lock().unwrap().kept += 1;
+        fake.kept = true;
         Ok((handle, ()))
     }
 
-    fn release(&self, _: FileRef<'_>, contents: u64, (): &mut (), host: Host<'_>) {
+    fn release(&self, file: FileRef<'_>, contents: u64, (): &mut (), host: Host<'_>) {
         host.release_file(contents);
-        let mut file = self.file.lock().unwrap();
-        file.kept -= 1;
-        file.frozen = false;
+        let mut file = self.file(file);
+        (file.kept, file.frozen) = (false, false);
     }
 
-    fn attributes(&self, _: FileRef<'_>) -> Result<Attributes, Errno> {
-        Ok(self.file.lock().unwrap().attributes)
+    fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno> {
+        Ok(self.file(file).attributes)
     }
 
     fn name(&self, _: FileRef<'_>) -> Name {
@@ -136,27 +175,27 @@ impl MemfdBackend for &'static FakeBackend {
 
     fn populated(
         &self,
-        _: FileRef<'_>,
+        file: FileRef<'_>,
         (): &mut (),
         _: u64,
         _: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
-        let file = self.file.lock().unwrap();
+        let file = self.file(file);
         self.show(&file.runs, show)?;
         file.walk_fails.map_or(Ok(()), Err)
     }
 
     fn freeze(
         &self,
-        _: FileRef<'_>,
+        file: FileRef<'_>,
         (): &mut (),
         held: &Extents<'_>,
         _: u64,
         _: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
-        let mut file = self.file.lock().unwrap();
+        let mut file = self.file(file);
         if self.contents_in == Contents::Frames {
             let pages: u64 = file.runs.iter().map(|run| run.2).sum();
             assert_eq!(held.chain.pages, pages);
@@ -166,8 +205,8 @@ impl MemfdBackend for &'static FakeBackend {
         file.walk_fails.map_or(Ok(()), Err)
     }
 
-    fn thaw(&self, _: FileRef<'_>) {
-        self.file.lock().unwrap().frozen = false;
+    fn thaw(&self, file: FileRef<'_>) {
+        self.file(file).frozen = false;
     }
 
     fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno> {
@@ -180,16 +219,23 @@ impl MemfdBackend for &'static FakeBackend {
             })?;
         }
         runs.sort_unstable();
-        let file = match self.contents_in {
-            Contents::File => host.take_file(record.contents)?,
-            Contents::Frames => OwnedFd::from(File::open("/dev/null")?).into(),
-        };
-        self.file.lock().unwrap().restored = Some((record.attributes, runs));
-        Ok(file)
+        match self.contents_in {
+            Contents::File => {
+                let file = OwnedFd::from(host.take_file(record.contents)?);
+                if !self.can_preserve(file.as_fd().into()) {
+                    return Err(Errno::EINVAL);
+                }
+                // As a process has it: what the record names is set, and nothing holds it off.
+                let mut fake = self.file(file.as_fd().into());
+                (fake.attributes, fake.kept, fake.frozen) = (record.attributes, false, false);
+                Ok(file.into())
+            }
+            Contents::Frames => Ok(self.make(record.attributes, runs).into()),
+        }
     }
 
     fn discard(&self, record: &Record, host: Host<'_>) {
-        self.file.lock().unwrap().discarded += 1;
+        self.discarded.fetch_add(1, Relaxed);
         host.release_file(record.contents);
     }
 }

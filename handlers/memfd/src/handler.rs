@@ -250,9 +250,17 @@ mod tests {
         fake::{FakeBackend, FakeFile, Run},
         record::{RecordHeader, SEAL_GROW, SEAL_SEAL},
     };
-    use luo_handler_api::{crc32c, testing::Rehearsal, Retrieved};
+    use luo_handler_api::{
+        crc32c,
+        testing::{conformance, Rehearsal},
+        Retrieved,
+    };
     use proptest::prelude::*;
-    use std::{ops::Deref, os::fd::AsFd, sync::MutexGuard};
+    use std::{
+        ops::Deref,
+        os::fd::{AsFd, OwnedFd},
+        sync::{atomic::Ordering::Relaxed, MutexGuard},
+    };
 
     type Fake = &'static FakeBackend;
 
@@ -269,13 +277,13 @@ mod tests {
 
     impl Bench {
         fn new(contents_in: Contents, runs: Vec<Run>) -> Self {
-            let pages = runs.iter().map(|run| run.0 + run.2).max().unwrap_or(0);
-            let backend: Fake = Box::leak(Box::new(FakeBackend::new(contents_in, pages, runs)));
-            Self(Rehearsal::with_any_file(MemfdHandler(backend)))
+            let backend = FakeBackend::new(contents_in);
+            let file = shmem(backend, runs);
+            Self(Rehearsal::new(MemfdHandler(backend), file))
         }
 
         fn memfd(&self) -> MutexGuard<'_, FakeFile> {
-            self.handler.0.file.lock().unwrap()
+            self.handler.0.file(self.file())
         }
 
         /// Retrieves, finishes, and returns what was restored.
@@ -283,14 +291,21 @@ mod tests {
             let file = self.retrieve(data).unwrap();
             self.finish(data, Retrieved::File(file.as_fd().into()));
             assert!(self.host.is_empty());
-            self.memfd().restored.take().unwrap()
+            let (attributes, runs, _) = self.handler.0.file(file.as_fd().into()).look();
+            (attributes, runs)
         }
 
         fn assert_nothing_is_kept(&self) {
             assert!(self.host.is_empty());
-            assert_eq!(self.memfd().kept, 0);
+            assert!(!self.memfd().kept);
             assert!(!self.memfd().frozen);
         }
+    }
+
+    /// A file as large as its contents.
+    fn shmem(backend: Fake, runs: Vec<Run>) -> OwnedFd {
+        let pages = runs.iter().map(|run| run.0 + run.2).max().unwrap_or(0);
+        backend.shmem(pages, runs)
     }
 
     /// Every third page, in frames that are never in a row.
@@ -306,33 +321,28 @@ mod tests {
     const BOTH: [Contents; 2] = [Contents::File, Contents::Frames];
 
     #[test]
-    fn what_was_there_is_there_afterwards() {
-        for runs in [vec![], vec![(7, 9, 1)], scattered(100), three_blocks()] {
-            let bench = Bench::new(Contents::Frames, runs.clone());
-            bench.memfd().attributes.seals = SEAL_GROW;
-            let attributes = bench.memfd().attributes;
-            let prepared = bench.prepare().unwrap();
-            assert_eq!(bench.cross(prepared.data), (attributes, runs));
-        }
-    }
-
-    #[test]
-    fn cancel_leaves_nothing() {
+    fn it_conforms() {
         for contents_in in BOTH {
-            let bench = Bench::new(contents_in, three_blocks());
-            bench.cancel(bench.prepare().unwrap());
-            bench.assert_nothing_is_kept();
-            let mut prepared = bench.prepare().unwrap();
-            bench.freeze(&mut prepared).unwrap();
-            bench.unfreeze(&mut prepared);
-            bench.freeze(&mut prepared).unwrap();
-            bench.cancel(prepared);
-            bench.assert_nothing_is_kept();
+            for runs in [vec![], scattered(10)] {
+                let backend = FakeBackend::new(contents_in);
+                let change = |file: &mut FakeFile| {
+                    file.attributes.size += 200 << 12;
+                    file.attributes.position = 3;
+                    let after = file.attributes.size >> 12;
+                    file.late = vec![(after - 100, 900_000, 1)];
+                };
+                conformance(
+                    Box::leak(Box::new(MemfdHandler(backend))),
+                    || shmem(backend, runs.clone()),
+                    |file| change(&mut backend.file(file.into())),
+                    |file| backend.file(file.into()).look(),
+                );
+            }
         }
     }
 
     #[test]
-    fn a_prepare_that_fails_at_any_call_leaves_nothing() {
+    fn a_prepare_that_fails_in_any_block_leaves_nothing() {
         for contents_in in BOTH {
             for call in 0.. {
                 let bench = Bench::new(contents_in, three_blocks());
@@ -402,7 +412,7 @@ mod tests {
             (summary.size, summary.contents_data),
             (attributes.size, None)
         );
-        assert_eq!(bench.cross(prepared.data), (attributes, vec![]));
+        assert_eq!(bench.cross(prepared.data).0, attributes);
     }
 
     /// Such records were written before the contents of files were left to whoever copies them.
@@ -486,26 +496,6 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_that_fails_leaves_what_prepare_made_and_holds_nobody_off() {
-        // What is late, if anything can be, and the record; what follows releases the old ones.
-        for (contents_in, calls) in [(Contents::File, 1), (Contents::Frames, 2)] {
-            for call in 0..calls {
-                let bench = Bench::new(contents_in, three_blocks());
-                let mut prepared = bench.prepare().unwrap();
-                bench.memfd().late = vec![(100_000, 900_000, 1)];
-                bench.memfd().attributes.size = 200_000 << 12;
-                let before = bench.host.all_bytes();
-                bench.host.fail_at(call);
-                assert_eq!(bench.freeze(&mut prepared), Err(Errno::ENOSPC));
-                assert!(!bench.memfd().frozen);
-                assert!(bench.host.all_bytes() == before);
-                bench.cancel(prepared);
-                bench.assert_nothing_is_kept();
-            }
-        }
-    }
-
-    #[test]
     fn a_freeze_that_the_backend_fails_holds_nobody_off() {
         let bench = Bench::new(Contents::Frames, three_blocks());
         let mut prepared = bench.prepare().unwrap();
@@ -538,36 +528,7 @@ mod tests {
         let retrieved = bench.handler.retrieve(other, bench.host.lend());
         assert_eq!(retrieved.unwrap_err(), Errno::EOPNOTSUPP);
         bench.finish(other, Retrieved::NotAsked);
-        assert_eq!(bench.memfd().discarded, 0);
-    }
-
-    #[test]
-    fn a_retrieve_that_fails_at_any_call_can_be_finished() {
-        for contents_in in BOTH {
-            for call in 0.. {
-                let bench = Bench::new(contents_in, scattered(100));
-                let data = bench.prepare().unwrap().data;
-                bench.host.fail_at(call);
-                let retrieved = bench.handler.retrieve(data, bench.host.lend());
-                if !bench.host.has_failed() {
-                    break;
-                }
-                assert_eq!(retrieved.unwrap_err(), Errno::ENOSPC);
-                bench.finish(data, Retrieved::NotAsked);
-                assert!(bench.host.is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn finish_releases_what_nobody_retrieved() {
-        for contents_in in BOTH {
-            let bench = Bench::new(contents_in, three_blocks());
-            let data = bench.prepare().unwrap().data;
-            bench.finish(data, Retrieved::NotAsked);
-            assert!(bench.host.is_empty());
-            bench.finish(data, Retrieved::NotAsked);
-        }
+        assert_eq!(bench.handler.0.discarded.load(Relaxed), 0);
     }
 
     #[test]

@@ -279,8 +279,9 @@ fn errno(error: rustix::io::Errno) -> Errno {
 mod tests {
     use super::*;
     use crate::{handler::Private, record::*, summary::Summary};
-    use luo_handler_api::{hosted::files::each_data_range, testing::FakeHost};
-    use luo_handler_api::{Crossed, FileHandler, Prepared, Preserved};
+    use luo_handler_api::hosted::files::each_data_range;
+    use luo_handler_api::testing::{conformance, FakeHost};
+    use luo_handler_api::{crc32c, Crossed, FileHandler, Prepared, Preserved};
     use memfd::{HugetlbSize, MemfdOptions};
     use proptest::prelude::*;
     use std::{
@@ -403,6 +404,27 @@ mod tests {
             other.read_exact_at(&mut others, range.start).unwrap();
             assert!(bytes == others, "{range:?}");
         }
+    }
+
+    #[test]
+    fn it_conforms() {
+        conformance(
+            &MEMFD,
+            || sparse(MIB, &[0, MIB / 2]),
+            |file| {
+                let file = File::from(file.try_clone_to_owned().unwrap());
+                file.set_len(2 * MIB).unwrap();
+                file.write_all_at(b"more", MIB).unwrap();
+                add_seals(file.as_fd(), SEAL_SHRINK).unwrap();
+                rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(7)).unwrap();
+            },
+            |fd| {
+                let file = File::from(fd.try_clone_to_owned().unwrap());
+                let mut contents = vec![0; file.metadata().unwrap().len() as usize];
+                file.read_exact_at(&mut contents, 0).unwrap();
+                (attributes(fd).unwrap(), crc32c(0, &contents))
+            },
+        );
     }
 
     #[test]

@@ -1,23 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A backend in memory, for tests of the policy.
 
-use std::sync::Mutex;
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::Mutex,
+};
 
 use luo_handler_api::{Errno, FileRef};
+use rustix::fs::{fstat, memfd_create, MemfdFlags};
 
 use crate::backend::{Seen, SocketBackend};
 
-/// Every file is the same socket.
-#[derive(Debug)]
-pub(crate) struct FakeBackend(pub(crate) Mutex<Result<Seen, Errno>>);
+/// Every file is a socket: what it looks like is by its inode.
+#[derive(Debug, Default)]
+pub(crate) struct FakeBackend(pub(crate) Mutex<BTreeMap<u64, Result<Seen, Errno>>>);
+
+fn inode(file: FileRef<'_>) -> u64 {
+    fstat(file.as_fd()).unwrap().st_ino
+}
 
 impl FakeBackend {
-    pub(crate) fn new(seen: Seen) -> Self {
-        Self(Mutex::new(Ok(seen)))
+    /// A memfd that stands for a socket.
+    pub(crate) fn file(&self, seen: Seen) -> OwnedFd {
+        let file = memfd_create("socket", MemfdFlags::CLOEXEC).unwrap();
+        self.set(file.as_fd().into(), Ok(seen));
+        file
     }
 
-    pub(crate) fn set(&self, seen: Result<Seen, Errno>) {
-        *self.0.lock().unwrap() = seen;
+    pub(crate) fn set(&self, file: FileRef<'_>, seen: Result<Seen, Errno>) {
+        self.0.lock().unwrap().insert(inode(file), seen);
     }
 }
 
@@ -26,7 +38,7 @@ impl SocketBackend for FakeBackend {
         true
     }
 
-    fn look(&self, _: FileRef<'_>) -> Result<Seen, Errno> {
-        self.0.lock().unwrap().clone()
+    fn look(&self, file: FileRef<'_>) -> Result<Seen, Errno> {
+        self.0.lock().unwrap()[&inode(file)].clone()
     }
 }

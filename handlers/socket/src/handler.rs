@@ -171,80 +171,13 @@ mod tests {
         description::{tests::listener, Kind},
         fake::FakeBackend,
     };
-    use luo_handler_api::{testing::Rehearsal, Retrieved};
+    use luo_handler_api::testing::Rehearsal;
     use std::net::Ipv4Addr;
 
     fn rehearsal() -> Rehearsal<SocketHandler<FakeBackend>> {
-        let backend = FakeBackend::new(Seen::Known(listener()));
-        Rehearsal::with_any_file(SocketHandler(backend))
-    }
-
-    #[test]
-    fn a_socket_crosses_and_finish_leaves_nothing() {
-        let update = rehearsal();
-        let data = update.frozen();
-        let socket = update.retrieve(data).unwrap();
-        update.finish(data, Retrieved::File(socket.as_fd().into()));
-        assert!(update.host.is_empty());
-    }
-
-    #[test]
-    fn a_socket_that_nobody_takes_is_released() {
-        for retrieved in [Retrieved::NotAsked, Retrieved::Failed(Errno::EIO)] {
-            let update = rehearsal();
-            let data = update.frozen();
-            update.finish(data, retrieved);
-            assert!(update.host.is_empty());
-        }
-    }
-
-    #[test]
-    fn cancel_leaves_nothing() {
-        for frozen in [false, true] {
-            let update = rehearsal();
-            let mut prepared = update.prepare().unwrap();
-            if frozen {
-                update.freeze(&mut prepared).unwrap();
-                update.unfreeze(&mut prepared);
-            }
-            update.cancel(prepared);
-            assert!(update.host.is_empty());
-        }
-    }
-
-    #[test]
-    fn a_call_that_fails_leaves_what_was() {
-        for call in 0..2 {
-            let update = rehearsal();
-            update.host.fail_at(call);
-            assert_eq!(update.prepare().unwrap_err(), Errno::ENOSPC);
-            assert!(update.host.is_empty());
-        }
-        let update = rehearsal();
-        let mut prepared = update.prepare().unwrap();
-        update.host.fail_at(0);
-        assert_eq!(update.freeze(&mut prepared), Err(Errno::ENOSPC));
-        update.freeze(&mut prepared).unwrap();
-        update.retrieve(prepared.data).unwrap();
-    }
-
-    #[test]
-    fn freeze_records_what_changed_since_prepare() {
-        let update = rehearsal();
-        let before = Description {
-            listening: false,
-            ..listener()
-        };
-        update.handler.0.set(Ok(Seen::Known(before)));
-        let mut prepared = update.prepare().unwrap();
-        update.handler.0.set(Ok(Seen::Known(listener())));
-        update.freeze(&mut prepared).unwrap();
-        assert_eq!(
-            update.host.all_bytes().len(),
-            1,
-            "the first record is released"
-        );
-        update.retrieve(prepared.data).unwrap();
+        let backend = FakeBackend::default();
+        let file = backend.file(Seen::Known(listener()));
+        Rehearsal::new(SocketHandler(backend), file)
     }
 
     #[test]
@@ -255,7 +188,7 @@ mod tests {
             socket_type: 3,
             protocol: 0,
         };
-        update.handler.0.set(Ok(netlink));
+        update.handler.0.set(update.file(), Ok(netlink));
         assert!(update.handler.can_preserve(update.file()));
         assert_eq!(update.prepare().unwrap_err(), Errno::EOPNOTSUPP);
         assert!(
@@ -301,7 +234,7 @@ mod tests {
         for (other, part) in others {
             let update = rehearsal();
             let data = update.frozen();
-            update.handler.0.set(Ok(Seen::Known(other)));
+            update.handler.0.set(update.file(), Ok(Seen::Known(other)));
             assert_eq!(update.retrieve(data).unwrap_err(), Errno::ENOENT);
             let reason = update.host.reason();
             assert!(reason.contains(part), "{reason}");
@@ -336,15 +269,5 @@ mod tests {
             "cookie=0x1234",
         ];
         assert_eq!(lines, expected);
-    }
-
-    #[test]
-    fn a_forged_handle_hands_nothing_over() {
-        let update = rehearsal();
-        let data = update.frozen();
-        for forged in [0, data + 1, u64::MAX] {
-            assert_eq!(update.retrieve(forged).unwrap_err(), Errno::ENOENT);
-            assert!(update.host.reason().contains("unsound"));
-        }
     }
 }

@@ -109,7 +109,10 @@ fn unix_address(file: FileRef<'_>) -> io::Result<Address> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use luo_handler_api::{testing::Rehearsal, FileHandler};
+    use luo_handler_api::{
+        testing::{conformance, Rehearsal},
+        FileHandler,
+    };
     use rustix::net::{bind, connect, listen, socket, socketpair, AddressFamily as Family};
     use rustix::net::{Ipv4Addr, Ipv6Addr, SocketAddrUnix, SocketFlags};
     use std::fs::File;
@@ -135,6 +138,20 @@ mod tests {
         assert!(update.handler.can_preserve(update.file()));
         let data = update.frozen();
         update.retrieve(data).unwrap()
+    }
+
+    #[test]
+    fn it_conforms() {
+        conformance(
+            &SOCKET,
+            || {
+                let socket = socket(Family::INET, SocketType::STREAM, None).unwrap();
+                bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+                socket
+            },
+            |socket| listen(socket, 1).unwrap(),
+            |socket| description(socket),
+        );
     }
 
     #[test]

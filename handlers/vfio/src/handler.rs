@@ -208,7 +208,10 @@ mod tests {
         imagined::edu,
         record::Crossing,
     };
-    use luo_handler_api::{testing::Rehearsal, Retrieved};
+    use luo_handler_api::{
+        testing::{conformance, Rehearsal},
+        Retrieved,
+    };
     use std::{ops::Deref, os::fd::AsFd, sync::MutexGuard};
 
     /// A live update of a device of a fake backend.
@@ -225,16 +228,17 @@ mod tests {
     impl Bench {
         fn new(crossing: Crossing, compared: Compared) -> Self {
             let backend = FakeBackend::new(crossing, compared);
-            Self(Rehearsal::with_any_file(VfioHandler(backend)))
+            let file = backend.file();
+            Self(Rehearsal::new(VfioHandler(backend), file))
         }
 
         fn device(&self) -> MutexGuard<'_, FakeDevice> {
-            self.handler.0.device.lock().unwrap()
+            self.handler.0.device(self.file())
         }
 
         fn assert_nothing_is_held(&self) {
             assert!(self.host.is_empty());
-            assert_eq!(self.device().pins, 0);
+            assert!(!self.device().is_pinned);
         }
     }
 
@@ -244,14 +248,19 @@ mod tests {
     ];
 
     #[test]
-    fn a_device_crosses() {
+    fn it_conforms() {
         for (crossing, compared) in BOTH {
-            let bench = Bench::new(crossing, compared);
-            let data = bench.frozen();
-            let file = bench.retrieve(data).unwrap();
-            bench.finish(data, Retrieved::File(file.as_fd().into()));
-            assert!(bench.host.is_empty());
-            assert_eq!(bench.device().opened, 0);
+            let handler = Box::leak(Box::new(VfioHandler(FakeBackend::new(crossing, compared))));
+            let backend = &handler.0;
+            conformance(
+                handler,
+                || backend.file(),
+                |file| backend.device(file.into()).description.header[0x10] ^= 1,
+                |file| {
+                    let device = backend.device(file.into());
+                    (device.description, device.quiet)
+                },
+            );
         }
     }
 
@@ -267,44 +276,6 @@ mod tests {
                 assert!(!bench.device().reserved);
             }
         }
-    }
-
-    #[test]
-    fn cancel_leaves_nothing() {
-        for (crossing, compared) in BOTH {
-            for frozen in [false, true] {
-                let bench = Bench::new(crossing, compared);
-                let mut file = bench.prepare().unwrap();
-                assert_eq!(bench.device().pins, 1);
-                if frozen {
-                    bench.freeze(&mut file).unwrap();
-                    assert!(bench.device().quiet);
-                    bench.unfreeze(&mut file);
-                }
-                assert!(!bench.device().quiet);
-                bench.cancel(file);
-                bench.assert_nothing_is_held();
-            }
-        }
-    }
-
-    #[test]
-    fn a_call_that_fails_leaves_what_was() {
-        for call in 0..2 {
-            let bench = Bench::new(Crossing::OpenFile, Compared::Everything);
-            bench.host.fail_at(call);
-            assert_eq!(bench.prepare().unwrap_err(), Errno::ENOSPC);
-            bench.assert_nothing_is_held();
-        }
-        let bench = Bench::new(Crossing::OpenFile, Compared::Everything);
-        let mut file = bench.prepare().unwrap();
-        bench.host.fail_at(0);
-        assert_eq!(bench.freeze(&mut file), Err(Errno::ENOSPC));
-        assert!(!bench.device().quiet, "it runs on");
-        bench.freeze(&mut file).unwrap();
-        bench.unfreeze(&mut file);
-        bench.cancel(file);
-        bench.assert_nothing_is_held();
     }
 
     #[test]
@@ -332,15 +303,6 @@ mod tests {
         bench.device().low_power = true;
         assert_eq!(bench.freeze(&mut file), Err(Errno::EBUSY));
         assert!(!bench.device().quiet);
-    }
-
-    #[test]
-    fn freeze_records_what_changed_since_prepare() {
-        let bench = Bench::new(Crossing::OpenFile, Compared::Everything);
-        let mut file = bench.prepare().unwrap();
-        bench.device().description.header[0x10] ^= 1;
-        bench.freeze(&mut file).unwrap();
-        assert!(bench.retrieve(file.data).is_ok());
     }
 
     #[test]

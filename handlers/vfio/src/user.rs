@@ -159,15 +159,6 @@ mod tests {
     }
 
     #[test]
-    fn the_file_crosses_as_it_is() {
-        let bench = bench();
-        let data = bench.frozen();
-        let file = bench.retrieve(data).unwrap();
-        bench.finish(data, Retrieved::File(file.as_fd().into()));
-        assert!(bench.host.is_empty());
-    }
-
-    #[test]
     fn all_that_the_device_reports_is_recorded() {
         let bench = bench();
         let record = DeviceRecord::read(bench.host.lend(), bench.frozen()).unwrap();

@@ -195,6 +195,13 @@ impl AsFd for Session {
     }
 }
 
+impl From<Session> for OwnedFd {
+    /// To pass the session on.
+    fn from(session: Session) -> Self {
+        session.0
+    }
+}
+
 impl From<OwnedFd> for Session {
     /// A session whose descriptor was inherited, or received over a socket.
     fn from(descriptor: OwnedFd) -> Self {

@@ -16,6 +16,7 @@ use crate::inspect;
 use crate::integrate::{self, IntegrateOptions};
 use crate::lab::{self, LabCommand};
 use crate::manual;
+use crate::new::{self, NewOptions};
 use crate::session::{self, SessionCommand};
 use crate::sys;
 use luo_bench::hosted;
@@ -65,6 +66,8 @@ enum Cmd {
     Session(SessionCommand),
     /// Check before a jump whether the next kernel can take what is preserved now
     Check(CheckOptions),
+    /// Make the crate of a new handler, in the tree or anywhere, which works as it is
+    New(NewOptions),
     /// Put the kernel module and handlers into a kernel tree, or take them out again
     Integrate(IntegrateOptions),
     /// Build, boot and test kernels with the handlers in them
@@ -116,6 +119,7 @@ impl Cli {
             }
             Cmd::Session(command) => return session::run(command),
             Cmd::Check(options) => return check::run(&options),
+            Cmd::New(options) => println!("{}", new::run(&options)?),
             Cmd::Integrate(options) => return integrate::run(&options),
             Cmd::Lab(command) => return lab::run(command),
             Cmd::Manual { share } => manual::write(Self::command(), &share)?,

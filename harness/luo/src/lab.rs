@@ -80,8 +80,9 @@ pub enum LabCommand {
         list: bool,
         /// Run your own test program, a script or statically linked: before the kexec with the
         /// argument `before`, after it with `after`. It passes if it exits with 0 both times. A
-        /// child of it holds what has to stay open until the kexec. Without names it is the only
-        /// test
+        /// child of it holds what has to stay open until the kexec. Then it is run many times with
+        /// `before` and a name, by which it calls its session, and what the handlers preserved for
+        /// it is forged before anybody reads it. Without names these are the only tests
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
         /// Run only the tests whose names contain one of these

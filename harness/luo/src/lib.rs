@@ -16,17 +16,20 @@
 //! - [`check`]: whether the next kernel can take what is preserved
 //! - [`integrate`]: the handlers into a kernel tree
 //! - [`lab`]: the kernel lab
+//! - [`mod@new`]: the crate of a new handler
 //! - `manual`: man pages and completions
 //! - [`inspect`]: prints what a handover holds
-//! - [`session`]: sessions of the running kernel
+//! - [`session`]: sessions of the running kernel; [`descriptor`]: open files of processes
 
 pub mod bench;
 pub mod bench_arguments;
 pub mod check;
 pub mod cli;
+pub mod descriptor;
 pub mod inspect;
 pub mod integrate;
 pub mod lab;
 mod manual;
+pub mod new;
 pub mod session;
 mod sys;

@@ -7,15 +7,20 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use clap::Subcommand;
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{fcntl_get_seals, fstat};
 use serde::Serialize;
 
+use crate::bench_arguments::wrong_usage;
+use crate::descriptor::Descriptor;
 use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
@@ -34,20 +39,37 @@ pub enum SessionCommand {
     /// Create a session, preserve files in it, and hold it until standard input ends or the kernel
     /// jumps
     Preserve {
+        /// Return when all is preserved; a process in the background holds the session
+        #[arg(long)]
+        background: bool,
         /// Up to 63 bytes
         name: String,
-        /// A number of your choice and the file; a memfd of a running process is /proc/PID/fd/N
-        #[arg(required = true, value_name = "TOKEN=FILE", value_parser = parse_session_file)]
+        /// A number of your choice and the file: PID:FD for an open file of a running process, as
+        /// it is, with its position and flags, or else a path to open. A path such as
+        /// /proc/PID/fd/N counts as PID:FD. $$:3 is descriptor 3 of the shell
+        #[arg(
+            required = true,
+            value_name = "TOKEN=PID:FD|FILE",
+            value_parser = parse_session_file
+        )]
         files: Vec<SessionFile>,
     },
-    /// Take a session over after the jump, copy its files' contents, and finish it
+    /// Take a session over after the jump, copy its files' contents or pass the files on, and
+    /// finish it
     Retrieve {
         /// As it was created
         name: String,
-        /// The number it was preserved under, and where the contents go
-        #[arg(required = true, value_name = "TOKEN=FILE", value_parser = parse_session_file)]
+        /// The number it was preserved under, and where the contents go: a file, or :N for no copy,
+        /// but the file itself as descriptor N of the command
+        #[arg(required = true, value_name = "TOKEN=FILE|:N", value_parser = parse_session_file)]
         files: Vec<SessionFile>,
+        /// What to run with the retrieved files at last
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<String>,
     },
+    /// Hold the session that is the standard input
+    #[command(hide = true)]
+    Hold,
     /// Finish a session after the jump: what was not retrieved is released
     Finish {
         /// As it was created
@@ -69,7 +91,7 @@ pub struct SessionFile {
 }
 
 fn parse_session_file(text: &str) -> Result<SessionFile, String> {
-    let usage = || format!("{text:?} is not TOKEN=FILE, such as 0x10=/proc/4711/fd/5");
+    let usage = || format!("{text:?} is not TOKEN=FILE, such as 0x10=4711:5");
     let (token, file) = text.split_once('=').ok_or_else(usage)?;
     let number = match token.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
@@ -95,25 +117,82 @@ pub fn run(command: SessionCommand) -> Result<ExitCode> {
             let session = Device::open()?.create_session(&name)?;
             hold(&session)?;
         }
-        SessionCommand::Preserve { name, files } => preserve(&name, &files)?,
-        SessionCommand::Retrieve { name, files } => retrieve(&name, &files)?,
+        SessionCommand::Preserve {
+            background,
+            name,
+            files,
+        } => preserve(&name, &files, background)?,
+        SessionCommand::Retrieve {
+            name,
+            files,
+            command,
+        } => retrieve(&name, &files, &command)?,
+        SessionCommand::Hold => hold_for_good()?,
         SessionCommand::Finish { name } => Device::open()?.retrieve_session(&name)?.finish()?,
         SessionCommand::List { json } => list(json)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn preserve(name: &str, files: &[SessionFile]) -> Result<()> {
+fn preserve(name: &str, files: &[SessionFile], in_background: bool) -> Result<()> {
     let session = Device::open()?.create_session(name)?;
     for SessionFile { token, file } in files {
-        let opened = File::options().read(true).write(true).open(file);
-        let opened = opened.with_context(|| format!("opening {}", file.display()))?;
+        let offered = offered(file)?;
         session
-            .preserve(*token, opened.as_fd())
+            .preserve(*token, offered.as_fd())
             .with_context(|| format!("preserving {}", file.display()))?;
         eprintln!("{token}: {}: preserved", file.display());
     }
-    hold(&session)
+    match in_background {
+        true => hold_in_background(session),
+        false => hold(&session),
+    }
+}
+
+/// The file that is meant: an open one of a process, or one to be opened.
+fn offered(file: &Path) -> Result<OwnedFd> {
+    let named = file.to_str().and_then(|text| text.parse().ok());
+    if let Some(descriptor) = named.or_else(|| Descriptor::behind(file)) {
+        return Ok(descriptor.take()?);
+    }
+    let opened = File::options().read(true).write(true).open(file);
+    // There is no other way to have a directory, or a file that only one side may use.
+    let opened = opened.with_context(|| {
+        format!(
+            "opening {} to read and write; one that is opened another way is PID:FD of a process \
+             that has it open",
+            file.display()
+        )
+    })?;
+    Ok(opened.into())
+}
+
+/// In a process of its own, which nobody waits for.
+fn hold_in_background(session: Session) -> Result<()> {
+    let name = session.name()?;
+    let this = std::env::current_exe().context("finding this program")?;
+    let holder = Command::new(this)
+        .args(["session", "hold"])
+        .stdin(OwnedFd::from(session))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .context("starting the process that holds the session")?;
+    eprintln!(
+        "process {} holds session {name}; its end gives the session up",
+        holder.id()
+    );
+    Ok(())
+}
+
+fn hold_for_good() -> Result<()> {
+    let input = io::stdin().as_fd().try_clone_to_owned();
+    let session = Session::from(input.context("duplicating the standard input")?);
+    session.name()?;
+    loop {
+        thread::park();
+    }
 }
 
 /// The session is given up when the caller drops it.
@@ -126,22 +205,53 @@ fn hold(session: &Session) -> Result<()> {
     Ok(())
 }
 
-fn retrieve(name: &str, files: &[SessionFile]) -> Result<()> {
-    let session = Device::open()?.retrieve_session(name)?;
-    for SessionFile { token, file } in files {
-        let retrieved = File::from(session.retrieve(*token)?);
-        let stat = fstat(&retrieved).context("looking at what was retrieved")?;
-        copy(&retrieved, file, stat.st_size as u64)
-            .with_context(|| format!("copying token {token} to {}", file.display()))?;
-        println!(
-            "{token}: {} bytes, {} of memory, seals {:?}, copied to {}",
-            stat.st_size,
-            allocated_bytes(&retrieved)?,
-            fcntl_get_seals(&retrieved).unwrap_or(rustix::fs::SealFlags::empty()),
-            file.display()
-        );
+fn retrieve(name: &str, files: &[SessionFile], command: &[String]) -> Result<()> {
+    let is_passed_on = |file: &SessionFile| number_of(&file.file).is_some();
+    if command.is_empty() && files.iter().any(is_passed_on) {
+        wrong_usage("TOKEN=:N takes a command that has the file: ... -- COMMAND");
     }
-    Ok(session.finish()?)
+    let session = Device::open()?.retrieve_session(name)?;
+    let mut passed_on = Vec::new();
+    for SessionFile { token, file } in files {
+        let retrieved = session.retrieve(*token)?;
+        match number_of(file) {
+            Some(child_fd) => passed_on.push(FdMapping {
+                parent_fd: retrieved,
+                child_fd,
+            }),
+            None => copy_out(*token, &retrieved.into(), file)?,
+        }
+    }
+    session.finish()?;
+    match command.split_first() {
+        None => Ok(()),
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).fd_mappings(passed_on)?;
+            let error = command.exec();
+            bail!("starting {program}: {error}")
+        }
+    }
+}
+
+/// The N of `:N`.
+fn number_of(file: &Path) -> Option<RawFd> {
+    let number = file.to_str()?.strip_prefix(':')?.parse().ok()?;
+    (number >= 0).then_some(number)
+}
+
+fn copy_out(token: Token, retrieved: &File, file: &PathBuf) -> Result<()> {
+    let stat = fstat(retrieved).context("looking at what was retrieved")?;
+    copy(retrieved, file, stat.st_size as u64)
+        .with_context(|| format!("copying token {token} to {}", file.display()))?;
+    println!(
+        "{token}: {} bytes, {} of memory, seals {:?}, copied to {}",
+        stat.st_size,
+        allocated_bytes(retrieved)?,
+        fcntl_get_seals(retrieved).unwrap_or(rustix::fs::SealFlags::empty()),
+        file.display()
+    );
+    Ok(())
 }
 
 /// From its beginning, not from its position.
@@ -228,6 +338,35 @@ mod tests {
         assert_eq!(parse_session_file("7=x"), Ok(entry(7, "x")));
         for wrong in ["", "7", "=x", "x=7", "7=", "-1=x", "0xg=x"] {
             assert!(parse_session_file(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_offered_as_it_is_and_a_path_is_opened() {
+        use std::io::{Seek, SeekFrom};
+        use std::os::fd::AsRawFd;
+
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file_mut().seek(SeekFrom::Start(3)).unwrap();
+        let (pid, fd) = (std::process::id(), file.as_raw_fd());
+        for (name, position) in [
+            (format!("{pid}:{fd}"), 3),
+            (format!("/proc/{pid}/fd/{fd}"), 3),
+            (format!("/dev/fd/{fd}"), 3),
+            (file.path().display().to_string(), 0),
+        ] {
+            let mut offered = File::from(offered(name.as_ref()).unwrap());
+            assert_eq!(offered.stream_position().unwrap(), position, "{name}");
+        }
+        let error = format!("{:#}", offered("/".as_ref()).unwrap_err());
+        assert!(error.contains("PID:FD"), "{error}");
+    }
+
+    #[test]
+    fn a_number_after_a_colon_is_a_descriptor_of_the_command() {
+        assert_eq!(number_of(":3".as_ref()), Some(3));
+        for path in ["3", "./:3", ":", ":-1", ":x", "1:3"] {
+            assert_eq!(number_of(path.as_ref()), None, "{path}");
         }
     }
 }

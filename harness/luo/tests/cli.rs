@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The `luo` command, run as a user runs it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -312,31 +313,35 @@ fn a_machine_that_cannot_jump_says_why_and_one_that_did_not_has_nothing_to_conti
     }
 }
 
+/// Those that its manifest names: the linker drops one that its main file does not name as well.
 #[test]
 fn the_handlers_that_belong_into_the_program_are_there() {
+    let manifest = include_str!("../Cargo.toml");
+    let (_, rest) = manifest.split_once("\n[dependencies]\n").unwrap();
+    let (dependencies, _) = rest.split_once("\n[").unwrap();
+    let names = dependencies.lines().filter_map(|line| {
+        let name = line.split(['.', ' ', '=']).next()?;
+        let is_handler = name.starts_with("luo-handler-") && name != "luo-handler-api";
+        is_handler.then(|| name.replace('-', "_"))
+    });
+    let names: BTreeSet<String> = names.collect();
     let output = luo(&["handlers", "--json"])
         .assert()
         .success()
         .get_output()
         .clone();
     let listed = json(&output.stdout);
-    let both = ["hosted", "kernel"].as_slice();
-    let expected = [
-        ("ioport", "luo-handlers,ioport-v1", both),
-        ("memfd", "luo-handlers,memfd-v1", both),
-        ("socket", "luo-handlers,socket-v1", &both[..1]),
-        ("vfio", "luo-handlers,vfio-v1", both),
-    ]
-    .map(|(name, compatible, hosts)| {
-        serde_json::json!({
-            "compatible": compatible,
-            "kind": "handler",
-            "origin": format!("luo_handler_{name}"),
-            "hosts": hosts,
-            "abi_version": luo_handler_api::ABI_VERSION,
-        })
+    let listed = listed.as_array().unwrap();
+    let origin = |row: &Value| row["origin"].as_str().unwrap().to_owned();
+    assert_eq!(listed.iter().map(origin).collect::<BTreeSet<_>>(), names);
+    let memfd = serde_json::json!({
+        "compatible": "luo-handlers,memfd-v1",
+        "kind": "handler",
+        "origin": "luo_handler_memfd",
+        "hosts": ["hosted", "kernel"],
+        "abi_version": luo_handler_api::ABI_VERSION,
     });
-    assert_eq!(listed, Value::from(expected.to_vec()));
+    assert!(listed.contains(&memfd), "{listed:?}");
     luo(&["handlers"]).assert().success();
 }
 

@@ -29,6 +29,7 @@
 //!
 //! - [`guide`]: what a program has to know that updates itself; nothing but text
 //! - `envelope`: the program's own state, for the next version and the one before
+//! - `testing`: a real exec, for tests of handlers
 //! - [`transport`]: the ways over the jump; `inspection`: what a handover holds
 //! - [`orchestrator`]: the states; `old_side`, `new_side`: its file tables before and after the
 //!   jump
@@ -46,6 +47,7 @@
 //! - `plugin`: handlers out of shared objects
 //! - `fdstore`: the transport that leaves files with systemd
 //! - `state`: the program's own state, by versions
+//! - `testing`: for tests of handlers, a real exec
 
 #![deny(unsafe_code)]
 
@@ -71,6 +73,8 @@ pub mod plugin;
 mod reason;
 pub mod registry;
 mod sys;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 
 pub use sys::SharedMapping;

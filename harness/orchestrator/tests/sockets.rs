@@ -5,33 +5,20 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use luo_handler_api::{Errno, Token};
 use luo_handler_socket as _;
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::registry::Registry;
-use luo_orchestrator::transport::image::ImageError;
-use luo_orchestrator::transport::{exec, image, program::Program};
-
-const TASK: &str = "LUO_TEST_TASK";
-const DIRECTORY: &str = "LUO_TEST_DIRECTORY";
+use luo_orchestrator::testing::cross_exec;
+use luo_orchestrator::transport::image::{self, ImageError};
 
 type Anything = Box<dyn std::error::Error>;
 
-/// The sockets of both sides, in this order.
-const TOKENS: [u64; 7] = [0, 1, 2, 3, 4, 5, 6];
-
-/// Where the old side is bound, in a directory of the test.
-fn path(name: &str) -> std::path::PathBuf {
-    Path::new(&std::env::var_os(DIRECTORY).unwrap()).join(name)
-}
-
 fn frozen(sockets: &[OwnedFd]) -> Orchestrator {
     let update = Orchestrator::new(Arc::new(Registry::linked().unwrap()));
-    for (socket, token) in sockets.iter().zip(TOKENS) {
+    for (socket, token) in sockets.iter().zip(0..) {
         let handler = update.preserve(Token(token), socket).unwrap();
         assert_eq!(handler.as_str(), "luo-handlers,socket-v1");
     }
@@ -42,128 +29,79 @@ fn frozen(sockets: &[OwnedFd]) -> Orchestrator {
 
 #[test]
 fn sockets_of_every_kind_cross_an_exec() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "old_side",
-            "--exact",
-            "--ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .env(TASK, "cross")
-        .env(DIRECTORY, directory.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // The exec comes when everything is connected that is to be.
-    let ready = directory.path().join("ready");
-    while !ready.exists() {
-        assert!(child.try_wait().unwrap().is_none(), "the old side ended");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    let port: u16 = std::fs::read_to_string(&ready).unwrap().parse().unwrap();
-    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    client.write_all(b"waits to be accepted").unwrap();
-    child.stdin.take().unwrap().write_all(b"\n").unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "waits to be accepted");
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("this is the new side"),
-        "{text}"
+    // The exec changes neither the process id nor where the test runs.
+    let path = |name| std::env::temp_dir().join(format!("luo-{}-{name}", std::process::id()));
+    cross_exec(
+        || -> [OwnedFd; 8] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let near = connect();
+            let (mut far, _) = listener.accept().unwrap();
+            far.write_all(b"in flight").unwrap();
+            let mut client = connect();
+            client.write_all(b"waits to be accepted").unwrap();
+            let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+            udp.send_to(b"a datagram", udp.local_addr().unwrap())
+                .unwrap();
+            let unix_listener = UnixListener::bind(path("stream")).unwrap();
+            let unix_datagram = UnixDatagram::bind(path("datagram")).unwrap();
+            unix_datagram.send_to(b"another", path("datagram")).unwrap();
+            let unix_stream = UnixStream::connect(path("stream")).unwrap();
+            [
+                listener.into(),
+                client.into(),
+                near.into(),
+                far.into(),
+                udp.into(),
+                unix_listener.into(),
+                unix_datagram.into(),
+                unix_stream.into(),
+            ]
+        },
+        |[listener, client, near, far, udp, unix_listener, unix_datagram, unix_stream]| {
+            for name in ["stream", "datagram"] {
+                std::fs::remove_file(path(name)).unwrap();
+            }
+            let mut accepted = TcpListener::from(listener).accept().unwrap().0;
+            let mut text = [0; 20];
+            accepted.read_exact(&mut text).unwrap();
+            accepted.write_all(&text).unwrap();
+            TcpStream::from(client).read_exact(&mut text).unwrap();
+            assert_eq!(&text, b"waits to be accepted");
+
+            let mut text = [0; 9];
+            let mut near = TcpStream::from(near);
+            near.read_exact(&mut text).unwrap();
+            assert_eq!(&text, b"in flight");
+            drop(far);
+            assert_eq!(near.read(&mut [0]).unwrap(), 0);
+
+            let mut text = [0; 10];
+            assert_eq!(UdpSocket::from(udp).recv(&mut text).unwrap(), 10);
+            assert_eq!(&text, b"a datagram");
+
+            let (mut near, _) = UnixListener::from(unix_listener).accept().unwrap();
+            UnixStream::from(unix_stream).write_all(b"unix").unwrap();
+            let mut text = String::new();
+            near.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "unix");
+            let mut text = [0; 7];
+            let length = UnixDatagram::from(unix_datagram).recv(&mut text).unwrap();
+            assert_eq!((length, &text), (7, b"another"));
+        },
     );
 }
 
 #[test]
-#[ignore = "another test starts it"]
-fn old_side() {
-    if std::env::var(TASK).as_deref() != Ok("cross") {
-        return;
-    }
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let near = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let (mut far, _) = listener.accept().unwrap();
-    far.write_all(b"in flight").unwrap();
-    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    udp.send_to(b"a datagram", udp.local_addr().unwrap())
-        .unwrap();
-    let unix_listener = UnixListener::bind(path("stream")).unwrap();
-    let unix_datagram = UnixDatagram::bind(path("datagram")).unwrap();
-    unix_datagram.send_to(b"another", path("datagram")).unwrap();
-    let unix_stream = UnixStream::connect(path("stream")).unwrap();
-    let sockets: [OwnedFd; 7] = [
-        listener.into(),
-        near.into(),
-        far.into(),
-        udp.into(),
-        unix_listener.into(),
-        unix_datagram.into(),
-        unix_stream.into(),
-    ];
-    std::fs::write(path("port"), port.to_string()).unwrap();
-    std::fs::rename(path("port"), path("ready")).unwrap();
-    std::io::stdin().read_line(&mut String::new()).unwrap();
-
-    let update = frozen(&sockets);
-    let mut program = Program::new(std::env::current_exe().unwrap());
-    program.args([
-        "new_side",
-        "--exact",
-        "--ignored",
-        "--nocapture",
-        "--test-threads=1",
-    ]);
-    let failed = update.handover(|handover| {
-        exec::Departure::new(&handover, &mut program)?.jump()?;
-        Ok::<_, Anything>(())
+fn a_side_that_fails_fails_the_test_with_what_it_printed() {
+    let one = || UnixStream::pair().unwrap().0;
+    let failed = std::panic::catch_unwind(|| {
+        cross_exec(|| [one()], |[_socket]| panic!("the new side found nothing"));
     });
-    panic!("the exec failed: {failed:?}");
-}
-
-#[test]
-#[ignore = "another test starts it"]
-fn new_side() {
-    if std::env::var(TASK).as_deref() != Ok("cross") {
-        return;
-    }
-    println!("\nthis is the new side");
-    let arrival = exec::arrive().unwrap().unwrap();
-    let new = Orchestrator::arrived(Arc::new(Registry::linked().unwrap()), arrival);
-    let [listener, near, far, udp, unix_listener, unix_datagram, unix_stream] =
-        TOKENS.map(|token| new.retrieve(Token(token)).unwrap().try_clone().unwrap());
-    assert_eq!(new.finish().unwrap(), []);
-
-    let mut accepted = TcpListener::from(listener).accept().unwrap().0;
-    let mut text = [0; 20];
-    accepted.read_exact(&mut text).unwrap();
-    accepted.write_all(&text).unwrap();
-
-    let mut text = [0; 9];
-    TcpStream::from(near).read_exact(&mut text).unwrap();
-    assert_eq!(&text, b"in flight");
-    // Its other end has crossed and was closed here.
-    assert_eq!(TcpStream::from(far).read(&mut [0]).unwrap(), 0);
-
-    let mut text = [0; 10];
-    assert_eq!(UdpSocket::from(udp).recv(&mut text).unwrap(), 10);
-    assert_eq!(&text, b"a datagram");
-
-    let (mut near, _) = UnixListener::from(unix_listener).accept().unwrap();
-    UnixStream::from(unix_stream).write_all(b"unix").unwrap();
-    let mut text = String::new();
-    near.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "unix");
-    let mut text = [0; 7];
-    assert_eq!(
-        UnixDatagram::from(unix_datagram).recv(&mut text).unwrap(),
-        7
-    );
-    assert_eq!(&text, b"another");
+    // The new side comes here as well, and fails with its own words.
+    let message = failed.unwrap_err();
+    let message = message.downcast_ref::<String>().expect("a message");
+    assert!(message.contains("the new side found nothing"), "{message}");
 }
 
 #[test]

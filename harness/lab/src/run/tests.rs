@@ -88,12 +88,12 @@ pub struct Selected {
 
 impl Selected {
     fn tests(&self) -> Result<Vec<&'static Test>> {
-        let program = self.program.then_some(&table::USERS_TEST);
+        let program = self.program.then_some(table::USERS_TESTS);
         let mut tests = match self.names.is_empty() && self.program {
             true => Vec::new(),
             false => table::select(&self.names)?,
         };
-        tests.extend(program);
+        tests.extend(program.into_iter().flatten());
         Ok(tests)
     }
 }

@@ -7,10 +7,10 @@ use std::os::fd::AsFd;
 use anyhow::{ensure, Context, Result};
 use rustix::io::Errno;
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::tests::expect::expect_lost;
 use crate::tests::held_open::HeldOpen;
+use crate::tests::incoming;
 use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
@@ -24,9 +24,8 @@ use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 
-/// The compatible of port files, as mainline's core stores it.
-const PORTS: &[u8] = b"luo-handlers,ioport-v1\0";
-const SESSION: &str = "forged";
+/// Nothing else in memory begins so.
+const SESSION: &str = "luo-lab forged records";
 
 /// What is preserved, and what is done to it.
 struct Forged {
@@ -60,9 +59,7 @@ enum Change {
 use Change::{Data, DataOf, Extents, Record};
 use Kind::{Memfd, Port, VfioDevice};
 
-/// Nobody else has such a token, so it shows where the kernel's list is; it is the first that is
-/// preserved.
-const SOUND_PORT: Token = Token(0x666f_7267_6564_0001);
+const SOUND_PORT: Token = Token(1);
 const SOUND_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 2);
 const SOUND_DEVICE: Token = Token(3);
 const SOUND_ADDRESS: &str = "0000:00:12.0";
@@ -172,29 +169,11 @@ pub(crate) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
     Ok(())
 }
 
-/// `struct luo_file_ser` of `include/linux/kho/abi/luo.h`.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct FileEntry {
-    compatible: [u8; 48],
-    data: U64,
-    token: U64,
-}
-
-/// Bytes of `struct kho_block_header_ser` of `include/linux/kho/abi/block.h`, which a page of
-/// entries begins with.
-const HEADER: u64 = 16;
-const ENTRY: u64 = size_of::<FileEntry>() as u64;
-
 /// Changes the kernel's list of the files, which it has not read yet, and the records of handlers.
 fn forge_all() -> Result<()> {
     let memory = PhysicalMemory::open()?;
-    let list = find_list(&memory)?;
     let page = rustix::param::page_size() as u64;
-    let places = (list + HEADER..=list + page - ENTRY).step_by(ENTRY as usize);
-    let entries: Vec<(u64, FileEntry)> = places
-        .map(|at| Ok((at, memory.load(at)?)))
-        .collect::<Result<_>>()?;
+    let entries = incoming::session_files(&memory, SESSION)?;
     let find = |token: Token| {
         let found = entries
             .iter()
@@ -267,17 +246,6 @@ fn first_extent(memory: &PhysicalMemory, block: &MemfdBlock, at: u64) -> Result<
         }
     }
     anyhow::bail!("{at:#x} has no extent")
-}
-
-/// Where the page is that begins with the first file.
-fn find_list(memory: &PhysicalMemory) -> Result<u64> {
-    for at in memory.pages()? {
-        let entry: FileEntry = memory.load(at + HEADER)?;
-        if Token(entry.token.get()) == SOUND_PORT && entry.compatible.starts_with(PORTS) {
-            return Ok(at);
-        }
-    }
-    anyhow::bail!("the kernel's list of the files is nowhere in memory")
 }
 
 #[cfg(test)]

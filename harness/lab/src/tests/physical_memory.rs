@@ -26,18 +26,36 @@ impl PhysicalMemory {
         Ok(value)
     }
 
-    pub(crate) fn store<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<()> {
+    pub(crate) fn store<T: IntoBytes + Immutable + ?Sized>(
+        &self,
+        at: u64,
+        value: &T,
+    ) -> Result<()> {
         self.0
             .write_all_at(value.as_bytes(), at)
             .with_context(|| format!("writing memory at {at:#x}"))
     }
 
+    /// So many bytes.
+    pub(crate) fn load_bytes(&self, at: u64, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.0
+            .read_exact_at(&mut bytes, at)
+            .with_context(|| format!("reading {length} bytes of memory at {at:#x}"))?;
+        Ok(bytes)
+    }
+
+    /// Where memory is.
+    pub(crate) fn ranges(&self) -> Result<Vec<Range<u64>>> {
+        let iomem = read_to_string("/proc/iomem").context("reading where memory is")?;
+        Ok(ram(&iomem).collect())
+    }
+
     /// The addresses of all pages that are memory as a whole.
     pub(crate) fn pages(&self) -> Result<impl Iterator<Item = u64>> {
         let page = rustix::param::page_size() as u64;
-        let iomem = read_to_string("/proc/iomem").context("reading where memory is")?;
-        let ranges: Vec<_> = ram(&iomem).collect();
-        let numbers = ranges
+        let numbers = self
+            .ranges()?
             .into_iter()
             .flat_map(move |range| range.start.div_ceil(page)..range.end / page);
         Ok(numbers.map(move |number| number * page))

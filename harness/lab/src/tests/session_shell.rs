@@ -22,7 +22,7 @@ set -e
 mkfifo /tmp/never
 exec 9<>/tmp/never
 for name in held unclaimed; do
-    luo session preserve $name 0x1=/proc/$$/fd/$1 </tmp/never 2>/tmp/log &
+    luo session preserve $name 0x1=$$:$1 </tmp/never 2>/tmp/log &
     shift
     until grep 'holding session' /tmp/log; do sleep 1; kill -0 $! || { cat /tmp/log; exit 1; }; done
     luo session list | grep $name'  held by luo'

@@ -8,8 +8,8 @@ use crate::archive::USERS_PROGRAM;
 use crate::tests::memfd_cases::MEMFDS;
 use crate::tests::test::{check, preserves, retrieves, stage, without_memfd, Action, Stage, Test};
 use crate::tests::{
-    attributes, devices, failing_freeze, forged, freeze, killed_waiter, late_writes, limit,
-    luo_bench, memfd_twice, moved, numa, quiet, reserved, session_shell, subsystems, swap,
+    attributes, devices, failing_freeze, forged, forged_bytes, freeze, killed_waiter, late_writes,
+    limit, luo_bench, memfd_twice, moved, numa, quiet, reserved, session_shell, subsystems, swap,
     switched_off,
 };
 use crate::vm::machine::Machine;
@@ -400,6 +400,19 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 120,
     },
     Test {
+        name: "forged_bytes",
+        about:
+            "bytes, lengths and numbers of what each handler preserved, changed without knowing \
+                what they mean",
+        machine: Machine::Vfio,
+        stages: &[
+            check(forged_bytes::preserve_all, 93, 0),
+            check(forged_bytes::refuse_all, 0, 3),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
         name: "bench_devices",
         about: "luo bench passes devices, port files and memfds to another process",
         machine: Machine::Vfio,
@@ -442,19 +455,33 @@ pub(crate) static TESTS: &[Test] = &[
     },
 ];
 
-/// The user's own test program: it runs before the kexec with the argument `before`, and after it
-/// with `after`.
-pub(crate) static USERS_TEST: Test = Test {
-    name: "program",
-    about: "the test program that --program names",
-    machine: Machine::Vfio,
-    stages: &[
-        stage(Action::Program(&[USERS_PROGRAM, "before"]), 0, 0),
-        stage(Action::Program(&[USERS_PROGRAM, "after"]), 0, 0),
-    ],
-    prints: &[],
-    seconds: 300,
-};
+/// With the user's own test program. It runs before the kexec with the argument `before`, and after
+/// it with `after`; and many times with `before` and the name for its session, to have files to
+/// forge.
+pub(crate) static USERS_TESTS: &[Test] = &[
+    Test {
+        name: "program",
+        about: "the test program that --program names",
+        machine: Machine::Vfio,
+        stages: &[
+            stage(Action::Program(&[USERS_PROGRAM, "before"]), 0, 0),
+            stage(Action::Program(&[USERS_PROGRAM, "after"]), 0, 0),
+        ],
+        prints: &[],
+        seconds: 300,
+    },
+    Test {
+        name: "program_forged",
+        about: "what the handlers preserved for that program, forged without knowing what it means",
+        machine: Machine::Vfio,
+        stages: &[
+            check(forged_bytes::preserve_programs, 1, 0),
+            check(forged_bytes::refuse_programs, 0, 1),
+        ],
+        prints: &[],
+        seconds: 300,
+    },
+];
 
 /// Refuses a name that selects no test.
 ///
@@ -479,7 +506,7 @@ pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Test>> {
 
 /// The test of exactly this name.
 pub(crate) fn find(name: &str) -> Option<&'static Test> {
-    let tests = TESTS.iter().chain([&USERS_TEST]);
+    let tests = TESTS.iter().chain(USERS_TESTS);
     tests.into_iter().find(|test| test.name == name)
 }
 
