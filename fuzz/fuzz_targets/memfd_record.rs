@@ -117,24 +117,37 @@ fn true_objects() -> &'static [Objects; 2] {
     })
 }
 
-/// The same memfd as a kernel preserves it: blocks of extents, and the record.
+/// The same memfd as a kernel preserves it: blocks of extents, one in words and one in the earlier
+/// layout, and the record.
 fn frames_of(mut record: Vec<u8>) -> Vec<Vec<u8>> {
-    // Two pages in frames of their own.
-    let extent = |index: u64| [index << 13, (100 + index) << 24 | 2].map(u64::to_le_bytes);
-    let block = |previous: u64, indices: [u64; 3]| {
-        let mut block = [b"mfdx".as_slice(), &[0; 4], &3u32.to_le_bytes(), &[0; 4]].concat();
-        block.extend(previous.to_le_bytes());
-        block.extend([0; 8]);
-        block.extend(indices.into_iter().flat_map(extent).flatten());
+    let block = |magic: &[u8; 4], previous: u64, extents: &[u8]| {
+        let mut block = [magic.as_slice(), &[0; 4], &3u32.to_le_bytes(), &[0; 4]].concat();
+        // The first of them begins at 0.
+        block.extend([previous, 0].map(u64::to_le_bytes).as_flattened());
+        block.extend(extents);
         seal(&mut block);
         block
     };
+    // Two pages at 0, 7 and 9, in frames of their own.
+    let (hole, two) = (2 << 30 | 5, 3 << 30 | 2);
+    let words = [two, 100, hole, two, 107, two, 109u32].map(u32::to_le_bytes);
+    // Two pages at 20, 200 and 254.
+    let whole = [20u64, 200, 254].map(|index| [index << 13, (100 + index) << 24 | 2]);
+    let whole: Vec<u8> = whole
+        .into_iter()
+        .flatten()
+        .flat_map(u64::to_le_bytes)
+        .collect();
     record[CONTENTS_IN] = Contents::Frames as u8;
     // Extents, pages, and the last block.
     let chain = [6u64, 12, 2].map(u64::to_le_bytes).concat();
     record[CHAIN..CHAIN + chain.len()].copy_from_slice(&chain);
     seal(&mut record);
-    vec![block(0, [0, 7, 9]), block(1, [20, 200, 254]), record]
+    let blocks = [
+        block(b"mfdw", 0, words.as_flattened()),
+        block(b"mfdx", 1, &whole),
+    ];
+    blocks.into_iter().chain([record]).collect()
 }
 
 /// Objects one after the other, each after two bytes with its length.

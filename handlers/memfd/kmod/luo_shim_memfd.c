@@ -11,7 +11,6 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
-#include <linux/kexec_handover.h>
 #include <linux/memcontrol.h>
 #include <linux/memfd.h>
 #include <linux/memory_hotplug.h>
@@ -31,7 +30,6 @@
 #include "luo_shim.h"
 #include "luo_shim_memfd.h"
 
-static_assert(LUO_FOUND_MAX == FOLIO_BATCH_SIZE);
 /* As in kernel.rs. */
 static_assert(sizeof(struct luo_memfd_attributes) == 296);
 static_assert(sizeof(struct luo_found) == 24);
@@ -230,53 +228,114 @@ static enum luo_found_state state_of(struct folio *folio, struct address_space *
 }
 
 /*
- * Makes a reference a pin: reclaim leaves pinned folios alone, instead of unmapping
- * them again and again for nothing.
+ * Makes the reference that we have a pin, as try_grab_folio() does with a new one: reclaim
+ * leaves pinned folios alone, instead of unmapping them again and again for nothing.
  */
-static bool pin(struct folio *folio)
+static void make_pin(struct folio *folio)
 {
-	return !try_grab_folio(folio, 1, FOLL_PIN);
+	if (folio_has_pincount(folio))
+		atomic_inc(&folio->_pincount);
+	else
+		folio_ref_add(folio, GUP_PIN_COUNTING_BIAS - 1);
+}
+
+/* The counter of those that were pinned in one node. */
+static void count_pins(struct pglist_data *node, long pins)
+{
+	if (pins)
+		mod_node_page_state(node, NR_FOLL_PIN_ACQUIRED, pins);
+}
+
+/* Folios with a reference each, and what is swapped out; as find_get_entries(). */
+static u32 get_entries(struct address_space *mapping, u64 *start, u64 last,
+		       struct luo_found *found, u32 room)
+{
+	XA_STATE(xas, &mapping->i_pages, *start);
+	struct folio *folio;
+	u32 count = 0;
+
+	rcu_read_lock();
+	xas_for_each(&xas, folio, last) {
+		if (xas_retry(&xas, folio))
+			continue;
+		if (xa_is_value(folio)) {
+			found[count++] = (struct luo_found) {
+				.index = xas.xa_index,
+				.pages = 1,
+				.state = LUO_FOUND_SWAPPED,
+			};
+		} else if (!folio_try_get(folio)) {
+			xas_reset(&xas);
+			continue;
+		} else if (unlikely(folio != xas_reload(&xas))) {
+			folio_put(folio);
+			xas_reset(&xas);
+			continue;
+		} else {
+			found[count++] = (struct luo_found) {
+				.index = folio->index,
+				.pfn = folio_pfn(folio),
+				.pages = folio_nr_pages(folio),
+				.order = folio_order(folio),
+			};
+		}
+		*start = found[count - 1].index + found[count - 1].pages;
+		if (count == room)
+			break;
+	}
+	rcu_read_unlock();
+	return count;
+}
+
+/* Single pages that follow each other, in the file and in a block of frames. */
+static bool continues(const struct luo_found *run, const struct luo_found *next)
+{
+	return run->state == LUO_FOUND_HELD && next->state == LUO_FOUND_HELD &&
+	       !run->order && !next->order && run->index + run->pages == next->index &&
+	       run->pfn + run->pages == next->pfn && next->pfn % LUO_BLOCK_FRAMES;
 }
 
 /*
- * find_get_entries() is internal to mm, and so is what it finds. Only folios that
- * are HELD or UNWRITTEN stay pinned.
+ * The page cache is an xarray, and pins are internal to mm. Only folios that are HELD or
+ * UNWRITTEN stay pinned; of the first kind there may be several in one entry.
  */
-u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found)
+u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found, u32 room)
 {
 	struct address_space *mapping = file->f_mapping;
-	pgoff_t indices[FOLIO_BATCH_SIZE], next = *start;
-	struct folio_batch batch;
-	u32 i;
+	u64 from = *start;
+	u32 count = get_entries(mapping, start, last, found, min_t(u32, room, LUO_FOUND_MAX));
+	struct pglist_data *node = NULL;
+	u32 i, kept = 0;
+	long pins = 0;
 
-	folio_batch_init(&batch);
-	find_get_entries(mapping, &next, last, &batch, indices);
-	*start = next;
-	for (i = 0; i < folio_batch_count(&batch); i++) {
-		struct folio *folio = batch.folios[i];
+	for (i = 0; i < count; i++) {
+		struct luo_found next = found[i];
 
-		if (xa_is_value(folio)) {
-			found[i] = (struct luo_found) {
-				.index = indices[i],
-				.state = LUO_FOUND_SWAPPED,
-			};
-			continue;
+		if (next.state != LUO_FOUND_SWAPPED) {
+			struct folio *folio = pfn_folio(next.pfn);
+
+			next.state = state_of(folio, mapping);
+			if (next.state > LUO_FOUND_UNWRITTEN) {
+				/* Who looks again begins here, not with what is held. */
+				next.index = max(next.index, from);
+				folio_put(folio);
+			} else {
+				if (folio_pgdat(folio) != node) {
+					count_pins(node, pins);
+					node = folio_pgdat(folio);
+					pins = 0;
+				}
+				make_pin(folio);
+				pins++;
+			}
 		}
-		found[i] = (struct luo_found) {
-			.index = folio->index,
-			.pfn = folio_pfn(folio),
-			.pages = folio_nr_pages(folio),
-			.order = folio_order(folio),
-			.state = state_of(folio, mapping),
-		};
-		if (found[i].state <= LUO_FOUND_UNWRITTEN && !pin(folio))
-			found[i].state = LUO_FOUND_POISONED;
-		/* It may be gone while it was looked at. */
-		if (found[i].state == LUO_FOUND_GONE)
-			found[i].index = indices[i];
-		folio_put(folio);
+		if (kept && continues(&found[kept - 1], &next))
+			found[kept - 1].pages++;
+		else
+			found[kept++] = next;
 	}
-	return i;
+	count_pins(node, pins);
+	return kept;
 }
 
 /* shmem_get_folio() is internal; a hole stays one. What comes in may stay where it is. */
@@ -377,6 +436,12 @@ u64 luo_poisoned_pages(void)
 #endif
 }
 
+/* struct folio: where a folio that is pinned is in its file. */
+u64 luo_frames_index(u64 pfn)
+{
+	return pfn_folio(pfn)->index;
+}
+
 /* As luo_frames_unpin(). The number of pages before the first folio that has failed. */
 u64 luo_frames_sound(u64 pfn, u64 pages, u8 order)
 {
@@ -402,104 +467,6 @@ void luo_frames_write_zeros(u64 pfn)
 		folio_mark_uptodate(folio);
 	}
 	folio_unlock(folio);
-}
-
-/*
- * The pages of one preservation. The next kernel reserves them early in its boot, order
- * by order, and each costs it the longer, the more pieces there are already: so single
- * pages, which it joins as they come, and of what is larger only the largest. Mainline's
- * format wants each folio for itself.
- */
-static u64 piece(u64 pfn, u64 end, u8 order, bool folio_by_folio)
-{
-	if (order || folio_by_folio)
-		return 1ULL << order;
-	if (IS_ALIGNED(pfn, PTRS_PER_PTE) && end - pfn >= PTRS_PER_PTE)
-		return PTRS_PER_PTE;
-	return 1;
-}
-
-/* pfn_to_page() and pfn_folio() are macros. */
-int luo_frames_preserve(u64 pfn, u64 pages, u8 order, bool folio_by_folio)
-{
-	u64 first = pfn, end = pfn + pages, size;
-	int err;
-
-	for (; pfn < end; pfn += size) {
-		cond_resched();
-		size = piece(pfn, end, order, folio_by_folio);
-		err = order ? kho_preserve_folio(pfn_folio(pfn)) :
-			      kho_preserve_pages(pfn_to_page(pfn), size);
-		if (err) {
-			luo_frames_unpreserve(first, pfn - first, order, folio_by_folio);
-			return err;
-		}
-	}
-	return 0;
-}
-
-/* As above, and in the same pieces. */
-void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order, bool folio_by_folio)
-{
-	u64 end = pfn + pages, size;
-
-	for (; pfn < end; pfn += size) {
-		cond_resched();
-		size = piece(pfn, end, order, folio_by_folio);
-		if (order)
-			kho_unpreserve_folio(pfn_folio(pfn));
-		else
-			kho_unpreserve_pages(pfn_to_page(pfn), size);
-	}
-}
-
-/*
- * Takes one preservation back that begins at @pfn and has at most @pages: as a folio
- * if @order is above 0 and this kernel has large ones, as single pages otherwise.
- * Returns their number, 0 without such a preservation.
- */
-static u64 take_back(u64 pfn, u64 pages, u8 order)
-{
-	bool large = order && IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE);
-	int found;
-
-	guard(mutex)(&luo_incoming);
-	found = luo_preserved_order(pfn);
-	if (found < 0 || 1ULL << found > pages || (order && found != order))
-		return 0;
-	if (large ? !kho_restore_folio(PFN_PHYS(pfn)) :
-		    !kho_restore_pages(PFN_PHYS(pfn), 1UL << found))
-		return 0;
-	return 1ULL << found;
-}
-
-/* Order of the folios that take_back() makes. */
-static u8 order_here(u8 order)
-{
-	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) ? order : 0;
-}
-
-static void put_frames(u64 pfn, u64 pages, u8 order)
-{
-	u64 end = pfn + pages;
-
-	for (; pfn < end; pfn += 1UL << order)
-		folio_put(pfn_folio(pfn));
-}
-
-/* kho_restore_*() and folio_put() of what nobody takes; skips what is not there. */
-void luo_frames_discard(u64 pfn, u64 pages, u8 order)
-{
-	u64 end = pfn + pages;
-
-	while (pfn < end) {
-		u64 taken = take_back(pfn, end - pfn, order);
-
-		if (taken)
-			put_frames(pfn, taken, order_here(order));
-		pfn += taken ? : 1UL << order;
-		cond_resched();
-	}
 }
 
 /*
@@ -583,10 +550,11 @@ err_put:
 /* Single pages at consecutive places of a file, on their way into its page cache. */
 struct insertion {
 	struct address_space *mapping;
+	struct luo_claim *claim;
 	long accounted;
 	pgoff_t index;
 	unsigned int count;
-	struct folio *folios[64];
+	struct folio *folios[128];
 };
 
 /*
@@ -763,11 +731,11 @@ static int insert_single(struct insertion *insertion, struct folio *folio, pgoff
 static int insert_run(struct insertion *insertion, const struct luo_run *run)
 {
 	u64 pfn = run->pfn, end = pfn + run->pages, index = run->index, taken, last;
-	u8 here = order_here(run->order);
+	u8 here = luo_order_here(run->order);
 	int err = 0;
 
 	while (pfn < end) {
-		taken = take_back(pfn, end - pfn, run->order);
+		taken = luo_take_back(insertion->claim, pfn, end - pfn, run->order);
 		if (!taken)
 			return -EINVAL;
 		for (last = pfn + taken; pfn < last && !err; pfn += 1UL << here) {
@@ -778,7 +746,7 @@ static int insert_run(struct insertion *insertion, const struct luo_run *run)
 			index += 1UL << here;
 		}
 		if (err) {
-			put_frames(pfn, last - pfn, here);
+			luo_frames_put(pfn, last - pfn, here);
 			return err;
 		}
 	}
@@ -786,9 +754,10 @@ static int insert_run(struct insertion *insertion, const struct luo_run *run)
 }
 
 /* The page cache, the LRU and their counters are internal to mm. */
-int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count)
+int luo_memfd_insert(struct file *file, struct luo_claim *claim, const struct luo_run *runs,
+		     u32 count)
 {
-	struct insertion insertion = { .mapping = file->f_mapping };
+	struct insertion insertion = { .mapping = file->f_mapping, .claim = claim };
 	int err = 0, flushed;
 	u32 i;
 

@@ -22,7 +22,7 @@ struct luo_memfd_attributes {
 	char name[LUO_MEMFD_NAME_ROOM];
 };
 
-/* What is found in a page cache. */
+/* What is found in a page cache: a folio, or several single pages in a row. */
 struct luo_found {
 	u64 index;
 	u64 pfn;
@@ -48,7 +48,16 @@ enum luo_found_state {
 	LUO_FOUND_POISONED,	/* memory that fails */
 };
 
-#define LUO_FOUND_MAX 31
+#define LUO_FOUND_MAX 128
+
+/* Frames of a block; in pieces.rs as well. What is held is preserved block by block. */
+#define LUO_BLOCK_FRAMES 512
+
+/* The pieces that one record has taken back. */
+struct luo_claim {
+	u64 number;
+	u64 unused;		/* pages of them that it has not asked for yet */
+};
 
 bool luo_memfd_is_known(struct file *file);
 unsigned long luo_memfd_id(struct file *file);
@@ -60,20 +69,29 @@ void luo_memfd_release_holes(struct file *file);
 int luo_pause(void);
 u64 luo_frame_end(void);
 int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attributes);
-u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found);
+u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found, u32 room);
 int luo_memfd_swap_in(struct file *file, u64 index);
 int luo_memfd_move(struct file *file, u64 index, u64 last);
 void luo_frames_unpin(u64 pfn, u64 pages, u8 order);
 u64 luo_frames_sound(u64 pfn, u64 pages, u8 order);
 u64 luo_poisoned_pages(void);
 void luo_frames_write_zeros(u64 pfn);
-int luo_frames_preserve(u64 pfn, u64 pages, u8 order, bool folio_by_folio);
-void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order, bool folio_by_folio);
 bool luo_memfd_writes_mainlines(void);
 void luo_memfd_owner(u32 *uid, u32 *gid);
-void luo_frames_discard(u64 pfn, u64 pages, u8 order);
+u64 luo_frames_index(u64 pfn);
 int luo_memfd_has_room(u64 pages);
 struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes);
-int luo_memfd_insert(struct file *file, const struct luo_run *runs, u32 count);
+int luo_memfd_insert(struct file *file, struct luo_claim *claim, const struct luo_run *runs,
+		     u32 count);
+
+/* luo_shim_pieces.c */
+int luo_frames_preserve(u64 pfn, u64 pages, u8 order, bool folio_by_folio);
+void luo_frames_unpreserve(u64 pfn, u64 pages, u8 order, bool folio_by_folio);
+void luo_frames_discard(struct luo_claim *claim, u64 pfn, u64 pages, u8 order);
+void luo_frames_put(u64 pfn, u64 pages, u8 order);
+u64 luo_take_back(struct luo_claim *claim, u64 pfn, u64 pages, u8 order);
+u8 luo_order_here(u8 order);
+void luo_claim_begin(struct luo_claim *claim);
+void luo_claim_end(struct luo_claim *claim, u64 pfn, u64 pages);
 
 #endif /* _LUO_SHIM_MEMFD_H */

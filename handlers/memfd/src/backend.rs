@@ -4,6 +4,7 @@
 use luo_handler_api::{Errno, FileRef, Host, OwnedFile};
 
 use crate::{
+    chain::Extents,
     extent::{Contents, Run},
     name::Name,
     record::{Attributes, Record},
@@ -92,9 +93,9 @@ pub trait MemfdBackend: Sync + 'static {
     }
 
     /// From here on no page comes into the file: whoever fills a hole waits for `thaw`. Shows the
-    /// pages that came after `populated`, all of them also if it is called again. Where the
-    /// contents cross as a [`File`](Contents::File), all that comes into it crosses: it holds
-    /// nobody off and shows nothing.
+    /// pages that came after `populated`, all of them also if it is called again. What that showed is
+    /// read from `held`; without it the backend has to remember it by itself. Where the contents cross as a [`File`](Contents::File), all that comes into it
+    /// crosses: it holds nobody off and shows nothing.
     ///
     /// # Errors
     ///
@@ -103,11 +104,12 @@ pub trait MemfdBackend: Sync + 'static {
         &self,
         file: FileRef<'_>,
         kept: &mut Self::Kept,
+        held: Option<&Extents<'_>>,
         size: u64,
         host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
-        let _ = (file, kept, size, host, show);
+        let _ = (file, kept, held, size, host, show);
         Ok(())
     }
 

@@ -4,49 +4,54 @@
 use luo_handler_api::{crc32c, Errno, Host};
 
 use crate::{
-    extent::{Extent, ORDER_MAX},
+    extent::{Extent, INDEX_BITS},
     wire::{
         little_endian::{U32, U64},
         FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
     },
+    words::{Decoder, Words},
 };
 
 /// Bytes of a full block. With pages of 4 KiB eight of them, the most for which the kernel's
 /// allocator frees memory rather than give up.
 pub const BLOCK_LENGTH: usize = 32 << 10;
 
-/// Extents of a full block.
-pub const BLOCK_EXTENTS: u32 = ((BLOCK_LENGTH - HEADER_LENGTH) / EXTENT_LENGTH) as u32;
+/// Words of a full block.
+pub const BLOCK_WORDS: u32 = ((BLOCK_LENGTH - HEADER_LENGTH) / WORD_LENGTH) as u32;
 
-/// What a block begins with.
-pub const BLOCK_MAGIC: [u8; 4] = *b"mfdx";
+/// What a block of [`words`](crate::words) begins with.
+pub const BLOCK_MAGIC: [u8; 4] = *b"mfdw";
+
+/// What a block of extents in 16 bytes each begins with, as in records of an earlier layout.
+pub const WHOLE_BLOCK_MAGIC: [u8; 4] = *b"mfdx";
 
 const HEADER_LENGTH: usize = size_of::<BlockHeader>();
 const EXTENT_LENGTH: usize = size_of::<Extent>();
+const WORD_LENGTH: usize = size_of::<U32>();
 
-/// Extents that are read at once: 1 KiB, which a kernel stack has room for, so that reading and
+/// Words that are read at once: 1 KiB, which a kernel stack has room for, so that reading and
 /// releasing a chain needs no memory that it could fail to get.
-const READ_AT_ONCE: usize = 64;
+const READ_AT_ONCE: usize = 256;
 
 /// The beginning of a block; its extents follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct BlockHeader {
-    /// [`BLOCK_MAGIC`].
+    /// [`BLOCK_MAGIC`] or [`WHOLE_BLOCK_MAGIC`].
     pub magic: [u8; 4],
     /// CRC-32C of this header with this field as zero.
     pub checksum: U32,
-    /// Number of extents, 1 to [`BLOCK_EXTENTS`].
+    /// Number of extents, at least 1.
     pub count: U32,
-    /// CRC-32C of the extents.
+    /// CRC-32C of what follows the header.
     pub extents_checksum: U32,
     /// Handle of the block with the extents before these; 0 in the first block.
     pub previous: U64,
-    /// Zero.
-    pub reserved: [u8; 8],
+    /// Index of the first page; 0 in a block of whole extents, which have their own.
+    pub first: U64,
 }
 
-const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_EXTENTS == 2046);
+const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_WORDS == 8184);
 
 /// Extents as a record names them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,8 +71,12 @@ pub(crate) struct ChainWriter<'a, B> {
     make_buffer: &'a dyn Fn() -> Result<B, Errno>,
     /// Made for the first extent: a chain without any takes no memory.
     buffer: Option<B>,
-    /// Extents in the block so far, fewer than it has room for.
+    /// What is in the block so far: extents, words, and the index of the first page.
     count: u32,
+    words: u32,
+    first: u64,
+    /// The place after the last extent.
+    place: u64,
     /// What the host preserves.
     written: Chain,
 }
@@ -103,8 +112,8 @@ impl Chain {
     /// Gives all blocks back. Stops at the first that is none or more than there should be: what
     /// follows is not known to belong to this chain.
     pub(crate) fn release(&self, host: Host<'_>) {
-        for (handle, _) in self.blocks(host).map_while(Result::ok) {
-            host.release_bytes(handle);
+        for block in self.blocks(host).map_while(Result::ok) {
+            host.release_bytes(block.handle);
         }
     }
 
@@ -117,8 +126,15 @@ impl Chain {
     }
 }
 
-/// Walks the headers of a chain, from the last block to the first, each with its handle. No chain
-/// is longer than its number of extents, so one that goes in a circle ends.
+/// A block whose header was checked.
+struct Block {
+    handle: u64,
+    header: BlockHeader,
+    words: u32,
+}
+
+/// Walks the blocks of a chain, from the last to the first. No chain is longer than its number of
+/// extents, so one that goes in a circle ends.
 struct Blocks<'h> {
     host: Host<'h>,
     /// Of the next block; 0 after the first one of the file.
@@ -128,61 +144,80 @@ struct Blocks<'h> {
 }
 
 impl Iterator for Blocks<'_> {
-    type Item = Result<(u64, BlockHeader), Errno>;
+    type Item = Result<Block, Errno>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
             return None;
         }
         let handle = self.handle;
-        let block = BlockHeader::load(self.host, handle, self.left);
+        let block = Block::load(self.host, handle, self.left);
         (self.left, self.handle) = match &block {
-            Ok(block) => (self.left - block.count(), block.previous.get()),
+            Ok(block) => (
+                self.left - u64::from(block.header.count),
+                block.header.previous.get(),
+            ),
             Err(_) => (0, handle),
         };
-        Some(block.map(|block| (handle, block)))
+        Some(block)
     }
 }
 
-impl BlockHeader {
+impl Block {
     /// Reads the header of a block that has at most `left` extents.
     fn load(host: Host<'_>, handle: u64, left: u64) -> Result<Self, Errno> {
-        let mut header = Self::new_zeroed();
+        let mut header = BlockHeader::new_zeroed();
         let length = host.bytes_len(handle)?;
         if length < HEADER_LENGTH as u64 {
             return Err(Errno::EINVAL);
         }
         host.read_bytes(handle, 0, header.as_mut_bytes())?;
-        if header.magic != BLOCK_MAGIC {
+        if ![BLOCK_MAGIC, WHOLE_BLOCK_MAGIC].contains(&header.magic) {
             return Err(Errno::EINVAL);
         }
         if header.checksum.get() != header.sum() {
             return Err(Errno::EBADMSG);
         }
-        let sound = (1..=left.min(BLOCK_EXTENTS.into())).contains(&header.count())
-            && length == block_length(header.count.get()) as u64
-            && header.reserved == [0; 8];
+        let words = (length - HEADER_LENGTH as u64) / WORD_LENGTH as u64;
+        let count = u64::from(header.count);
+        let has_room = match header.magic {
+            BLOCK_MAGIC => count <= words && header.first.get() >> INDEX_BITS == 0,
+            _ => words == count * (EXTENT_LENGTH / WORD_LENGTH) as u64 && header.first == U64::ZERO,
+        };
+        let sound = has_room
+            && length % WORD_LENGTH as u64 == 0
+            && length <= BLOCK_LENGTH as u64
+            && (1..=left).contains(&count);
         if sound {
-            Ok(header)
+            Ok(Self {
+                handle,
+                header,
+                words: words as u32,
+            })
         } else {
             Err(Errno::EINVAL)
         }
     }
 
+    fn decoder(&self) -> Decoder {
+        match self.header.magic {
+            BLOCK_MAGIC => Decoder::new(self.header.first.get()),
+            _ => Decoder::of_whole_extents(),
+        }
+    }
+}
+
+impl BlockHeader {
     /// Its checksum, whatever the field contains.
     fn sum(mut self) -> u32 {
         self.checksum = U32::ZERO;
         crc32c(0, self.as_bytes())
     }
-
-    fn count(&self) -> u64 {
-        self.count.get().into()
-    }
 }
 
-/// Bytes of a block with `count` extents.
-const fn block_length(count: u32) -> usize {
-    HEADER_LENGTH + count as usize * EXTENT_LENGTH
+/// Bytes of a block with `words` words.
+const fn block_length(words: u32) -> usize {
+    HEADER_LENGTH + words as usize * WORD_LENGTH
 }
 
 impl<'a, B: AsMut<[u8]>> ChainWriter<'a, B> {
@@ -193,6 +228,9 @@ impl<'a, B: AsMut<[u8]>> ChainWriter<'a, B> {
             make_buffer,
             buffer: None,
             count: 0,
+            words: 0,
+            first: 0,
+            place: 0,
             written: Chain::default(),
         }
     }
@@ -204,21 +242,36 @@ impl<'a, B: AsMut<[u8]>> ChainWriter<'a, B> {
     /// Those of the host and of the buffer, `EINVAL` if that is not as long as a block; the writer
     /// is of no use then but for [`abandon`](Self::abandon).
     pub(crate) fn push(&mut self, extent: Extent) -> Result<(), Errno> {
+        if self.count > 0 && !self.write(extent)? {
+            self.flush()?;
+        }
+        if self.count == 0 {
+            (self.first, self.place) = (extent.index(), extent.index());
+            if !self.write(extent)? {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds it to the block, if there is room.
+    fn write(&mut self, extent: Extent) -> Result<bool, Errno> {
         let buffer = match &mut self.buffer {
             Some(buffer) => buffer,
             none => none.insert((self.make_buffer)()?),
         };
-        let place = block_length(self.count);
-        let place = buffer.as_mut().get_mut(place..place + EXTENT_LENGTH);
-        place
-            .ok_or(Errno::EINVAL)?
-            .copy_from_slice(extent.as_bytes());
+        let words = Words::new(extent, self.place);
+        let bytes = words.as_bytes();
+        let place = block_length(self.words);
+        let Some(room) = buffer.as_mut().get_mut(place..place + bytes.len()) else {
+            return Ok(false);
+        };
+        room.copy_from_slice(bytes);
         self.count += 1;
+        self.words += (bytes.len() / WORD_LENGTH) as u32;
+        self.place = extent.end();
         self.written.pages += extent.length();
-        if self.count == BLOCK_EXTENTS {
-            self.flush()?;
-        }
-        Ok(())
+        Ok(true)
     }
 
     /// Has the host preserve what is left.
@@ -240,21 +293,21 @@ impl<'a, B: AsMut<[u8]>> ChainWriter<'a, B> {
         let Some(buffer) = self.buffer.as_mut().filter(|_| self.count > 0) else {
             return Ok(());
         };
-        let block = &mut buffer.as_mut()[..block_length(self.count)];
-        let (head, extents) = block.split_at_mut(HEADER_LENGTH);
+        let block = &mut buffer.as_mut()[..block_length(self.words)];
+        let (head, words) = block.split_at_mut(HEADER_LENGTH);
         let mut header = BlockHeader {
             magic: BLOCK_MAGIC,
             checksum: U32::ZERO,
             count: U32::new(self.count),
-            extents_checksum: U32::new(crc32c(0, extents)),
+            extents_checksum: U32::new(crc32c(0, words)),
             previous: U64::new(self.written.last_block),
-            reserved: [0; 8],
+            first: U64::new(self.first),
         };
         header.checksum = U32::new(header.sum());
         head.copy_from_slice(header.as_bytes());
         self.written.last_block = self.host.preserve_bytes(block)?;
         self.written.extents += u64::from(self.count);
-        self.count = 0;
+        (self.count, self.words) = (0, 0);
         Ok(())
     }
 }
@@ -288,7 +341,7 @@ impl<'h> Extents<'h> {
         let (mut pages, mut end) = (0, self.size_in_pages);
         let mut blocks = self.chain.blocks(self.host);
         while let Some(block) = blocks.next().transpose()? {
-            end = self.for_each_of(block, end, &mut |extent| {
+            end = self.for_each_of(&block, end, &mut |extent| {
                 // Extents do not overlap and end within 2^51 pages, so the sum cannot overflow.
                 pages += extent.length();
                 visit(extent)
@@ -302,49 +355,87 @@ impl<'h> Extents<'h> {
         }
     }
 
+    /// Shows the places before `file_end` that no extent has: the first of each gap, and the one
+    /// after its last. In the order of the blocks, as [`for_each`](Self::for_each).
+    ///
+    /// # Errors
+    ///
+    /// As listed above, and those of `visit`.
+    pub fn for_each_gap(
+        &self,
+        file_end: u64,
+        visit: &mut dyn FnMut(u64, u64) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut show = |first: u64, end: u64| match first < end {
+            true => visit(first, end),
+            false => Ok(()),
+        };
+        // Where the blocks after this one begin.
+        let mut end = file_end;
+        for block in self.chain.blocks(self.host) {
+            let (mut first, mut free) = (None, 0);
+            self.for_each_of(&block?, self.size_in_pages, &mut |extent| {
+                let gap = first.is_some().then_some(free);
+                first.get_or_insert(extent.index());
+                free = extent.end();
+                gap.map_or(Ok(()), |gap| show(gap, extent.index()))
+            })?;
+            show(free, end)?;
+            end = first.unwrap_or(end);
+        }
+        show(0, end)
+    }
+
     /// Shows the extents of a block, which must end at or before the page `end`; yields the page
     /// that the first one begins with.
     fn for_each_of(
         &self,
-        (handle, block): (u64, BlockHeader),
+        block: &Block,
         end: u64,
         visit: &mut dyn FnMut(Extent) -> Result<(), Errno>,
     ) -> Result<u64, Errno> {
-        let mut some = [Extent::zeroed(); READ_AT_ONCE];
-        let (mut done, mut crc) = (0, 0);
+        let mut some = [U32::ZERO; READ_AT_ONCE];
+        let mut decoder = block.decoder();
+        let (mut done, mut count, mut crc) = (0, 0, 0);
         let (mut first, mut free) = (None, 0);
-        while done < block.count.get() {
-            let count = READ_AT_ONCE.min((block.count.get() - done) as usize);
-            let some = &mut some[..count];
+        while done < block.words {
+            let some = &mut some[..READ_AT_ONCE.min((block.words - done) as usize)];
+            let offset = block_length(done) as u64;
             self.host
-                .read_bytes(handle, block_length(done) as u64, some.as_mut_bytes())?;
+                .read_bytes(block.handle, offset, some.as_mut_bytes())?;
             crc = crc32c(crc, some.as_bytes());
-            for &extent in &*some {
+            for word in &*some {
+                let Some(extent) = decoder.push(word.get())? else {
+                    continue;
+                };
+                count += 1;
+                if count > block.header.count.get() {
+                    return Err(Errno::EINVAL);
+                }
                 self.check(extent, free, end)?;
                 visit(extent)?;
                 first.get_or_insert(extent.index());
                 free = extent.end();
             }
-            done += count as u32;
+            done += some.len() as u32;
         }
-        if crc == block.extents_checksum.get() {
-            first.ok_or(Errno::EINVAL)
-        } else {
-            Err(Errno::EBADMSG)
+        if crc != block.header.extents_checksum.get() {
+            return Err(Errno::EBADMSG);
         }
+        let complete = decoder.is_complete() && count == block.header.count.get();
+        first.filter(|_| complete).ok_or(Errno::EINVAL)
     }
 
     /// Whether `extent` may lie between the pages `free` and `end`.
     fn check(&self, extent: Extent, free: u64, end: u64) -> Result<(), Errno> {
         let there = extent.frame() + extent.length() <= self.frame_end;
         let whole = (extent.index() | extent.length()) & (self.unit - 1) == 0;
-        let end = if end == self.size_in_pages {
-            end.next_multiple_of(1 << extent.order().min(ORDER_MAX))
-        } else {
-            end
-        };
-        let placed = free <= extent.index() && extent.end() <= end;
-        if extent.is_valid() && there && whole && placed {
+        let reach = extent.end();
+        // The last page of the file may be the first of a large folio.
+        let placed = free <= extent.index()
+            && (reach <= end
+                || end == self.size_in_pages && reach <= end.next_multiple_of(1 << extent.order()));
+        if there && whole && placed {
             Ok(())
         } else {
             Err(Errno::EINVAL)
@@ -359,7 +450,7 @@ impl<'h> Extents<'h> {
     pub fn metadata_bytes(&self) -> Result<u64, Errno> {
         let mut bytes = 0;
         for block in self.chain.blocks(self.host) {
-            bytes += block_length(block?.1.count.get()) as u64;
+            bytes += block_length(block?.words) as u64;
         }
         Ok(bytes)
     }
@@ -399,6 +490,8 @@ mod tests {
         }
     }
 
+    const BOTH: [[u8; 4]; 2] = [BLOCK_MAGIC, WHOLE_BLOCK_MAGIC];
+
     /// Makes the checksums of a block right, as a hostile writer would.
     fn reseal(bytes: &mut [u8]) {
         let (head, extents) = bytes.split_at_mut(HEADER_LENGTH);
@@ -408,32 +501,58 @@ mod tests {
         head.copy_from_slice(header.as_bytes());
     }
 
+    /// Changes a block, and writes it in the layout that `magic` names.
     fn change_block(
         host: &FakeHost,
         handle: u64,
+        magic: [u8; 4],
         change: impl FnOnce(&mut BlockHeader, &mut [Extent]),
     ) {
-        let mut bytes = host.bytes(handle);
-        let (head, extents) = bytes.split_at_mut(HEADER_LENGTH);
-        change(
-            BlockHeader::mut_from_bytes(head).unwrap(),
-            <[Extent]>::mut_from_bytes(extents).unwrap(),
-        );
+        let block = Block::load(host.lend(), handle, u64::MAX).unwrap();
+        let mut extents = Vec::new();
+        let chain = Chain::default();
+        extents_of(host, chain)
+            .for_each_of(&block, 1 << 20, &mut |extent| {
+                extents.push(extent);
+                Ok(())
+            })
+            .unwrap();
+        let (mut header, mut place) = (block.header, extents[0].index());
+        header.magic = magic;
+        header.first = U64::new(if magic == BLOCK_MAGIC { place } else { 0 });
+        change(&mut header, &mut extents);
+        let mut bytes = header.as_bytes().to_vec();
+        for extent in extents {
+            if magic == BLOCK_MAGIC {
+                bytes.extend(Words::new(extent, place).as_bytes());
+                place = extent.end();
+            } else {
+                bytes.extend(extent.as_bytes());
+            }
+        }
         reseal(&mut bytes);
         host.replace(handle, &bytes);
     }
 
-    /// Three blocks with the handles 1 to 3; one is changed, with its checksums right.
+    /// Three blocks with the handles 1 to 3, in either layout; one is changed, with its checksums
+    /// right.
     fn verify_changed(
         handle: u64,
-        change: impl FnOnce(&mut BlockHeader, &mut [Extent]),
+        change: impl Fn(&mut BlockHeader, &mut [Extent]),
     ) -> Result<(), Errno> {
-        let host = FakeHost::default();
-        let chain = chain_of(&host, &[3, 2, 4]);
-        change_block(&host, handle, change);
-        let result = extents_of(&host, chain).verify();
-        chain.release(host.lend());
-        result
+        let results = BOTH.map(|magic| {
+            let host = FakeHost::default();
+            let chain = chain_of(&host, &[3, 2, 4]);
+            for other in 1..=3 {
+                change_block(&host, other, magic, |_, _| ());
+            }
+            change_block(&host, handle, magic, &change);
+            let result = extents_of(&host, chain).verify();
+            chain.release(host.lend());
+            result
+        });
+        assert_eq!(results[0], results[1]);
+        results[0]
     }
 
     fn extent(index: u64, frame: u64, length: u64) -> Extent {
@@ -444,6 +563,10 @@ mod tests {
     fn frame_zero(index: u64) -> Extent {
         let words = [index << 13, 1].map(u64::to_le_bytes);
         Extent::read_from_bytes(words.as_flattened()).unwrap()
+    }
+
+    fn bytes_as_extent(bytes: [u8; 16]) -> Extent {
+        Extent::read_from_bytes(&bytes).unwrap()
     }
 
     #[test]
@@ -472,8 +595,8 @@ mod tests {
         hostile_previous_goes_in_a_circle: block 2, |h, _| h.previous = U64::new(3) => EINVAL;
         hostile_previous_skips_a_block: block 3, |h, _| h.previous = U64::new(1) => ENOENT;
         hostile_previous_of_the_first: block 1, |h, _| h.previous = U64::new(9) => EINVAL;
-        hostile_reserved: block 1, |h, _| h.reserved[0] = 1 => EINVAL;
-        hostile_extent_of_no_page: block 2, |_, e| e[0] = Extent::zeroed() => EINVAL;
+        hostile_first: block 1, |h, _| h.first = U64::MAX_VALUE => EINVAL;
+        hostile_extent_of_no_page: block 2, |_, e| e[0] = bytes_as_extent([0; 16]) => EINVAL;
         hostile_overlap_in_a_block: block 2, |_, e| e[0] = extent(6, 7, 3) => EINVAL;
         hostile_order_in_a_block: block 2, |_, e| e.swap(0, 1) => EINVAL;
         hostile_twice_the_same: block 2, |_, e| e[1] = e[0] => EINVAL;
@@ -492,9 +615,26 @@ mod tests {
     #[test]
     fn hostile_extent_of_all_ones() {
         let change = |_: &mut BlockHeader, extents: &mut [Extent]| {
-            extents[3] = Extent::read_from_bytes(&[0xff; 16]).unwrap();
+            extents[3] = bytes_as_extent([0xff; 16]);
         };
         assert_eq!(verify_changed(3, change), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn no_more_extents_are_shown_than_a_block_counts() {
+        let host = FakeHost::default();
+        let chain = chain_of(&host, &[4]);
+        change_block(&host, 1, BLOCK_MAGIC, |h, _| h.count = U32::new(2));
+        let chain = Chain {
+            extents: 2,
+            ..chain
+        };
+        let mut shown = 0;
+        let read = extents_of(&host, chain).for_each(&mut |_| {
+            shown += 1;
+            Ok(())
+        });
+        assert_eq!((read, shown), (Err(Errno::EINVAL), 2));
     }
 
     #[test]
@@ -503,10 +643,10 @@ mod tests {
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
         extents.unit = 512;
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
-        change_block(&host, 1, |_, e| e[0] = extent(512, 7, 1024));
+        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(512, 7, 1024));
         extents.chain.pages = 1024;
         assert_eq!(extents.verify(), Ok(()));
-        change_block(&host, 1, |_, e| e[0] = extent(511, 7, 1024));
+        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(511, 7, 1024));
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
     }
 
@@ -516,7 +656,7 @@ mod tests {
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
         extents.chain.pages = 512;
         let folio = Extent::of_folios(512, 1024, 512, 9).unwrap();
-        change_block(&host, 1, |_, e| e[0] = folio);
+        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = folio);
         for (size_in_pages, expected) in [
             (512, Err(Errno::EINVAL)),
             (513, Ok(())),
@@ -527,7 +667,7 @@ mod tests {
             assert_eq!(extents.verify(), expected, "{size_in_pages}");
         }
         let pages = Extent::new(512, 1024, 512).unwrap();
-        change_block(&host, 1, |_, e| e[0] = pages);
+        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = pages);
         extents.size_in_pages = 513;
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
     }
@@ -537,7 +677,7 @@ mod tests {
         let host = FakeHost::default();
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
         extents.chain.pages = 3;
-        change_block(&host, 1, |_, e| e[0] = extent(0, 100, 3));
+        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(0, 100, 3));
         assert_eq!(extents.within(103).verify(), Ok(()));
         assert_eq!(extents.within(102).verify(), Err(Errno::EINVAL));
     }
@@ -575,16 +715,52 @@ mod tests {
     #[test]
     fn full_blocks_are_kept_at_once() {
         let host = FakeHost::default();
-        let count = 2 * BLOCK_EXTENTS + 1;
-        let chain = chain_of(&host, &[count]);
-        assert_eq!(chain.extents, count.into());
+        // A word for the first of a block, and two for each of the others.
+        let full = BLOCK_WORDS / 2;
+        let chain = chain_of(&host, &[2 * full + 1]);
+        assert_eq!(chain.extents, u64::from(2 * full + 1));
         let lengths: Vec<usize> = host.all_bytes().values().map(Vec::len).collect();
-        assert_eq!(lengths, [BLOCK_LENGTH, BLOCK_LENGTH, 32 + 16]);
+        assert_eq!(lengths, [BLOCK_LENGTH - 4, BLOCK_LENGTH - 4, 32 + 4]);
         let extents = extents_of(&host, chain);
         assert_eq!(extents.verify(), Ok(()));
-        assert_eq!(extents.metadata_bytes(), Ok(3 * 32 + 16 * u64::from(count)));
+        let kept = lengths.iter().sum::<usize>() as u64;
+        assert_eq!(extents.metadata_bytes(), Ok(kept));
         chain.release(host.lend());
         assert!(host.is_empty());
+    }
+
+    #[test]
+    fn gaps_are_what_no_extent_has() {
+        let host = FakeHost::default();
+        let extents = extents_of(&host, chain_of(&host, &[3, 2]));
+        for (end, last) in [(9, None), (10, Some((9, 10))), (500, Some((9, 500)))] {
+            let mut gaps = Vec::new();
+            let mut visit = |first, end| {
+                gaps.push((first, end));
+                Ok(())
+            };
+            extents.for_each_gap(end, &mut visit).unwrap();
+            gaps.sort_unstable();
+            let mut expected = vec![(1, 2), (3, 4), (5, 6), (7, 8)];
+            expected.extend(last);
+            assert_eq!(gaps, expected);
+        }
+        change_block(&host, 1, BLOCK_MAGIC, |h, _| h.first = U64::new(1));
+        let mut first = u64::MAX;
+        let mut visit = |begin, _| {
+            first = first.min(begin);
+            Ok(())
+        };
+        extents.for_each_gap(9, &mut visit).unwrap();
+        assert_eq!(first, 0, "a file may begin with a hole");
+        let nothing = extents_of(&host, Chain::default());
+        let mut all = None;
+        let mut visit = |first, end| {
+            all = Some((first, end));
+            Ok(())
+        };
+        nothing.for_each_gap(7, &mut visit).unwrap();
+        assert_eq!(all, Some((0, 7)));
     }
 
     #[test]

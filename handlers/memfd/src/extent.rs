@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Runs of pages, the 16 bytes of each that cross, and the builder that merges runs.
+//! Runs of pages, the 16 bytes that describe each, and the builder that merges runs.
 
 use core::fmt;
 use luo_handler_api::Errno;
 
-use crate::wire::{
-    little_endian::U64, FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
-};
+use crate::wire::{little_endian::U64, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bits of a page's index in its file: with pages of 4 KiB, files of up to 8 EiB.
 pub const INDEX_BITS: u32 = 51;
@@ -137,10 +135,6 @@ impl Extent {
     pub fn is_valid(self) -> bool {
         self.run().is_some()
     }
-
-    pub(crate) fn zeroed() -> Self {
-        Self::new_zeroed()
-    }
 }
 
 impl fmt::Debug for Extent {
@@ -231,6 +225,9 @@ impl Run {
 
     /// Splits off the longest extent at the beginning.
     fn split(self) -> (Extent, Option<Self>) {
+        if self.length <= LENGTH_MAX {
+            return (Extent::pack(self), None);
+        }
         // A folio is never split, and the longest extent has room for the largest one.
         let length = self.length.min(LENGTH_MAX >> self.order << self.order);
         let first = Extent::pack(Self { length, ..self });

@@ -15,7 +15,7 @@ use rustix::fs::{fstat, memfd_create, MemfdFlags};
 
 use crate::{
     backend::{MainlineBackend, MemfdBackend, ShowRun},
-    chain::BLOCK_LENGTH,
+    chain::{Extents, BLOCK_LENGTH},
     extent::{self, Contents},
     name::{name, Name},
     record::{Attributes, Kind, Record},
@@ -207,11 +207,16 @@ impl MemfdBackend for &'static FakeBackend {
         &self,
         file: FileRef<'_>,
         (): &mut (),
+        held: Option<&Extents<'_>>,
         _: u64,
         _: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
         let mut file = self.file(file);
+        if let Some(held) = held.filter(|_| self.contents_in == Contents::Frames) {
+            let pages: u64 = file.runs.iter().map(|run| run.2).sum();
+            assert_eq!(held.chain.pages, pages);
+        }
         file.frozen = true;
         self.show(&file.late, show)?;
         file.walk_fails.map_or(Ok(()), Err)

@@ -87,11 +87,12 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         host: Host<'_>,
     ) -> Result<u64, Errno> {
         let attributes = self.attributes(file)?;
-        let late = self.write_chain(host, |show| {
-            let kept = &mut private.kept;
-            self.0.freeze(file, kept, attributes.size, host, show)
-        })?;
         let before = private.record;
+        let late = self.write_chain(host, |show| {
+            let (kept, held) = (&mut private.kept, before.extents(host));
+            self.0
+                .freeze(file, kept, Some(&held), attributes.size, host, show)
+        })?;
         let record = Record {
             attributes,
             late,
@@ -219,11 +220,11 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
         } = file;
         if let Ok(record) = Record::read_any(host, data) {
             // A file is released whole; frames one by one, as the extents name them.
-            let is_known = match record.contents_in {
+            let is_known = || match record.contents_in {
                 Contents::File => self.0.contents_in() == Contents::File,
                 Contents::Frames => self.verify(&record, host).is_ok(),
             };
-            if retrieved.file().is_none() && is_known {
+            if retrieved.file().is_none() && is_known() {
                 self.0.discard(&record, host);
             }
             release_record(data, &record, host);
@@ -244,7 +245,7 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
 mod tests {
     use super::*;
     use crate::{
-        chain::BLOCK_EXTENTS,
+        chain::BLOCK_WORDS,
         extent::ORDER_MAX,
         fake::{FakeBackend, FakeFile, Run},
         record::{RecordHeader, SEAL_GROW, SEAL_SEAL},
@@ -312,8 +313,9 @@ mod tests {
         (0..count).map(|page| (3 * page, 5 + 2 * page, 1)).collect()
     }
 
+    /// Each of them takes two words, but for the first of a block.
     fn three_blocks() -> Vec<Run> {
-        scattered(u64::from(2 * BLOCK_EXTENTS) + 5)
+        scattered(u64::from(BLOCK_WORDS) + 5)
     }
 
     const BOTH: [Contents; 2] = [Contents::File, Contents::Frames];
@@ -561,7 +563,7 @@ mod tests {
         let contents = summary.contents_data.unwrap();
         assert_eq!((summary.size, contents.extents), (9 << 12, 2));
         assert_eq!(contents.bytes, 5 << 12);
-        assert_eq!(summary.metadata_bytes, 368 + 32 + 2 * 16);
+        assert_eq!(summary.metadata_bytes, 368 + 32 + 4 * 4);
         let kept: usize = bench.host.all_bytes().values().map(Vec::len).sum();
         assert_eq!(summary.metadata_bytes, kept as u64);
         assert!(summary.seal_names().eq(["seal", "grow"]));
@@ -587,7 +589,7 @@ mod tests {
                 Contents::Frames => {
                     // The last page counts as far as the file goes.
                     expected.extend(["data_bytes 20480", "extents 2"]);
-                    "metadata_bytes 432"
+                    "metadata_bytes 416"
                 }
             };
             expected.extend(["position 0", metadata, "seals[] seal", "seals[] grow"]);

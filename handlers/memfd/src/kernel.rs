@@ -6,8 +6,10 @@
 //! `keep` forbids changes of the file's size and its holes, as mainline's `shmem_freeze` does for
 //! its own handler. Page faults and writes still fill holes, so the page cache only grows from then
 //! on. `populated` walks it: the page cache over a hole is asked, never filled. Each folio that is
-//! found is pinned, which prevents reclaim, migration, collapse and splitting of it, and each run
-//! of frames is one preservation of KHO.
+//! found is pinned, which prevents reclaim, migration, collapse and splitting of it. Large folios
+//! are preserved as such. Single pages are preserved after the walk, as they lie together in
+//! memory: a file whose pages are scattered is few preservations of KHO, in large pieces. What is
+//! held is remembered by its frames; where it is in the file is in the record alone.
 //!
 //! From `freeze` on nothing new comes in: tasks that fill a hole wait until `thaw`, or for the next
 //! kernel (`shmem.patch`, in kmod/). At that moment the number of pages is compared, and only if
@@ -16,9 +18,11 @@
 //!
 //! # How it comes back
 //!
-//! A frame is only touched if KHO marked it as preserved and not restored. So a number in a record
-//! leads at most to memory that the previous kernel preserved, for this file or another; what is
-//! not claimed by then can be claimed for another file. Pages that follow each other in the file go
+//! A frame is only touched if it lies in a piece that KHO marked as preserved and not restored. So a
+//! number in a record leads at most to memory that the previous kernel preserved, for this file or
+//! another; what is not claimed by then can be claimed for another file. A piece is taken back when
+//! the first of its frames is asked for; the others wait for this record (`luo_shim_pieces.c`), and
+//! what it does not name in the end is freed. Pages that follow each other in the file go
 //! into the page cache, its accounts and the LRU together. They come back dirty and up to date: a
 //! clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
 //! without large folios as single pages.
@@ -37,6 +41,7 @@ use crate::{
     extent::{Contents, Extent, Run},
     handler::MemfdHandler,
     name::Name,
+    pieces::{Block, Pieces, Slots},
     record::{Attributes, Kind, Record},
 };
 
@@ -67,13 +72,18 @@ pub struct KernelBackend {
 ///
 /// # Invariants
 ///
-/// Each folio of each extent is pinned once and preserved. `runs` ascends, `late` does between two
-/// walks, and no two extents in them overlap.
+/// Each frame in `single` is a page that is pinned once, and preserved if `single_preserved`.
+/// Each folio of each extent is pinned once and preserved. `late` ascends between two walks. Nothing
+/// is there twice.
 #[derive(Debug)]
 pub struct PreservedFrames {
-    /// What prepare found.
-    runs: KVVec<Extent>,
-    /// What came later.
+    /// The single pages that prepare found.
+    single: Pieces<Blocks>,
+    /// Whether they are preserved, in the runs that `single` has.
+    single_preserved: bool,
+    /// The large folios that prepare found.
+    folios: KVVec<Extent>,
+    /// What came later. Single pages of it are preserved as they were found.
     late: KVVec<Extent>,
     /// Pages in all of them.
     pages: u64,
@@ -81,6 +91,29 @@ pub struct PreservedFrames {
     poisoned: u64,
     /// As [`KernelBackend::folio_by_folio`].
     folio_by_folio: bool,
+}
+
+/// Memory for blocks of frames.
+#[derive(Debug, Default)]
+struct Blocks(KVVec<Block>);
+
+impl AsRef<[Block]> for Blocks {
+    fn as_ref(&self) -> &[Block] {
+        &self.0
+    }
+}
+
+impl AsMut<[Block]> for Blocks {
+    fn as_mut(&mut self) -> &mut [Block] {
+        &mut self.0
+    }
+}
+
+impl Slots for Blocks {
+    fn with_room(count: usize) -> Result<Self, Errno> {
+        let blocks = KVVec::from_elem(Block::default(), count, GFP_KERNEL);
+        blocks.map(Self).map_err(|_| Errno::ENOMEM)
+    }
 }
 
 /// Memory for one block of extents.
@@ -143,7 +176,9 @@ impl MemfdBackend for KernelBackend {
         })?;
         shmem.fix_size(true);
         let frames = PreservedFrames {
-            runs: KVVec::new(),
+            single: Pieces::default(),
+            single_preserved: false,
+            folios: KVVec::new(),
             late: KVVec::new(),
             pages: 0,
             poisoned: poisoned_pages(),
@@ -188,25 +223,31 @@ impl MemfdBackend for KernelBackend {
         host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
-        frames.fill_gaps(Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?, size, host)?;
-        core::mem::swap(&mut frames.runs, &mut frames.late);
-        show_all(&frames.runs, show)
+        let shmem = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?;
+        walk(shmem, 0, pages_of(size), host, &mut |held| {
+            let run = held.0;
+            frames.hold(held)?;
+            show(run)
+        })?;
+        frames.preserve_single()
     }
 
     fn freeze(
         &self,
         file: FileRef<'_>,
         frames: &mut PreservedFrames,
+        held: Option<&Extents<'_>>,
         size: u64,
         host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
         let shmem = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?;
         if shmem.hold_holes() != frames.pages {
-            frames.fill_gaps(shmem, size, host)?;
+            frames.fill_gaps(shmem, held, size, host)?;
         }
         frames.look_for_poison(shmem, host)?;
-        show_all(&frames.late, show)
+        let mut late = frames.late.iter().filter_map(|extent| extent.run());
+        late.try_for_each(show)
     }
 
     fn thaw(&self, file: FileRef<'_>) {
@@ -221,24 +262,31 @@ impl MemfdBackend for KernelBackend {
         }
         expect_room(record.pages(), &record.name, host)?;
         let file = create(&record.attributes, &record.name)?;
-        for extents in record.chains(self.frame_end(), host) {
-            fill(&file, &extents)?;
+        let chains = record.chains(self.frame_end(), host);
+        let mut insertion = Insertion::new(&file)?;
+        let mut filled = Ok(());
+        for extents in &chains {
+            filled = filled.and_then(|()| {
+                extents.for_each(&mut |extent| insertion.push(extent.run().ok_or(Errno::EINVAL)?))
+            });
         }
-        Ok(file)
+        filled = filled.and_then(|()| insertion.flush());
+        insertion.claim.give_back(&chains);
+        filled.map(|()| file)
     }
 
     /// Goes on even in a task that was killed: nobody else gives these frames back. The policy has
     /// seen to it that they are no more than the machine has.
     fn discard(&self, record: &Record, host: Host<'_>) {
-        for extents in record.chains(self.frame_end(), host) {
+        let chains = record.chains(self.frame_end(), host);
+        let mut claim = Claim::new();
+        for extents in &chains {
             let _ = extents.for_each(&mut |extent| {
-                // SAFETY: what is not preserved there is left alone.
-                unsafe {
-                    shim::luo_frames_discard(extent.frame(), extent.length(), extent.order());
-                };
+                claim.discard(extent.frame(), extent.length(), extent.order());
                 Ok(())
             });
         }
+        claim.give_back(&chains);
     }
 }
 
@@ -274,21 +322,21 @@ impl MainlineBackend for KernelBackend {
     ) -> Result<OwnedFile, Errno> {
         expect_room(pages, &Name::EMPTY, host)?;
         let file = create(attributes, &Name::EMPTY)?;
-        let mut collected = Insertion::new(&file);
-        walk(&mut |run| collected.push(run))?;
-        collected.flush()?;
-        Ok(file)
+        let mut insertion = Insertion::new(&file)?;
+        let filled = walk(&mut |run| insertion.push(run)).and_then(|()| insertion.flush());
+        let _ = walk(&mut |run| insertion.claim.give_back_in(run.frame(), run.length()));
+        filled.map(|()| file)
     }
 
     fn discard_run(&self, run: Run) {
-        // SAFETY: what is not preserved there is left alone.
-        unsafe { shim::luo_frames_discard(run.frame(), run.length(), run.order()) };
+        let mut claim = Claim::new();
+        claim.discard(run.frame(), run.length(), run.order());
+        let _ = claim.give_back_in(run.frame(), run.length());
     }
 }
 
-fn show_all(extents: &[Extent], show: &mut ShowRun<'_>) -> Result<(), Errno> {
-    let mut runs = extents.iter().filter_map(|extent| extent.run());
-    runs.try_for_each(show)
+fn pages_of(size: u64) -> u64 {
+    size.div_ceil(1 << PAGE_SHIFT)
 }
 
 /// Pages of the machine that have failed.
@@ -349,13 +397,11 @@ impl<'a> Shmem<'a> {
     }
 
     /// Looks at pages from `next` on up to `last`, and moves `next` after what was found.
-    fn find(self, next: &mut u64, last: u64) -> Batch {
-        let mut found = [shim::Found::default(); shim::FOUND_MAX];
-        // SAFETY: by the type's invariant it is an open memfd; there is room for as much as is
-        // found at once.
-        let count = unsafe {
-            shim::luo_memfd_find(self.0.as_ptr(), next, last, found.as_mut_ptr()) as usize
-        };
+    fn find<'b>(self, next: &mut u64, last: u64, found: &'b mut [shim::Found]) -> Batch<'b> {
+        let (memory, room) = (found.as_mut_ptr(), found.len() as u32);
+        // SAFETY: by the type's invariant it is an open memfd; `memory` has that much room.
+        let count =
+            unsafe { shim::luo_memfd_find(self.0.as_ptr(), next, last, memory, room) as usize };
         Batch {
             found,
             next: 0,
@@ -384,86 +430,116 @@ impl<'a> Shmem<'a> {
     }
 }
 
+/// Shows `take` the folios from page `next` up to `end`, pinned.
+fn walk(
+    file: Shmem<'_>,
+    mut next: u64,
+    end: u64,
+    host: Host<'_>,
+    take: &mut dyn FnMut(PinnedRun) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let memory = KVVec::from_elem(shim::Found::default(), FOUND_AT_ONCE, GFP_KERNEL);
+    let mut memory = memory.map_err(|_| Errno::ENOMEM)?;
+    while next < end {
+        pause()?;
+        let mut batch = file.find(&mut next, end - 1, &mut memory);
+        if batch.is_empty() {
+            break;
+        }
+        while let Some(found) = batch.take() {
+            if !found.is_held() {
+                // The rest of the batch is found again, after this one.
+                next = found.index;
+                batch.make_way(&found, file, end, host)?;
+                break;
+            }
+            take(PinnedRun::new(&found)?)?;
+        }
+    }
+    Ok(())
+}
+
 impl PreservedFrames {
-    /// Pins and preserves every folio in the first `size` bytes that is not held yet.
-    fn fill_gaps(&mut self, file: Shmem<'_>, size: u64, host: Host<'_>) -> Result<(), Errno> {
-        let end = size.div_ceil(1 << PAGE_SHIFT);
-        let mut gaps = Gaps::new(self);
-        let mut filled = Ok(());
-        while let Some((first, gap_end)) = gaps.next(self, end) {
-            filled = self.fill_gap(file, first, gap_end, host);
-            if filled.is_err() {
-                break;
-            }
-        }
-        // What an earlier walk found may come after what this one did.
-        self.late.sort_unstable_by_key(|run| run.index());
-        filled
-    }
-
-    /// Holds the folios from page `next` up to `end`, none of which is held yet.
-    fn fill_gap(
-        &mut self,
-        file: Shmem<'_>,
-        mut next: u64,
-        end: u64,
-        host: Host<'_>,
-    ) -> Result<(), Errno> {
-        let mut open: Option<PinnedRun> = None;
-        while next < end {
-            pause()?;
-            let mut batch = file.find(&mut next, end - 1);
-            if batch.is_empty() {
-                break;
-            }
-            while let Some(found) = batch.take() {
-                if !found.is_held() {
-                    // The rest of the batch is found again, after this one.
-                    next = found.index;
-                    batch.make_way(&found, file, end, host)?;
-                    break;
-                }
-                let held = PinnedRun::new(&found)?;
-                let rest = match &mut open {
-                    Some(run) => run.join(held),
-                    None => Some(held),
-                };
-                if let Some(held) = rest {
-                    self.close(open.replace(held))?;
-                }
-            }
-        }
-        self.close(open)
-    }
-
-    /// Preserves a run that does not grow any more, and remembers it.
-    fn close(&mut self, held: Option<PinnedRun>) -> Result<(), Errno> {
-        let Some(held) = held else { return Ok(()) };
+    /// Takes over what prepare found. Single pages are preserved later.
+    fn hold(&mut self, held: PinnedRun) -> Result<(), Errno> {
         let run = held.0;
-        let extent = Extent::of_folios(run.index(), run.frame(), run.length(), run.order());
-        let extent = extent.ok_or(Errno::EFBIG)?;
-        self.late
-            .reserve(1, GFP_KERNEL)
-            .map_err(|_| Errno::ENOMEM)?;
-        // SAFETY: the run is held, so its frames are those of folios of this order.
-        Errno::check(unsafe {
-            shim::luo_frames_preserve(run.frame(), run.length(), run.order(), self.folio_by_folio)
-        })?;
-        if self.late.push_within_capacity(extent).is_err() {
-            // SAFETY: it was preserved a moment ago.
-            unsafe {
-                shim::luo_frames_unpreserve(
-                    run.frame(),
-                    run.length(),
-                    run.order(),
-                    self.folio_by_folio,
-                );
-            }
-            return Err(Errno::ENOMEM);
+        if run.order() > 0 || self.folio_by_folio {
+            hold_alone(&mut self.folios, held, self.folio_by_folio)?;
+        } else {
+            self.single.add(&run)?;
+            core::mem::forget(held);
         }
         self.pages += run.length();
-        core::mem::forget(held);
         Ok(())
+    }
+
+    /// Preserves the single pages, all or none.
+    fn preserve_single(&mut self) -> Result<(), Errno> {
+        for (done, (frame, length)) in self.single.runs().enumerate() {
+            // SAFETY: by the type's invariant they are pinned.
+            let preserved =
+                Errno::check(unsafe { shim::luo_frames_preserve(frame, length, 0, false) });
+            if preserved.and_then(|()| pause()).is_err() {
+                let done = done + usize::from(preserved.is_ok());
+                self.unpreserve_single(done);
+                return preserved.and(Err(Errno::EINTR));
+            }
+        }
+        self.single_preserved = true;
+        Ok(())
+    }
+
+    /// Undoes that for the first runs.
+    fn unpreserve_single(&self, runs: usize) {
+        for (frame, length) in self.single.runs().take(runs) {
+            // SAFETY: the caller has preserved them.
+            unsafe { shim::luo_frames_unpreserve(frame, length, 0, false) };
+        }
+    }
+
+    /// Pins and preserves every folio in the first `size` bytes that is not held yet.
+    fn fill_gaps(
+        &mut self,
+        file: Shmem<'_>,
+        held: Option<&Extents<'_>>,
+        size: u64,
+        host: Host<'_>,
+    ) -> Result<(), Errno> {
+        let Self {
+            folios,
+            late,
+            pages,
+            folio_by_folio,
+            ..
+        } = self;
+        let (end, known) = (pages_of(size), late.len());
+        let mut fill = |first, end| {
+            let mut gaps = Gaps::new(late, known, first);
+            while let Some((first, gap_end)) = gaps.next(late, end) {
+                walk(file, first, gap_end, host, &mut |held| {
+                    let length = held.0.length();
+                    hold_alone(late, held, *folio_by_folio)?;
+                    *pages += length;
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        };
+        let filled = match held {
+            Some(held) => held.for_each_gap(end, &mut fill),
+            None => {
+                let mut gaps = Gaps::new(folios, folios.len(), 0);
+                let mut filled = Ok(());
+                while let Some((first, gap_end)) = gaps.next(folios, end).filter(|_| filled.is_ok())
+                {
+                    filled = fill(first, gap_end);
+                }
+                filled
+            }
+        };
+        // What an earlier walk found may come after what this one did.
+        late.sort_unstable_by_key(|run| run.index());
+        filled
     }
 
     /// Refuses memory that has failed, without a look at all of it if no page of the machine did.
@@ -473,12 +549,19 @@ impl PreservedFrames {
         if poisoned == self.poisoned {
             return Ok(());
         }
-        for run in self.runs.iter().chain(&self.late) {
+        let extents = self.folios.iter().chain(&self.late);
+        let extents = extents.map(|run| (run.frame(), run.length(), run.order()));
+        let single = self.single.runs();
+        for (frame, length, order) in
+            extents.chain(single.map(|(frame, length)| (frame, length, 0)))
+        {
             pause()?;
             // SAFETY: by the type's invariant the folios are pinned.
-            let sound = unsafe { shim::luo_frames_sound(run.frame(), run.length(), run.order()) };
-            if sound < run.length() {
-                return Err(file.has_failed(run.index() + sound, host));
+            let sound = unsafe { shim::luo_frames_sound(frame, length, order) };
+            if sound < length {
+                // SAFETY: as above; this is one of them.
+                let index = unsafe { shim::luo_frames_index(frame + sound) };
+                return Err(file.has_failed(index, host));
             }
         }
         self.poisoned = poisoned;
@@ -487,7 +570,7 @@ impl PreservedFrames {
 
     /// Gives every frame back.
     fn give_up(&mut self) {
-        for run in self.runs.iter().chain(&self.late) {
+        for run in self.folios.iter().chain(&self.late) {
             // SAFETY: by the type's invariant each of them is preserved and pinned once; they are
             // forgotten below.
             unsafe {
@@ -500,53 +583,81 @@ impl PreservedFrames {
                 shim::luo_frames_unpin(run.frame(), run.length(), run.order());
             }
         }
-        self.runs = KVVec::new();
+        if self.single_preserved {
+            self.unpreserve_single(usize::MAX);
+        }
+        for (frame, length) in self.single.runs() {
+            // SAFETY: by the type's invariant each is pinned once; they are forgotten below.
+            unsafe { shim::luo_frames_unpin(frame, length, 0) };
+        }
+        self.single = Pieces::default();
+        self.single_preserved = false;
+        self.folios = KVVec::new();
         self.late = KVVec::new();
         self.pages = 0;
     }
 }
 
-/// Where a walk is among what was held when it began.
+/// Preserves a run as it is, and remembers it.
+fn hold_alone(
+    extents: &mut KVVec<Extent>,
+    held: PinnedRun,
+    folio_by_folio: bool,
+) -> Result<(), Errno> {
+    let run = held.0;
+    let extent = Extent::of_folios(run.index(), run.frame(), run.length(), run.order());
+    let extent = extent.ok_or(Errno::EFBIG)?;
+    extents.reserve(1, GFP_KERNEL).map_err(|_| Errno::ENOMEM)?;
+    // SAFETY: the run is held, so its frames are those of folios of this order.
+    Errno::check(unsafe {
+        shim::luo_frames_preserve(run.frame(), run.length(), run.order(), folio_by_folio)
+    })?;
+    if extents.push_within_capacity(extent).is_err() {
+        // SAFETY: it was preserved a moment ago.
+        unsafe {
+            shim::luo_frames_unpreserve(run.frame(), run.length(), run.order(), folio_by_folio);
+        }
+        return Err(Errno::ENOMEM);
+    }
+    core::mem::forget(held);
+    Ok(())
+}
+
+/// Where a walk is among what came late before it began.
 struct Gaps {
     next: u64,
-    /// Of `runs` and of `late`: the first run that does not end before `next`.
-    places: [usize; 2],
-    /// Those of `late` that ascend; what comes after them is found by this walk.
-    late: usize,
+    /// The first run that does not end before `next`.
+    place: usize,
+    /// How many there were; what comes after them is found by this walk.
+    known: usize,
 }
 
 impl Gaps {
-    fn new(frames: &PreservedFrames) -> Self {
+    fn new(late: &[Extent], known: usize, next: u64) -> Self {
+        let known_runs = late.get(..known).unwrap_or(&[]);
         Self {
-            next: 0,
-            places: [0; 2],
-            late: frames.late.len(),
+            next,
+            place: known_runs.partition_point(|run| run.end() <= next),
+            known,
         }
     }
 
     /// The next pages before `end` that are not held: the first, and the one after the last.
-    fn next(&mut self, frames: &PreservedFrames, end: u64) -> Option<(u64, u64)> {
-        let late = frames.late.get(..self.late)?;
-        loop {
-            let (first, mut gap_end) = (self.next, end);
-            for (place, list) in self.places.iter_mut().zip([&frames.runs[..], late]) {
-                while let Some(run) = list.get(*place) {
-                    if run.index() > self.next {
-                        gap_end = gap_end.min(run.index());
-                        break;
-                    }
-                    self.next = self.next.max(run.end());
-                    *place += 1;
-                }
-            }
-            if first >= end {
-                return None;
-            }
-            if first == self.next {
-                self.next = gap_end;
-                return Some((first, gap_end));
+    fn next(&mut self, late: &[Extent], end: u64) -> Option<(u64, u64)> {
+        while self.next < end {
+            let first = self.next;
+            let run = late.get(self.place).filter(|_| self.place < self.known);
+            let Some(run) = run.filter(|run| run.index() < end) else {
+                self.next = end;
+                return Some((first, end));
+            };
+            self.next = run.end();
+            self.place += 1;
+            if first < run.index() {
+                return Some((first, run.index()));
             }
         }
+        None
     }
 }
 
@@ -566,15 +677,6 @@ impl PinnedRun {
             Errno::EFBIG
         })
     }
-
-    /// Takes `next` in if it continues the run, or gives it back.
-    fn join(&mut self, next: Self) -> Option<Self> {
-        if !self.0.join(next.0) {
-            return Some(next);
-        }
-        core::mem::forget(next);
-        None
-    }
 }
 
 impl Drop for PinnedRun {
@@ -589,13 +691,13 @@ impl Drop for PinnedRun {
 /// # Invariants
 ///
 /// The value owns the pins of what is held from `next` up to `count`.
-struct Batch {
-    found: [shim::Found; shim::FOUND_MAX],
+struct Batch<'a> {
+    found: &'a mut [shim::Found],
     next: usize,
     count: usize,
 }
 
-impl Batch {
+impl Batch<'_> {
     fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -640,7 +742,7 @@ impl Batch {
     }
 }
 
-impl Drop for Batch {
+impl Drop for Batch<'_> {
     fn drop(&mut self) {
         while let Some(found) = self.take() {
             if found.is_pinned() {
@@ -710,11 +812,41 @@ fn create(attributes: &Attributes, name: &Name) -> Result<OwnedFile, Errno> {
     unsafe { OwnedFile::from_err_ptr(shim::luo_memfd_create(&wanted)) }
 }
 
-/// Fills a memfd with a chain of what crossed.
-fn fill(file: &OwnedFile, extents: &Extents<'_>) -> Result<(), Errno> {
-    let mut collected = Insertion::new(file);
-    extents.for_each(&mut |extent| collected.push(extent.run().ok_or(Errno::EINVAL)?))?;
-    collected.flush()
+/// The pieces that one record has taken back.
+struct Claim(shim::Claim);
+
+impl Claim {
+    fn new() -> Self {
+        let mut claim = shim::Claim::default();
+        // SAFETY: `claim` is ours to write.
+        unsafe { shim::luo_claim_begin(&mut claim) };
+        Self(claim)
+    }
+
+    /// Frees what is preserved in these frames, if anything is.
+    fn discard(&mut self, frame: u64, length: u64, order: u8) {
+        // SAFETY: what is not preserved there is left alone.
+        unsafe { shim::luo_frames_discard(&mut self.0, frame, length, order) };
+    }
+
+    /// Frees what was taken back with the pieces of a record and not asked for. That is only left
+    /// if the record is forged, or could not be retrieved.
+    fn give_back(&mut self, chains: &[Extents<'_>]) {
+        for extents in chains {
+            let _ =
+                extents.for_each(&mut |extent| self.give_back_in(extent.frame(), extent.length()));
+        }
+    }
+
+    /// That with the pieces of these frames; `ENOENT` if nothing is left.
+    fn give_back_in(&mut self, frame: u64, length: u64) -> Result<(), Errno> {
+        if self.0.unused == 0 {
+            return Err(Errno::ENOENT);
+        }
+        // SAFETY: only what this claim took back and nobody uses is freed.
+        unsafe { shim::luo_claim_end(&mut self.0, frame, length) };
+        Ok(())
+    }
 }
 
 /// Runs on their way into a file: several at once, so that pages that follow each other in the
@@ -722,17 +854,22 @@ fn fill(file: &OwnedFile, extents: &Extents<'_>) -> Result<(), Errno> {
 struct Insertion<'a> {
     /// Made by [`create`]: nobody else knows of it.
     file: &'a OwnedFile,
-    runs: [shim::Run; 32],
+    claim: Claim,
+    runs: KVVec<shim::Run>,
     count: usize,
 }
 
+const RUNS_AT_ONCE: usize = 128;
+
 impl<'a> Insertion<'a> {
-    fn new(file: &'a OwnedFile) -> Self {
-        Self {
+    fn new(file: &'a OwnedFile) -> Result<Self, Errno> {
+        let runs = KVVec::from_elem(shim::Run::default(), RUNS_AT_ONCE, GFP_KERNEL);
+        Ok(Self {
             file,
-            runs: [shim::Run::default(); 32],
+            claim: Claim::new(),
+            runs: runs.map_err(|_| Errno::ENOMEM)?,
             count: 0,
-        }
+        })
     }
 
     fn push(&mut self, run: Run) -> Result<(), Errno> {
@@ -757,10 +894,18 @@ impl<'a> Insertion<'a> {
         // error, and what is not preserved in these frames is left alone. `count` is at most the
         // length of the array.
         Errno::check(unsafe {
-            shim::luo_memfd_insert(self.file.as_ptr(), self.runs.as_ptr(), count as u32)
+            shim::luo_memfd_insert(
+                self.file.as_ptr(),
+                &mut self.claim.0,
+                self.runs.as_ptr(),
+                count as u32,
+            )
         })
     }
 }
+
+/// Folios that are looked at together; at most `LUO_FOUND_MAX`.
+const FOUND_AT_ONCE: usize = 128;
 
 const PAGE_SHIFT: u8 = ::kernel::page::PAGE_SHIFT as u8;
 
@@ -813,6 +958,16 @@ mod shim {
 
     const _: () = assert!(size_of::<Run>() == 32);
 
+    /// `struct luo_claim`.
+    #[derive(Default)]
+    #[repr(C)]
+    pub(super) struct Claim {
+        number: u64,
+        pub(super) unused: u64,
+    }
+
+    const _: () = assert!(size_of::<Claim>() == 16);
+
     /// `struct luo_found`.
     #[derive(Clone, Copy, Default)]
     #[repr(C)]
@@ -831,9 +986,6 @@ mod shim {
     pub(super) const FOUND_MOVABLE: u8 = 2;
     pub(super) const FOUND_SWAPPED: u8 = 3;
     pub(super) const FOUND_GONE: u8 = 4;
-
-    /// `LUO_FOUND_MAX`.
-    pub(super) const FOUND_MAX: usize = 31;
 
     extern "C" {
         pub(super) fn luo_memfd_is_known(file: *mut c_void) -> bool;
@@ -854,6 +1006,7 @@ mod shim {
             start: *mut u64,
             last: u64,
             found: *mut Found,
+            room: u32,
         ) -> u32;
         pub(super) fn luo_memfd_swap_in(file: *mut c_void, index: u64) -> i32;
         pub(super) fn luo_memfd_move(file: *mut c_void, index: u64, last: u64) -> i32;
@@ -871,9 +1024,17 @@ mod shim {
         pub(super) fn luo_memfd_writes_mainlines() -> bool;
         pub(super) fn luo_memfd_owner(uid: *mut u32, gid: *mut u32);
         pub(super) fn luo_preserved_order(pfn: usize) -> i32;
-        pub(super) fn luo_frames_discard(pfn: u64, pages: u64, order: u8);
+        pub(super) fn luo_frames_index(pfn: u64) -> u64;
+        pub(super) fn luo_frames_discard(claim: *mut Claim, pfn: u64, pages: u64, order: u8);
+        pub(super) fn luo_claim_begin(claim: *mut Claim);
+        pub(super) fn luo_claim_end(claim: *mut Claim, pfn: u64, pages: u64);
         pub(super) fn luo_memfd_has_room(pages: u64) -> i32;
         pub(super) fn luo_memfd_create(attributes: *const MemfdAttributes) -> *mut c_void;
-        pub(super) fn luo_memfd_insert(file: *mut c_void, runs: *const Run, count: u32) -> i32;
+        pub(super) fn luo_memfd_insert(
+            file: *mut c_void,
+            claim: *mut Claim,
+            runs: *const Run,
+            count: u32,
+        ) -> i32;
     }
 }

@@ -19,8 +19,10 @@
 //! # Map
 //!
 //! - [`record`]: the bytes that cross, and the checks they pass before they are used
-//! - [`extent`]: runs of pages, the 16 bytes of each that cross, and the builder that merges runs
+//! - [`extent`]: runs of pages, and the builder that merges them
+//! - [`words`]: what an extent crosses as
 //! - [`chain`]: blocks of extents, written as the file is walked and read back last to first
+//! - [`pieces`]: where single pages lie together in memory, whatever their order in the file
 //! - [`name`]: what was given to `memfd_create`
 //! - [`handler`]: the policy, [`MemfdHandler`], the same in a process and in the kernel
 //! - `backend`: what the policy asks of its surroundings; `user`: the answers of a process;
@@ -49,8 +51,8 @@
 //! *Contents and size.* Every byte that was written is there afterwards, and a hole is a hole. From
 //! a process the file itself crosses: what its contents are is nobody's business but that of a host
 //! that copies them, so that no phase costs more for a larger file. In the kernel the record holds
-//! one extent of 16 bytes for each run of pages that exists, so that prepare, record and retrieve
-//! grow with what is in the file and not with its size.
+//! one extent for each run of pages that exists, in 4 bytes for a single page and 4 to 20 for a
+//! run, so that prepare, record and retrieve grow with what is in the file and not with its size.
 //! What is written between prepare and freeze crosses as well. After freeze the kernel runs on for
 //! a while: a store to a page that is there crosses; one that would fill a hole waits, killably,
 //! for the jump, or until the jump is refused. What comes from kernel mode, write(2) among it,
@@ -101,11 +103,13 @@ mod kernel;
 pub mod mainline;
 pub mod mainline_handler;
 pub mod name;
+pub mod pieces;
 pub mod record;
 pub mod summary;
 #[cfg(not(luo_kernel))]
 mod user;
 mod wire;
+pub mod words;
 
 pub use backend::{MainlineBackend, MemfdBackend, ShowRun};
 pub use extent::{Contents, Extent, ExtentBuilder, Run};

@@ -92,7 +92,7 @@ impl<B: MainlineBackend> MainlineHandler<B> {
         let (early, before) = (private.early, private.record);
         let list = self.write_list(host, early, |show| {
             self.0
-                .freeze(file, &mut private.kept, before.size, host, show)
+                .freeze(file, &mut private.kept, None, before.size, host, show)
         })?;
         let until = early.first;
         let kept = self

@@ -4,8 +4,8 @@
 //! ```text
 //! data ──► RecordHeader            368 bytes: attributes, name, counts, checksum
 //!            contents ───────────► the preserved file       (hosted)
-//!            chain ──────────────► BlockHeader, extents…    the end of the file
-//!                                    previous ──► BlockHeader, extents…
+//!            chain ──────────────► BlockHeader, words…      the end of the file
+//!                                    previous ──► BlockHeader, words…
 //!                                                   previous = 0: the beginning of the file
 //!            late ───────────────► the same                 what came between prepare and freeze
 //! ```
@@ -33,7 +33,10 @@ use crate::{
 };
 
 /// What a record begins with.
-pub const MAGIC: [u8; 8] = *b"memfd-r2";
+pub const MAGIC: [u8; 8] = *b"memfd-r3";
+
+/// The same of an earlier layout, which is still read: its extents cross whole, in 16 bytes each.
+pub const EARLIER_MAGIC: [u8; 8] = *b"memfd-r2";
 
 /// `F_SEAL_SEAL` of `include/uapi/linux/fcntl.h`: no more seals.
 pub const SEAL_SEAL: u32 = 0x01;
@@ -110,7 +113,7 @@ pub struct ChainBytes {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RecordHeader {
-    /// [`MAGIC`].
+    /// [`MAGIC`] or [`EARLIER_MAGIC`].
     pub magic: [u8; 8],
     /// Bytes of the record: 368.
     pub length: U32,
@@ -241,7 +244,11 @@ impl RecordHeader {
     /// Reads the record of `handle` and checks that it is one and arrived whole.
     fn load(host: Host<'_>, handle: u64) -> Result<Self, Errno> {
         let mut header = Self::new_zeroed();
-        record::load(host, handle, &MAGIC, header.as_mut_bytes())?;
+        let mut load = |magic| record::load(host, handle, magic, header.as_mut_bytes());
+        match load(&MAGIC) {
+            Err(Errno::EINVAL) => load(&EARLIER_MAGIC)?,
+            loaded => loaded?,
+        }
         Ok(header)
     }
 

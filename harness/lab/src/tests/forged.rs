@@ -15,8 +15,8 @@ use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
 use crate::tests::records::{
-    sign, sign_memfd, MemfdBlock, MemfdExtent, MemfdRecord, VfioCrossing, VfioRecord, MEMFD_MAGIC,
-    VFIO_MAGIC,
+    sign, sign_memfd, MemfdBlock, MemfdDecoder, MemfdExtent, MemfdRecord, VfioCrossing, VfioRecord,
+    MEMFD_MAGIC, MEMFD_WHOLE_BLOCK, VFIO_MAGIC,
 };
 use crate::tests::vfio_client::Client;
 use luo_bench::subject::fill::Fill;
@@ -219,18 +219,33 @@ fn change_extents(
     let block_at = (record.chain.last_block.get() >> 24) * page;
     let extent_at = block_at + size_of::<MemfdBlock>() as u64;
     let mut block: MemfdBlock = memory.load(block_at)?;
-    let mut extent: MemfdExtent = memory.load(extent_at)?;
+    let mut extent = first_extent(memory, &block, extent_at)?;
     let length = (size_of::<MemfdBlock>() + size_of::<MemfdExtent>()) as u64;
     record.chain.last_block = U64::new((block_at / page) << 24 | length);
     record.chain.extents = U64::new(1);
     record.chain.pages = U64::new(extent.length());
     change(&mut record, &mut extent);
+    // In the earlier layout, in which every extent is as long as another.
+    block.magic = MEMFD_WHOLE_BLOCK;
+    block.first = U64::ZERO;
     block.count = U32::new(1);
     block.previous = U64::ZERO;
     sign_memfd(&mut record, &mut block, &extent);
     memory.store(extent_at, &extent)?;
     memory.store(block_at, &block)?;
     memory.store(at, &record)
+}
+
+/// The first extent of a block whose words begin at `at`.
+fn first_extent(memory: &PhysicalMemory, block: &MemfdBlock, at: u64) -> Result<MemfdExtent> {
+    let mut decoder = MemfdDecoder::new(block.first.get());
+    for at in (at..).step_by(size_of::<U32>()).take(8) {
+        let word: U32 = memory.load(at)?;
+        if let Some(extent) = decoder.push(word.get())? {
+            return Ok(extent);
+        }
+    }
+    anyhow::bail!("{at:#x} has no extent")
 }
 
 #[cfg(test)]
