@@ -59,7 +59,7 @@ static int cannot_retrieve(struct liveupdate_file_op_args *args)
 
 static void leave_alone(struct liveupdate_file_op_args *args)
 {
-	pr_warn_ratelimited("finished without a handler for %*pE: what the file preserved stays reserved until the next boot\n",
+	pr_warn_ratelimited("finished without a handler for %*pE: its memory stays reserved\n",
 			    (int)strlen(args->handler->compatible), args->handler->compatible);
 }
 

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! A session is `held`, `waiting` to be retrieved, `retrieved`, or `busy`: then its files are not
-//! shown. A file is `preserved`, `waiting`, `retrieved`, `failed`, or its handler is `missing`. What
-//! stands after its data is the open file's, and after that what its handler reports of the record.
-//! In names, what is not a printing character of ASCII is written as `\xNN`.
+//! shown. A file is `preserved`, `waiting`, `retrieved`, `failed`, or its handler is `missing`.
+//! What stands after its data is the open file's, and after that what its handler reports of the
+//! record. In names, what is not a printing character of ASCII is written as `\xNN`.
 //!
 //! What came in is known to mainline once somebody has opened /dev/liveupdate.
 

@@ -65,7 +65,7 @@ static int get_format(char *buffer, const struct kernel_param *param)
 
 static const struct kernel_param_ops format_ops = { .set = set_format, .get = get_format };
 module_param_cb(memfd_format, &format_ops, NULL, 0644);
-MODULE_PARM_DESC(memfd_format, "How memfds are preserved from now on: own, or mainline, which kernels without these handlers retrieve");
+MODULE_PARM_DESC(memfd_format, "Format of memfds that are preserved from now on: own, or mainline");
 
 /* A parameter. */
 bool luo_memfd_writes_mainlines(void)

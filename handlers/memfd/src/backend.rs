@@ -93,9 +93,10 @@ pub trait MemfdBackend: Sync + 'static {
     }
 
     /// From here on no page comes into the file: whoever fills a hole waits for `thaw`. Shows the
-    /// pages that came after `populated`, all of them also if it is called again. What that showed is
-    /// read from `held`; without it the backend has to remember it by itself. Where the contents cross as a [`File`](Contents::File), all that comes into it
-    /// crosses: it holds nobody off and shows nothing.
+    /// pages that came after `populated`, all of them also if it is called again. What that showed
+    /// is read from `held`; without it the backend has to remember it by itself. Where the contents
+    /// cross as a [`File`](Contents::File), all that comes into it crosses: it holds nobody off and
+    /// shows nothing.
     ///
     /// # Errors
     ///
@@ -154,8 +155,9 @@ pub trait MainlineBackend: MemfdBackend {
     /// The user and the group that own what the running task makes.
     fn owner(&self) -> (u32, u32);
 
-    /// Makes a file of `pages` pages that `walk` shows, with these attributes. Whether a frame holds
-    /// what was preserved and not yet taken, or a place in the file is named twice, is checked here.
+    /// Makes a file of `pages` pages that `walk` shows, with these attributes. Whether a frame
+    /// holds what was preserved and not yet taken, or a place in the file is named twice, is
+    /// checked here.
     ///
     /// # Errors
     ///

@@ -18,14 +18,14 @@
 //!
 //! # How it comes back
 //!
-//! A frame is only touched if it lies in a piece that KHO marked as preserved and not restored. So a
-//! number in a record leads at most to memory that the previous kernel preserved, for this file or
-//! another; what is not claimed by then can be claimed for another file. A piece is taken back when
-//! the first of its frames is asked for; the others wait for this record (`luo_shim_pieces.c`), and
-//! what it does not name in the end is freed. Pages that follow each other in the file go
-//! into the page cache, its accounts and the LRU together. They come back dirty and up to date: a
-//! clean page could be reclaimed, and would be lost. A large folio comes back as one; on a kernel
-//! without large folios as single pages.
+//! A frame is only touched if it lies in a piece that KHO marked as preserved and not restored. So
+//! a number in a record leads at most to memory that the previous kernel preserved, for this file
+//! or another; what is not claimed by then can be claimed for another file. A piece is taken back
+//! when the first of its frames is asked for; the others wait for this record
+//! (`luo_shim_pieces.c`), and what it does not name in the end is freed. Pages that follow each
+//! other in the file go into the page cache, its accounts and the LRU together. They come back
+//! dirty and up to date: a clean page could be reclaimed, and would be lost. A large folio comes
+//! back as one; on a kernel without large folios as single pages.
 
 #![allow(unsafe_code)]
 
@@ -72,9 +72,9 @@ pub struct KernelBackend {
 ///
 /// # Invariants
 ///
-/// Each frame in `single` is a page that is pinned once, and preserved if `single_preserved`.
-/// Each folio of each extent is pinned once and preserved. `late` ascends between two walks. Nothing
-/// is there twice.
+/// Each frame in `single` is a page that is pinned once, and preserved if `single_preserved`. Each
+/// folio of each extent is pinned once and preserved. `late` ascends between two walks. Nothing is
+/// there twice.
 #[derive(Debug)]
 pub struct PreservedFrames {
     /// The single pages that prepare found.

@@ -93,7 +93,7 @@ pub struct FolioList {
 /// |---|---|
 /// | `ENOENT` | nothing is preserved where the header or a part of the list should be |
 /// | `EFBIG` | the size is above `i64::MAX` |
-/// | `EINVAL` | anything else that is malformed: position, counts, a list that goes in a circle, … |
+/// | `EINVAL` | anything else that is malformed: position, counts, a list that is a circle, … |
 /// | `EOPNOTSUPP` | a seal, a flag or a kind of list that this version does not know |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MainlineRecord {
@@ -175,8 +175,8 @@ impl MainlineRecord {
         host.preserve_bytes(header.as_bytes())
     }
 
-    /// The permission bits, which do not cross: mainline's. But the seal that fixes the execute bits
-    /// implies others on a file that has some, so a file without those has none.
+    /// The permission bits, which do not cross: mainline's. But the seal that fixes the execute
+    /// bits implies others on a file that has some, so a file without those has none.
     pub fn mode(&self) -> u32 {
         let implied = SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE;
         match self.seals & SEAL_EXEC != 0 && self.seals & implied != implied {

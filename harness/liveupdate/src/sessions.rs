@@ -39,7 +39,8 @@ pub struct ShownSession {
 pub struct ShownFile {
     /// Its token.
     pub token: Token,
-    /// `preserved`, `waiting`, `retrieved`, `failed`, or `missing` if this kernel lacks its handler.
+    /// `preserved`, `waiting`, `retrieved`, `failed`, or `missing` if this kernel lacks its
+    /// handler.
     pub state: String,
     /// The format, which names the handler.
     pub compatible: String,
@@ -68,7 +69,8 @@ impl ShownFile {
     }
 }
 
-/// Reads what the module shows. What came in is among it once somebody has opened `/dev/liveupdate`.
+/// Reads what the module shows. What came in is among it once somebody has opened
+/// `/dev/liveupdate`.
 ///
 /// # Errors
 ///

@@ -560,7 +560,8 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         let text = sessions[0].text();
-        assert!(text.contains("\n  0x1: luo-handlers,memfd-v1, preserved, name memfd:guest memory"));
+        let line = "\n  0x1: luo-handlers,memfd-v1, preserved, name memfd:guest memory";
+        assert!(text.contains(line));
     }
 
     #[test]

@@ -94,8 +94,8 @@ pub(crate) fn build(
     })
 }
 
-/// Builds a kernel that differs a little from the one that was built before, whose key is `of`, from
-/// a copy of its objects. Returns its image.
+/// Builds a kernel that differs a little from the one that was built before, whose key is `of`,
+/// from a copy of its objects. Returns its image.
 pub(crate) fn build_variant(
     trees: &Trees,
     toolchain: &Toolchain,

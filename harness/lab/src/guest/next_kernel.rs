@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The kernel to jump into: the lab's own, or another one, with the initramfs that this guest was booted with.
+//! The kernel to jump into: the lab's own, or another one, with the initramfs that this guest was
+//! booted with.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;

@@ -144,8 +144,8 @@ pub(super) fn take_many(_held: &mut HeldOpen) -> Result<()> {
 const FRAGMENTS: &str = "fragments";
 const SMALL: Token = Token(1);
 /// More than a block holds. No two of these pages lie together, so the next kernel reserves each on
-/// its own, and compares it with all others: with 20000 it did not come up in four minutes, emulated
-/// on a busy machine.
+/// its own, and compares it with all others: with 20000 it did not come up in four minutes,
+/// emulated on a busy machine.
 const SMALL_EXTENTS: u64 = 4200;
 
 /// Bytes of free blocks of eight pages and more, but for those that are reserved for what can be
