@@ -51,11 +51,13 @@ pub fn sign(record: &mut [u8]) -> Result<(), Errno> {
 /// `EINVAL` if that has another length or another magic, `EBADMSG` for its checksum, and those of
 /// the host.
 pub fn load(host: Host<'_>, handle: u64, magic: &[u8; 8], record: &mut [u8]) -> Result<(), Errno> {
-    let found = host.bytes_len(handle).map_err(|errno| {
-        host.refuse(
+    // Of other errors the host knows the reason.
+    let found = host.bytes_len(handle).map_err(|errno| match errno {
+        Errno::ENOENT => host.refuse(
             errno,
             format_args!("nothing is preserved where its record should be"),
-        )
+        ),
+        _ => errno,
     })?;
     let is_as_long = found == record.len() as u64;
     if is_as_long {

@@ -59,6 +59,9 @@ fn this_program() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
+/// Bytes of a program that is cut off.
+const LEFT: usize = 8192;
+
 /// The rows of the table, by their names.
 fn broken_programs(directory: &Path) -> Vec<(&'static str, Broken)> {
     let this = fs::read(this_program()).unwrap();
@@ -86,7 +89,8 @@ fn broken_programs(directory: &Path) -> Vec<(&'static str, Broken)> {
         ),
         (
             "is truncated",
-            is(file("short", &this[..this.len() / 2], 0o755)),
+            // In the middle of what is loaded: without its debug information a program runs.
+            is(file("short", &this[..LEFT], 0o755)),
         ),
         ("panics at start", does("panics at start")),
         ("panics after retrieve", does("panics after retrieve")),

@@ -5,7 +5,7 @@
 //! A writer stores a number in one page after the other and then its place in the first page, which
 //! was there before. After the jump each page up to that one must hold its number.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -25,6 +25,7 @@ use rustix::mm::Advice;
 use crate::tests::expect::expect_refused_jump;
 use crate::tests::failing_freeze::spoil;
 use crate::tests::held_open::HeldOpen;
+use crate::tests::memfds::allow_huge_pages;
 
 const PAGE: u64 = 4096;
 const PAGES: u64 = (256 << 20) / PAGE;
@@ -185,11 +186,6 @@ impl Writer {
         }
         Ok(())
     }
-}
-
-fn allow_huge_pages() -> Result<()> {
-    let switch = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    fs::write(switch, "advise").context("allowing huge pages")
 }
 
 fn begin_all(held: &mut HeldOpen) -> Result<Vec<Writer>> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Memfds with known contents: made, preserved, retrieved, compared.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
 
 use anyhow::{ensure, Context, Result};
@@ -35,6 +35,12 @@ pub(crate) fn preserve(session: &Session, workloads: &[Workload]) -> Result<Vec<
             Ok(file)
         })
         .collect()
+}
+
+/// Has memfds of huge pages when they are asked for.
+pub(crate) fn allow_huge_pages() -> Result<()> {
+    let switch = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    fs::write(switch, "advise").context("allowing huge pages")
 }
 
 /// Refuses a file that takes other memory than it did.
