@@ -6,17 +6,20 @@ use std::io;
 use std::iter::Sum;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use luo_handler_api::Errno;
 use memfd::{HugetlbSize, MemfdOptions};
 use rayon::prelude::*;
-use rustix::fs::Mode;
+use rustix::fs::{fallocate, FallocateFlags, Mode};
 use serde::Serialize;
 
 use super::layout::{self, path_of, read_exact, stripe_path, Chunk, Header, Table};
 use crate::sys::SharedMapping;
+
+/// No machine has larger pages that nobody asked for, in bytes.
+const HUGE_PAGE_MAX: u64 = 1 << 30;
 
 /// What is stored of a memfd: its table, checked, and the files of its data.
 pub(super) struct Stored {
@@ -158,6 +161,29 @@ fn page_runs(chunks: &[Chunk], page_bytes: u64) -> Vec<Range<u64>> {
     runs
 }
 
+/// Where the host gives huge pages to everybody (`shmem_enabled`), these fill holes, and reach
+/// beyond the end: what the file has more than its data goes again.
+fn free_holes(memfd: &File, chunks: &[Chunk]) -> Result<(), Errno> {
+    let page_bytes = rustix::param::page_size() as u64;
+    let runs = page_runs(chunks, page_bytes);
+    let data: u64 = runs.iter().map(|run| run.end - run.start).sum();
+    let metadata = memfd.metadata()?;
+    if metadata.blocks() * 512 <= data {
+        return Ok(());
+    }
+    let end = metadata
+        .len()
+        .saturating_add(HUGE_PAGE_MAX)
+        .min(i64::MAX as u64);
+    let starts = std::iter::once(0).chain(runs.iter().map(|run| run.end));
+    let ends = runs.iter().map(|run| run.start).chain([end]);
+    for (start, end) in starts.zip(ends).filter(|(start, end)| start < end) {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(memfd, punch, start, end - start).map_err(io::Error::from)?;
+    }
+    Ok(())
+}
+
 /// Makes the memfd again.
 ///
 /// # Errors
@@ -174,7 +200,10 @@ pub(super) fn restore(
     let memfd = create(header, &stored.table.name)?;
     memfd.set_len(header.size.get())?;
     match header.huge_page_shift.get() {
-        0 => stored.write_to(&memfd, progress)?,
+        0 => {
+            stored.write_to(&memfd, progress)?;
+            free_holes(&memfd, &stored.table.chunks)?;
+        }
         shift => stored.map_to(&memfd, 1 << shift, progress)?,
     }
     let mode = Mode::from_raw_mode(header.mode.get() & 0o7777);
