@@ -9,9 +9,9 @@
 //!   reports/N/report.*      of the Nth time that it was booted or repeated
 //! ```
 //!
-//! On the host: [`image`] writes and reads such an image, [`make`] builds what is in it, [`test`]
-//! boots it. On the machine: [`boot`] is its init, [`partition`] finds the stick and nothing else,
-//! [`screen`] has the consoles, [`warnings`] what the kernel complains of. Both know the [`plan`].
+//! On the host: `image` writes and reads such an image, `make` builds what is in it, `test` boots
+//! it. On the machine: `boot` is its init, `partition` finds the stick and nothing else, `screen`
+//! has the consoles, `warnings` what the kernel complains of. Both know the `plan`.
 
 pub mod boot;
 pub(crate) mod image;
