@@ -85,8 +85,7 @@ impl Orchestrator {
     ///
     /// `EEXIST` if the token is in use, `EBADF` if the descriptor is not open, `ENOENT` if no
     /// handler takes the file, `EBUSY` if it was offered before, `EINVAL` in any state but `Normal`
-    /// and
-    /// `Prepared`; in `Prepared` also the handler's own.
+    /// and `Prepared`; in `Prepared` also the handler's own.
     pub fn preserve(&self, token: Token, file: impl AsFd) -> Result<Compatible, Error> {
         let mut inner = self.write();
         let is_prepared = inner.expect_offers()?;
@@ -110,8 +109,7 @@ impl Orchestrator {
     /// # Errors
     ///
     /// The first failure; those before it are cancelled, in reverse order. `EINVAL` in any state
-    /// but
-    /// `Normal`.
+    /// but `Normal`.
     pub fn prepare(&self) -> Result<(), Error> {
         let mut inner = self.write_in(Phase::Prepare, State::Normal)?;
         inner.old.prepare(&self.registry)?;
