@@ -12,8 +12,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use luo_bench::subject::fill::Fill;
-use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
 use luo_liveupdate::kexec::{self, KexecError};
 use luo_liveupdate::{Device, Session};
@@ -24,7 +22,7 @@ use rustix::process::{kill_process, Pid, Signal};
 use crate::guest::programs::{program, BUSYBOX};
 use crate::tests::failing_freeze::{spoil, BAD, BAD_MEMFD};
 use crate::tests::held_open::HeldOpen;
-use crate::tests::memfds::{memfd, preserve, retrieve};
+use crate::tests::memfds::preserve;
 
 const PAGE: usize = 4096;
 const FILLED: &str = "filled";
@@ -34,12 +32,22 @@ const ROOM: usize = 1 << 14;
 const ATTEMPTS: usize = 20;
 /// Between two pages, so that the task is at work when the jump comes.
 const PACE: Duration = Duration::from_micros(50);
-/// Frozen after the file that is filled: with memory that failed lately each page is looked at, and
-/// meanwhile the task waits.
-const LOOKED_AT: Workload = memfd(256 << 20, Fill::Dense, 1);
+/// Frozen after the file that is filled: so many pages that came lately are preserved by freeze,
+/// none beside another, and meanwhile the task waits.
+const LATE: u64 = 1 << 13;
+const BUSY: &str = "busy";
 
 fn session(name: &str) -> Result<Session> {
     Ok(Device::open()?.create_session(name)?)
+}
+
+/// Writes what freeze has to preserve.
+fn write_late(file: &File, attempt: usize) -> Result<()> {
+    for number in 0..LATE {
+        let page = 2 * (attempt as u64 * LATE + number);
+        file.write_all_at(&page.to_le_bytes(), page * PAGE as u64)?;
+    }
+    Ok(())
 }
 
 /// A task that copies pages from a pipe into the holes of a memfd.
@@ -98,17 +106,18 @@ pub(super) fn kill(held: &mut HeldOpen) -> Result<()> {
     let filled = File::from(memfd_create(FILLED, MemfdFlags::CLOEXEC)?);
     filled.set_len((ATTEMPTS * ROOM * PAGE) as u64)?;
     session_filled.preserve(TOKEN, filled.as_fd())?;
-    let session_looked_at = session("looked-at")?;
-    preserve(&session_looked_at, &[LOOKED_AT])?;
+    let session_busy = session(BUSY)?;
+    let busy = File::from(memfd_create(BUSY, MemfdFlags::CLOEXEC)?);
+    busy.set_len(2 * LATE * (ATTEMPTS * PAGE) as u64)?;
+    session_busy.preserve(TOKEN, busy.as_fd())?;
     let session_bad = session(BAD)?;
     let bad = preserve(&session_bad, &[BAD_MEMFD])?;
-    let bad = bad.first().context("no memfd")?;
+    spoil(bad.first().context("no memfd")?, 0)?;
 
     let mut killed = false;
     for attempt in 0..ATTEMPTS {
+        write_late(&busy, attempt)?;
         let task = fill(&filled, attempt)?;
-        // New bad memory: all files are looked at again.
-        spoil(bad, attempt)?;
         let refused = AtomicBool::new(false);
         killed = thread::scope(|scope| {
             let killer = scope.spawn(|| kill_while_waiting(task, &refused));
@@ -129,7 +138,7 @@ pub(super) fn kill(held: &mut HeldOpen) -> Result<()> {
     filled.write_all_at(&[2; PAGE], 0)?;
     drop(session_bad);
     held.hold(&session_filled)?;
-    held.hold(&session_looked_at)
+    held.hold(&session_busy)
 }
 
 /// After the next jump.
@@ -141,7 +150,13 @@ pub(super) fn take(_held: &mut HeldOpen) -> Result<()> {
     filled.read_exact_at(&mut page, 0)?;
     ensure!(page == [2; PAGE], "the last page written did not come back");
     session.finish()?;
-    let session = device.retrieve_session("looked-at")?;
-    retrieve(&session, &LOOKED_AT)?;
+    let session = device.retrieve_session(BUSY)?;
+    let busy = File::from(session.retrieve(TOKEN)?);
+    for page in (0..2 * LATE).step_by(2) {
+        let mut number = [0; 8];
+        busy.read_exact_at(&mut number, page * PAGE as u64)?;
+        let found = u64::from_le_bytes(number);
+        ensure!(found == page, "page {page} holds {found}");
+    }
     Ok(session.finish()?)
 }
