@@ -62,14 +62,19 @@ pub(crate) fn assemble(
                 // It finds the kernel on the stick.
                 return write_atomically(&path, &base);
             }
-            let image = fs::read(&kernel.image)
-                .with_context(|| format!("reading {}", kernel.image.display()))?;
-            let mut initramfs = Vec::new();
-            compose(&base, &image, &mut initramfs)?;
-            write_atomically(&path, &initramfs)
+            write_with_kernel(&base, kernel, &path)
         },
     )?;
     Ok(path)
+}
+
+/// Writes an initramfs with the kernel to jump into.
+pub(crate) fn write_with_kernel(base: &[u8], kernel: &KernelImage, path: &Path) -> Result<()> {
+    let image =
+        fs::read(&kernel.image).with_context(|| format!("reading {}", kernel.image.display()))?;
+    let mut initramfs = Vec::new();
+    compose(base, &image, &mut initramfs)?;
+    write_atomically(path, &initramfs)
 }
 
 fn base_archive(toolchain: &Toolchain, programs: &Programs, profile: Profile) -> Result<Vec<u8>> {

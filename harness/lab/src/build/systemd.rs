@@ -13,12 +13,12 @@ use std::process::Command;
 use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::archive::{compose, Archive};
+use crate::archive::Archive;
 use crate::build::apt::{Mirror, SYSTEMD_SUITE};
+use crate::build::initramfs::write_with_kernel;
 use crate::build::kernel_image::KernelImage;
 use crate::build::profile::Profile;
 use crate::cache::directory::Cache;
-use crate::cache::files::write_atomically;
 use crate::cache::key::Key;
 use crate::cache::progress::Progress;
 use crate::systemd::image;
@@ -99,11 +99,7 @@ pub(crate) fn assemble(
         &key,
         |_| {
             let base = base_archive(&unpacked.root, luo)?;
-            let image = fs::read(&kernel.image)
-                .with_context(|| format!("reading {}", kernel.image.display()))?;
-            let mut initramfs = Vec::new();
-            compose(&base, &image, &mut initramfs)?;
-            write_atomically(&path, &initramfs)
+            write_with_kernel(&base, kernel, &path)
         },
     )?;
     Ok(path)

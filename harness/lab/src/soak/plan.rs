@@ -5,22 +5,11 @@ use fastrand::Rng;
 use rustix::fs::OFlags;
 
 use crate::soak::options::SoakOptions;
+use crate::vm::machine::VFIO_DEVICES;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
 use luo_bench::subject::pages::Pages;
 
-/// The addresses of all devices that the board has.
-const DEVICES: [&str; 9] = [
-    "0000:00:10.0",
-    "0000:00:11.0",
-    "0000:00:12.0",
-    "0000:00:13.0",
-    "0000:00:14.0",
-    "0000:00:15.0",
-    "0000:00:16.0",
-    "0000:01:00.0",
-    "0000:02:00.0",
-];
 /// The number of ports of an x86, which is also the last position in a file of them.
 const PORTS: u64 = 1 << 16;
 /// Data of one memfd: emulated, it is filled and compared a few times for each jump.
@@ -151,9 +140,9 @@ fn update(options: SoakOptions, number: u64, passed_on: Vec<MemfdPlan>) -> Updat
     for _ in 0..random.usize(1..=MEMFDS_MAX) {
         files.push(FilePlan::Memfd(memfd(&mut random)));
     }
-    let mut addresses = DEVICES;
+    let mut addresses = VFIO_DEVICES;
     random.shuffle(&mut addresses);
-    let devices = random.usize(..=DEVICES.len());
+    let devices = random.usize(..=VFIO_DEVICES.len());
     files.extend(addresses.into_iter().take(devices).map(|address| {
         let access = match random.bool() {
             true => DeviceAccess::Cdev,

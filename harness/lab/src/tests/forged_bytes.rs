@@ -21,6 +21,7 @@ use crate::tests::memfds::memfd;
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
 use crate::tests::vfio_client::Client;
+use crate::vm::machine::VFIO_DEVICES;
 use luo_bench::subject::fill::Fill;
 use luo_handler_api::{record, Token};
 use luo_liveupdate::{Device, Session};
@@ -30,17 +31,6 @@ const MARKER: &str = "luo-lab forged bytes";
 const OURS: &str = "forged";
 /// Files of each type, of which one is left as it is.
 const FILES: u64 = 42;
-const DEVICES: [&str; 9] = [
-    "0000:00:10.0",
-    "0000:00:11.0",
-    "0000:00:12.0",
-    "0000:00:13.0",
-    "0000:00:14.0",
-    "0000:00:15.0",
-    "0000:00:16.0",
-    "0000:01:00.0",
-    "0000:02:00.0",
-];
 
 /// What is done to one file.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -267,7 +257,7 @@ pub(crate) fn preserve_all(held: &mut HeldOpen) -> Result<()> {
         let file = memfd(64 << 10, Fill::sparse(500), number).make(|_| ())?;
         session.preserve(Token(FILES + number), file.as_fd())?;
     }
-    for (address, token) in DEVICES.into_iter().zip(2 * FILES..) {
+    for (address, token) in VFIO_DEVICES.into_iter().zip(2 * FILES..) {
         session.preserve(Token(token), Client::by_cdev(address)?.as_fd())?;
     }
     held.hold(&session)
@@ -276,7 +266,7 @@ pub(crate) fn preserve_all(held: &mut HeldOpen) -> Result<()> {
 pub(crate) fn refuse_all(_held: &mut HeldOpen) -> Result<()> {
     take_all()?;
     // Nobody holds a device any more.
-    for address in DEVICES {
+    for address in VFIO_DEVICES {
         Client::by_cdev(address)?;
     }
     Ok(())

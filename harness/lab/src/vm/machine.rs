@@ -1,6 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What a guest's board has on it.
 
+/// The addresses of all devices that vfio-pci takes on the board of [`Machine::Vfio`].
+pub(crate) const VFIO_DEVICES: [&str; 9] = [
+    "0000:00:10.0",
+    "0000:00:11.0",
+    "0000:00:12.0",
+    "0000:00:13.0",
+    "0000:00:14.0",
+    "0000:00:15.0",
+    "0000:00:16.0",
+    "0000:01:00.0",
+    "0000:02:00.0",
+];
+
 /// What a guest's board has on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Machine {
