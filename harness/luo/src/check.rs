@@ -7,9 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{bail, Context, Result};
 use clap::Args;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::Table;
 
+use crate::table::table;
 use luo_check::facts::Origin;
 use luo_check::image::Image;
 use luo_check::machine::Machine;
@@ -92,10 +91,7 @@ fn print(report: &Report, machine: &Machine, is_running: bool) {
     if next.facts.origin == Origin::Guess {
         println!("it has no notes from kmod: what it can take is guessed from its data");
     }
-    let mut table = Table::new();
-    table
-        .load_preset(UTF8_FULL_CONDENSED)
-        .set_header(["what", "fits", "why"]);
+    let mut table = table(["what", "fits", "why"]);
     for check in &report.checks {
         table.add_row([check.subject, word(check.answer), &check.text]);
     }

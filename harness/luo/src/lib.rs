@@ -33,3 +33,4 @@ mod manual;
 pub mod new;
 pub mod session;
 mod sys;
+mod table;

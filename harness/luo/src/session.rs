@@ -16,14 +16,14 @@ use std::thread;
 use anyhow::{bail, Context, Result};
 use bytesize::ByteSize;
 use clap::Subcommand;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::Table;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{fcntl_get_seals, fstat};
 use serde::Serialize;
 
 use crate::bench_arguments::wrong_usage;
 use crate::descriptor::Descriptor;
+use crate::table::table;
 use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::sessions::{self, Direction, ShownSession, SESSIONS_PATH};
@@ -385,9 +385,6 @@ fn of_kernel(session: ShownSession, holder: Option<HeldSession>) -> ListedSessio
     }
 }
 
-/// Columns of a terminal.
-const WIDTH: u16 = 80;
-
 fn print_list(sessions: &[ListedSession], unknown: Option<&str>) {
     if let Some(unknown) = unknown {
         println!("{unknown}");
@@ -396,18 +393,13 @@ fn print_list(sessions: &[ListedSession], unknown: Option<&str>) {
         println!("there is no session");
         return;
     }
-    println!("{}", table(sessions));
+    println!("{}", listing(sessions));
 }
 
-fn table(sessions: &[ListedSession]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_preset(UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(WIDTH)
-        .set_header([
-            "session", "state", "token", "file", "handler", "size", "moved",
-        ]);
+fn listing(sessions: &[ListedSession]) -> Table {
+    let mut table = table([
+        "session", "state", "token", "file", "handler", "size", "moved",
+    ]);
     let bytes = |bytes: Option<u64>| bytes.map_or(String::new(), |it| ByteSize(it).to_string());
     for session in sessions {
         let mut row = vec![printable(&session.name), session.state_text()];
@@ -519,6 +511,7 @@ fn session_name(link: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::WIDTH;
 
     #[test]
     fn a_table_fits_a_terminal() {
@@ -543,7 +536,7 @@ mod tests {
             session(&"long".repeat(15), Some(files)),
             session("busy\x1b", None),
         ];
-        let text = table(&sessions).to_string();
+        let text = listing(&sessions).to_string();
         assert!(
             text.lines()
                 .all(|line| line.chars().count() <= WIDTH.into()),
