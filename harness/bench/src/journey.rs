@@ -34,6 +34,7 @@ use crate::limits::allow_many_files;
 use crate::memory::free_bytes;
 use crate::outcome::Outcome;
 use crate::phase::Phase;
+use crate::profile::{Profiler, PROFILE_ROOM};
 use crate::report::Row;
 use crate::series::{Series, Step, OURS_OFF};
 use crate::subject::pages::Pages;
@@ -144,7 +145,8 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         journey.fresh = departure.is_none();
         if let Some(departure) = departure {
             let step = journey.step().context("nothing is left to measure")?;
-            let outcome = arrive(&device, &step, departure, &arrived);
+            let profile = journey.series.has_profile();
+            let outcome = arrive(&device, &step, departure, &arrived, profile);
             journey.outcomes.push(outcome);
         }
         Ok(Some(journey))
@@ -255,9 +257,13 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         let state = HeldState::new(&device, self, step.case.files as usize)?;
         let (mut update, files) = Update::begin(&step.case, |_| ())?;
         let session = device.create_session(SESSION)?;
+        let profiler = profiler_if(self.series.has_profile())?;
         let before = Before::look()?;
         let phases = &mut update.outcome.phases;
-        phases.time(Phase::Prepare, || preserve(&session, &files))?;
+        phases.time(Phase::Prepare, || {
+            sampled(profiler.as_ref(), || preserve(&session, &files))
+        })?;
+        note_profile(Phase::Prepare, profiler, &mut update.outcome);
         before.compare(step, &mut update.outcome)?;
         state.jump(self, Some(update))
     }
@@ -274,6 +280,12 @@ impl HeldState {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create(STATE_SESSION, flags)?);
         let room = serde_json::to_vec(journey)?.len() + STATE_ROOM + files * FILE_ROOM;
+        let room = room
+            + if journey.series.has_profile() {
+                PROFILE_ROOM
+            } else {
+                0
+            };
         file.write_all_at(&vec![b' '; room], 0)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
         let session = device.create_session(STATE_SESSION)?;
@@ -427,9 +439,15 @@ fn mainline_metadata(step: &Step) -> u64 {
 
 /// The new side of a live update. What fails there makes it one that went wrong, and the series
 /// goes on.
-fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) -> Outcome {
+fn arrive(
+    device: &Device,
+    step: &Step,
+    departure: Departure,
+    arrived: &Moment,
+    profile: bool,
+) -> Outcome {
     let Departure { mut update, jumped } = departure;
-    let taken = take_back(device, step, &mut update);
+    let taken = take_back(device, step, &mut update, profile);
     // Long after the arrival, so that the rate is known well.
     let blackout = Moment::now()
         .and_then(|now| arrived.rate_until(&now))
@@ -442,7 +460,7 @@ fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) 
     outcome
 }
 
-fn take_back(device: &Device, step: &Step, update: &mut Update) -> Result<()> {
+fn take_back(device: &Device, step: &Step, update: &mut Update, profile: bool) -> Result<()> {
     ensure!(
         update.case == step.case,
         "the previous kernel measured {}, expected {}",
@@ -450,19 +468,51 @@ fn take_back(device: &Device, step: &Step, update: &mut Update) -> Result<()> {
         step.case
     );
     allow_many_files()?;
-    update.take_back(&device.retrieve_session(SESSION)?, |_| ())
+    let side = SampledSession {
+        session: device.retrieve_session(SESSION)?,
+        profiler: profiler_if(profile)?,
+    };
+    update.take_back(&side, |_| ())?;
+    note_profile(Phase::Retrieve, side.profiler, &mut update.outcome);
+    Ok(())
 }
 
-impl NewSide for Session {
+/// A session on the new side, with a profiler if there is one.
+struct SampledSession {
+    session: Session,
+    profiler: Option<Profiler>,
+}
+
+impl NewSide for SampledSession {
     type File = OwnedFd;
 
     fn retrieve(&self, token: Token) -> Result<OwnedFd> {
-        Ok(self.retrieve(token)?)
+        sampled(self.profiler.as_ref(), || {
+            Ok(self.session.retrieve(token)?)
+        })
     }
 
     fn finish(&self) -> Result<Option<String>> {
-        self.finish()?;
+        self.session.finish()?;
         Ok(None)
+    }
+}
+
+fn profiler_if(wanted: bool) -> Result<Option<Profiler>> {
+    wanted.then(Profiler::new).transpose()
+}
+
+fn sampled<R>(profiler: Option<&Profiler>, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    match profiler {
+        Some(profiler) => profiler.sample(work),
+        None => work(),
+    }
+}
+
+fn note_profile(phase: Phase, profiler: Option<Profiler>, outcome: &mut Outcome) {
+    if let Some(profiler) = profiler {
+        let profile = profiler.finish();
+        outcome.profiles.insert(phase.name().to_owned(), profile);
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::format::duration;
 use crate::phase::Phases;
+use crate::profile::Profiles;
 
 /// What came of one live update.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Outcome {
     pub huge_page_bytes: Option<u64>,
     /// One thread copying as many bytes of memory to a fresh file beside the image, in nanoseconds.
     pub reference_write_ns: Option<u64>,
+    /// Where the time of some phases went, if that was asked for.
+    #[serde(default, skip_serializing_if = "Profiles::is_empty")]
+    pub profiles: Profiles,
     /// What was not as before, if anything.
     pub mismatch: Option<String>,
 }

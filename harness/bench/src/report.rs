@@ -8,6 +8,7 @@ use crate::environment::Environment;
 use crate::format::times;
 use crate::outcome::Outcome;
 use crate::phase::{PerPhase, Phase};
+use crate::profile::Profiles;
 use crate::spread::Spread;
 use crate::subject::fill::Fill;
 use crate::subject::pages::Pages;
@@ -87,6 +88,9 @@ pub struct Row {
     /// One thread copying as many bytes of memory to a fresh file beside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_write_ns: Option<Spread>,
+    /// Where the time of some phases went, in all runs together, if that was asked for.
+    #[serde(default, skip_serializing_if = "Profiles::is_empty")]
+    pub profiles: Profiles,
     /// Whether every byte, size, seal, position and hole was as before, in every run; of devices
     /// where they are and what, of port files position, access mode and flags.
     pub verified: bool,
@@ -167,6 +171,10 @@ impl Row {
         let references: Vec<u64> = references.collect();
         let huge_pages = outcomes.iter().map(|run| run.huge_page_bytes);
         let mismatch = outcomes.iter().find_map(|run| run.mismatch.clone());
+        let mut profiles = Profiles::new();
+        for (phase, profile) in outcomes.iter().flat_map(|run| &run.profiles) {
+            profiles.entry(phase.clone()).or_default().merge(profile);
+        }
         Self {
             case: Name::new(case, implementation),
             runs: outcomes.len() as u32,
@@ -178,6 +186,7 @@ impl Row {
             moved_bytes: greatest(|run| run.moved_bytes),
             huge_page_bytes: huge_pages.min().flatten(),
             reference_write_ns: (!references.is_empty()).then(|| Spread::of(references)),
+            profiles,
             verified: mismatch.is_none() && !outcomes.is_empty(),
             mismatch,
         }
