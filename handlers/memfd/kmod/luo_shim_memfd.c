@@ -281,12 +281,61 @@ static enum luo_found_state state_of(struct finder *finder, struct folio *folio,
 	return flags & BIT(PG_uptodate) ? LUO_FOUND_HELD : LUO_FOUND_UNWRITTEN;
 }
 
-/* Single pages that follow each other, in the file and in a block of frames. */
-static bool continues(const struct luo_found *run, const struct luo_found *next)
+/*
+ * Pins the single page at a place of the page cache, if it is one that can be preserved as it is:
+ * what try_pin() and state_of() do, with nothing that is not needed for that. Of a page that is
+ * anything else nothing has changed.
+ */
+static __always_inline bool pin_single(struct finder *finder, struct xa_state *xas,
+				       struct folio *folio)
 {
-	return run->pfn + run->pages == next->pfn && run->index + run->pages == next->index &&
-	       run->state == LUO_FOUND_HELD && next->state == LUO_FOUND_HELD &&
-	       !run->order && !next->order && next->pfn % LUO_BLOCK_FRAMES;
+	const unsigned long mask = BIT(PG_head) | BIT(PG_locked) | BIT(PG_uptodate) | __PG_HWPOISON;
+	unsigned long pfn = folio_pfn(folio);
+
+	if (!xas->xa_node || (READ_ONCE(folio->flags.f) & mask) != BIT(PG_uptodate) ||
+	    !folio_ref_try_add(folio, GUP_PIN_COUNTING_BIAS))
+		return false;
+	/* The reference is a full barrier: what follows is read after it. */
+	if (likely(rcu_access_pointer(xas->xa_node->slots[xas->xa_offset]) == folio &&
+		   (READ_ONCE(folio->flags.f) & mask) == BIT(PG_uptodate))) {
+		/* As in state_of(). */
+		smp_rmb();
+		if (likely(READ_ONCE(folio->mapping) == finder->mapping &&
+			   folio_pgdat(folio) == finder->node && may_stay(finder, folio, pfn))) {
+			finder->pins++;
+			return true;
+		}
+	}
+	folio_put_refs(folio, GUP_PIN_COUNTING_BIAS);
+	return false;
+}
+
+/* Whether a page follows a run of single ones, in the file and in a block of frames. */
+static bool continues(const struct luo_found *run, u64 index, u64 pfn)
+{
+	return run->pfn + run->pages == pfn && run->index + run->pages == index &&
+	       run->state == LUO_FOUND_HELD && !run->order && pfn % LUO_BLOCK_FRAMES;
+}
+
+/* What to do with a folio of any kind, which was pinned and stays so only if it is HELD or so. */
+static void find_pinned(struct finder *finder, struct folio *folio, u64 from,
+			struct luo_found *found, struct folio **locked)
+{
+	unsigned long pfn = folio_pfn(folio);
+
+	*found = (struct luo_found) {
+		.index = folio->index,
+		.pfn = pfn,
+		.pages = folio_nr_pages(folio),
+		.order = folio_order(folio),
+		.state = state_of(finder, folio, pfn, locked),
+	};
+	if (found->state <= LUO_FOUND_UNWRITTEN)
+		return;
+	/* Who looks again begins here, not with what is held. */
+	found->index = max(found->index, from);
+	if (!*locked)
+		unpin_folio(folio);
 }
 
 /*
@@ -298,45 +347,50 @@ u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *fo
 	struct finder finder = { .mapping = file->f_mapping, .block = ULONG_MAX };
 	XA_STATE(xas, &finder.mapping->i_pages, *start);
 	struct folio *folio, *locked = NULL;
-	u64 from = *start, pages = 0;
-	u32 count = 0;
+	u32 count = 0, steps = 0;
+	u64 from = *start;
 
 	rcu_read_lock();
 	xas_for_each(&xas, folio, last) {
-		struct luo_found next = { .index = xas.xa_index, .pages = 1 };
+		struct luo_found *next = &found[count];
 
 		if (xas_retry(&xas, folio))
 			continue;
 		if (xa_is_value(folio)) {
-			next.state = LUO_FOUND_SWAPPED;
-			*start = next.index + 1;
+			*next = (struct luo_found) {
+				.index = xas.xa_index,
+				.pages = 1,
+				.state = LUO_FOUND_SWAPPED,
+			};
+			count++;
+		} else if (likely(pin_single(&finder, &xas, folio))) {
+			u64 pfn = folio_pfn(folio);
+
+			if (count && continues(next - 1, xas.xa_index, pfn)) {
+				next[-1].pages++;
+			} else {
+				*next = (struct luo_found) {
+					.index = xas.xa_index,
+					.pfn = pfn,
+					.pages = 1,
+					.state = LUO_FOUND_HELD,
+				};
+				count++;
+			}
 		} else if (unlikely(!try_pin(&finder, &xas, folio))) {
 			xas_reset(&xas);
 			continue;
 		} else {
-			next.index = folio->index;
-			next.pfn = folio_pfn(folio);
-			next.pages = folio_nr_pages(folio);
-			next.order = folio_order(folio);
-			next.state = state_of(&finder, folio, next.pfn, &locked);
-			*start = next.index + next.pages;
-			pages += next.pages;
-			if (next.state > LUO_FOUND_UNWRITTEN) {
-				/* Who looks again begins here, not with what is held. */
-				next.index = max(next.index, from);
-				if (!locked)
-					unpin_folio(folio);
-			}
+			find_pinned(&finder, folio, from, next, &locked);
+			count++;
 		}
-		if (count && continues(&found[count - 1], &next))
-			found[count - 1].pages++;
-		else
-			found[count++] = next;
-		if (count == room || pages >= LUO_FOUND_PAGES_MAX || locked)
+		if (count == room || ++steps == LUO_FOUND_STEPS_MAX || locked)
 			break;
 	}
 	rcu_read_unlock();
 	count_pins(&finder);
+	if (count)
+		*start = found[count - 1].index + found[count - 1].pages;
 	if (locked) {
 		folio_lock(locked);
 		folio_unlock(locked);
