@@ -333,7 +333,10 @@ static void find_pinned(struct finder *finder, struct folio *folio, u64 from,
 	if (found->state <= LUO_FOUND_UNWRITTEN)
 		return;
 	/* Who looks again begins here, not with what is held. */
-	found->index = max(found->index, from);
+	if (found->index < from) {
+		found->pages -= from - found->index;
+		found->index = from;
+	}
 	if (!*locked)
 		unpin_folio(folio);
 }

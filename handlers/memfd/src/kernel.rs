@@ -438,6 +438,8 @@ fn walk(
 ) -> Result<(), Errno> {
     let memory = KVVec::from_elem(shim::Found::default(), FOUND_AT_ONCE, GFP_KERNEL);
     let mut memory = memory.map_err(|_| Errno::ENOMEM)?;
+    // Where the last run that was taken ends.
+    let mut taken = next;
     while next < end {
         pause()?;
         let mut batch = file.find(&mut next, end - 1, &mut memory);
@@ -445,12 +447,46 @@ fn walk(
             break;
         }
         while let Some(found) = batch.take() {
+            if found.is_held() {
+                taken = found.end();
+                take(PinnedRun::new(&found)?)?;
+                continue;
+            }
+            // The rest of the batch stays pinned meanwhile. What took the place of what was found
+            // may be larger, but not reach into what is pinned.
+            let changed = batch.make_way(&found, file, end, host)?;
+            taken = taken.max(found.index);
+            take_again(file, &mut taken, changed.min(end), host, &mut take)?;
+        }
+        next = next.max(taken);
+    }
+    Ok(())
+}
+
+/// Does the same from page `next` up to `end`, where something has changed since it was found.
+/// Moves `next` after what was taken.
+fn take_again(
+    file: Shmem<'_>,
+    next: &mut u64,
+    end: u64,
+    host: Host<'_>,
+    take: &mut impl FnMut(PinnedRun) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let mut few = [shim::Found::default(); 16];
+    while *next < end {
+        pause()?;
+        let mut after = *next;
+        let mut batch = file.find(&mut after, end - 1, &mut few);
+        if batch.is_empty() {
+            break;
+        }
+        while let Some(found) = batch.take() {
             if !found.is_held() {
                 // The rest of the batch is found again, after this one.
-                next = found.index;
                 batch.make_way(&found, file, end, host)?;
                 break;
             }
+            *next = found.end();
             take(PinnedRun::new(&found)?)?;
         }
     }
@@ -708,21 +744,21 @@ impl Batch<'_> {
 
     /// Does what has to be done before `found`, which was taken last, can be preserved. What
     /// follows it and has to be moved as well is moved along, as far as it lies before page `end`:
-    /// the last folio may reach beyond the file.
+    /// the last folio may reach beyond the file. Returns where that ends.
     fn make_way(
         &mut self,
         found: &shim::Found,
         file: Shmem<'_>,
         end: u64,
         host: Host<'_>,
-    ) -> Result<(), Errno> {
+    ) -> Result<u64, Errno> {
         match found.state {
-            shim::FOUND_SWAPPED => file.swap_in(found.index),
+            shim::FOUND_SWAPPED => file.swap_in(found.index).map(|()| found.end()),
             shim::FOUND_MOVABLE => {
-                let last = self.end_of_movable(found).min(end) - 1;
-                file.move_pages(found.index, last)
+                let end = self.end_of_movable(found).min(end);
+                file.move_pages(found.index, end - 1).map(|()| end)
             }
-            shim::FOUND_GONE => Ok(()),
+            shim::FOUND_GONE => Ok(found.end()),
             _ => Err(file.has_failed(found.index, host)),
         }
     }
