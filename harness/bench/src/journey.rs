@@ -263,8 +263,9 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         phases.time(Phase::Prepare, || {
             sampled(profiler.as_ref(), || preserve(&session, &files))
         })?;
-        note_profile(Phase::Prepare, profiler, &mut update.outcome);
         before.compare(step, &mut update.outcome)?;
+        // The samples are memory that is freed by this.
+        note_profile(Phase::Prepare, profiler, &mut update.outcome);
         state.jump(self, Some(update))
     }
 }
