@@ -6,7 +6,8 @@ CARGO ?= cargo
 RESULTS ?= target/luo-bench
 # `make install` puts the command, its man pages and completions here.
 PREFIX ?= /usr/local
-# Which reader `make fuzz` feeds: handover, memfd_record, device_records or kernel_image.
+# Which reader `make fuzz` feeds: handover, memfd_record, mainline_record, device_records or
+# kernel_image.
 FUZZ ?= handover
 # Coverage, as cargo-fuzz asks for it, on a stable compiler.
 FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

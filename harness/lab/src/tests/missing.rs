@@ -3,6 +3,7 @@
 //! of their format are retrieved.
 
 use std::fs;
+use std::os::fd::AsFd;
 
 use anyhow::{ensure, Context, Result};
 use rustix::io::Errno;
@@ -13,8 +14,10 @@ use crate::tests::incoming::{self, FileEntry};
 use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports::{self, REGISTER};
+use crate::tests::vfio_client::Client;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::vfio::verify;
 use luo_handler_api::Token;
 use luo_liveupdate::Device;
 
@@ -71,6 +74,8 @@ const FORMER_PORT: Token = Token(0x10);
 const FORMER_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 0x11);
 /// A memfd as `memfd-v1`, with the `u64` that mainline's handler wrote under this name.
 const MAINLINES: Token = Token(0x12);
+const FORMER_DEVICE: Token = Token(0x16);
+const DEVICE: &str = "0000:00:10.0";
 const ENDLESS: Token = Token(0x13);
 const UNPRINTABLE: Token = Token(0x14);
 const EMPTY: Token = Token(0x15);
@@ -84,6 +89,7 @@ pub(crate) fn preserve_to_rename(held: &mut HeldOpen) -> Result<()> {
         ports::preserve(&session, token, &REGISTER)?;
     }
     memfds::preserve(&session, &[FORMER_MEMFD])?;
+    session.preserve(FORMER_DEVICE, Client::by_cdev(DEVICE)?.as_fd())?;
     for token in MANY.map(Token) {
         ports::preserve(&session, token, &REGISTER)?;
     }
@@ -96,6 +102,7 @@ pub(crate) fn retrieve_renamed(_held: &mut HeldOpen) -> Result<()> {
     for (at, mut entry) in incoming::session_files(&memory, NAMES)? {
         let name: Vec<u8> = match Token(entry.token.get()) {
             FORMER_PORT => b"ioport-v1".into(),
+            FORMER_DEVICE => b"vfio-v1".into(),
             Token(token) if token == FORMER_MEMFD.seed => b"memfd-v1".into(),
             MAINLINES => {
                 // The address of a page.
@@ -117,6 +124,7 @@ pub(crate) fn retrieve_renamed(_held: &mut HeldOpen) -> Result<()> {
         ports::retrieve(&session, token, &REGISTER)?;
     }
     memfds::retrieve(&session, &FORMER_MEMFD)?;
+    verify(session.retrieve(FORMER_DEVICE)?.as_fd(), DEVICE)?;
     expect_lost(&session, MAINLINES, Errno::NOENT)?;
     expect_shown(" missing ", 3 + MANY.count())?;
     for token in [ENDLESS, UNPRINTABLE, EMPTY]

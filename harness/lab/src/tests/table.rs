@@ -254,10 +254,10 @@ pub(crate) static TESTS: &[Test] = &[
     Test {
         name: "names_of_formats",
         about: "former names are retrieved; unknown ones, also such that are not text, fail alone",
-        machine: Machine::Plain,
+        machine: Machine::Vfio,
         stages: &[
-            check(missing::preserve_to_rename, 40, 0),
-            check(missing::retrieve_renamed, 0, 3),
+            check(missing::preserve_to_rename, 41, 0),
+            check(missing::retrieve_renamed, 0, 4),
         ],
         prints: &["luo_handlers: no handler for (others)"],
         seconds: 120,
