@@ -21,13 +21,14 @@ NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(CARGO) luo new pipe --path $(P
 	cp -R harness/luo/tests/fixtures/pipe/. $(PIPE)
 
 .PHONY: help bench bench-container install matrix microbench test test-hosted test-lab \
-	test-stick test-systemd check fuzz clean
+	test-stick test-systemd test-versions check fuzz clean
 
 help:
 	@echo "make bench       large memfds across live updates: a table, JSON, plots"
 	@echo "make test        test-hosted, and test-lab across real kexecs in a VM"
 	@echo "make test-stick  boot a stick with UEFI in a VM, and read its report"
 	@echo "make test-systemd services of Debian's systemd over systemctl kexec, in a VM"
+	@echo "make test-versions files over kexecs between kernels of two series, in a VM"
 	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
 	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
@@ -75,6 +76,10 @@ test-lab:
 # takes a quarter of an hour, emulated.
 test-systemd:
 	$(CARGO) luo lab systemd
+
+# Between the kernel and one of an earlier series, whose source it fetches and builds the first time.
+test-versions:
+	$(CARGO) luo lab test versions
 
 # The first time, this builds another kernel and fetches a firmware.
 test-stick:

@@ -408,9 +408,15 @@ mod tests {
         let formats = ["luo-handlers,ioport-v1", "luo-handlers,memfd-v1"];
         check(current(), &formats, on).unwrap();
         let refused = check(current(), &["luo-handlers,vfio-v1"], on).unwrap_err();
-        assert!(refused.contains("/boot/next") && refused.contains("no handler for luo-handlers,vfio-v1"));
+        assert!(
+            refused.contains("/boot/next")
+                && refused.contains("no handler for luo-handlers,vfio-v1")
+        );
         let refused = check(current(), &formats, "quiet").unwrap_err();
-        assert!(refused.contains("liveupdate=on kho=on is missing"), "{refused}");
+        assert!(
+            refused.contains("liveupdate=on kho=on is missing"),
+            "{refused}"
+        );
         // Somebody else's files count as well.
         let mut others = current();
         others.needs(["other-v1"]);
