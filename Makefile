@@ -95,8 +95,9 @@ check:
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
 # A kernel tree with the handlers in it, and a configuration with them switched on: TREE=, CONFIG=.
+# OPTIONS= has the options that are left out; by default all.
 matrix:
-	kmod/matrix.sh "$(TREE)" "$(CONFIG)" target/matrix
+	kmod/matrix.sh "$(TREE)" "$(CONFIG)" target/matrix $(OPTIONS)
 
 fuzz:
 	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) run --release --manifest-path fuzz/Cargo.toml \
