@@ -11,6 +11,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
+#include <linux/kho/abi/memfd.h>
 #include <linux/memcontrol.h>
 #include <linux/memfd.h>
 #include <linux/memory_hotplug.h>
@@ -34,6 +35,13 @@
 static_assert(sizeof(struct luo_memfd_attributes) == 296);
 static_assert(sizeof(struct luo_found) == 24);
 static_assert(sizeof(struct luo_run) == 32);
+/* As in mainline.rs. */
+static_assert(sizeof(struct memfd_luo_ser) == 48);
+static_assert(offsetof(struct memfd_luo_ser, nr_folios) == 24);
+static_assert(offsetof(struct memfd_luo_ser, folios) == 32);
+static_assert(sizeof(struct memfd_luo_folio_ser) == 16);
+static_assert(offsetof(struct kho_vmalloc, total_pages) == 8);
+static_assert(offsetof(struct kho_vmalloc, order) == 14);
 
 /* The status flags that F_SETFL can change, and O_ACCMODE. */
 #define PRESERVED_FLAGS (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME)

@@ -13,6 +13,7 @@
 //! memfd that ours has preserved: it finds a note on the disk instead, which its command line
 //! names. The caller decides how a kernel is loaded, and what is done with the figures.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -36,6 +37,7 @@ use crate::outcome::Outcome;
 use crate::phase::Phase;
 use crate::report::Row;
 use crate::series::{Series, Step, OURS_OFF};
+use crate::subject::fill::Fill;
 use crate::subject::pages::Pages;
 use crate::subject::Subject;
 use crate::update::{Files, NewSide, Update};
@@ -44,6 +46,12 @@ use luo_liveupdate::{Device, Session};
 
 const STATE_SESSION: &str = "luo-bench-state";
 const STATE_TOKEN: Token = Token(0);
+/// It is a memfd, whatever is measured.
+const STATE: Subject = Subject::Memfd {
+    size: STATE_MAX,
+    pages: Pages::Base,
+    fill: Fill::Dense,
+};
 /// The state is written before it is complete, and cannot grow once it is preserved: room for what
 /// is still to come, and a few bytes for each file.
 const STATE_ROOM: usize = 4096;
@@ -177,6 +185,13 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         });
         self.fresh = false;
         Some(step)
+    }
+
+    /// The formats of all that crosses: the files of the series, and the memfd with the state.
+    pub fn formats(&self) -> BTreeSet<&'static str> {
+        let mut formats = self.series.formats();
+        formats.insert(Implementation::Ours.compatible(&STATE));
+        formats
     }
 
     /// The figures so far.
@@ -469,7 +484,9 @@ impl NewSide for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Plan;
     use crate::series::tests::series;
+    use crate::subject::FileType;
     use std::io::Write;
 
     fn state(text: &[u8]) -> Result<State<Journey<u8>>> {
@@ -503,6 +520,20 @@ mod tests {
         file.set_len(STATE_MAX + 1).unwrap();
         let error = parse_state::<State<Journey<u8>>>(&file).err().unwrap();
         assert!(error.to_string().contains("expected at most"), "{error}");
+    }
+
+    #[test]
+    fn the_formats_are_those_of_the_files_and_of_the_state() {
+        let formats = |series: Series| Journey::new(series, "", "/note".into(), ()).formats();
+        let memfds = "luo-handlers,memfd-v1";
+        assert!(formats(series(false)).iter().eq(&[memfds]));
+        assert!(formats(series(true)).iter().eq(&[memfds, "memfd-v2"]));
+        let plan = Plan {
+            file_types: vec![FileType::Ioport],
+            ..Plan::default()
+        };
+        let ports = formats(Series::new(plan, false));
+        assert!(ports.iter().eq(&["luo-handlers,ioport-v1", memfds]));
     }
 
     #[test]

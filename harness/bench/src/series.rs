@@ -4,6 +4,8 @@
 //!
 //! A boot parameter decides which handler takes the files; all else about the kernels is the same.
 
+use std::collections::BTreeSet;
+
 use anyhow::{ensure, Result};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,17 @@ impl Series {
     /// What is measured.
     pub fn cases(&self) -> Vec<Case> {
         self.plan.cases()
+    }
+
+    /// The formats in which its files cross.
+    pub fn formats(&self) -> BTreeSet<&'static str> {
+        let cases = self.cases();
+        let peers = self.implementations().iter();
+        let of_peer = |peer: &Implementation| {
+            let formats = cases.iter().map(|case| peer.compatible(&case.subject));
+            formats.collect::<Vec<_>>()
+        };
+        peers.flat_map(of_peer).collect()
     }
 
     /// Whether some of its kernels cannot take over what our handler preserved, and find a note

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::bench_arguments::wrong_usage;
 use crate::descriptor::Descriptor;
-use crate::table::table;
+use crate::table::{printable, table};
 use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::sessions::{self, Direction, ShownSession, SESSIONS_PATH};
@@ -420,16 +420,6 @@ fn listing(sessions: &[ListedSession]) -> Table {
         }
     }
     table
-}
-
-/// What a hostile previous kernel wrote must not reach a terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| match c.is_control() {
-            true => c.escape_default().collect::<Vec<_>>(),
-            false => vec![c],
-        })
-        .collect()
 }
 
 impl ListedSession {

@@ -9,6 +9,9 @@
 //! checkouts/NAME/checkout.json    which checkout that is
 //! ```
 //!
+//! A source other than the preferred one has a directory of its own in the cache, in which it looks
+//! the same; a tree of the user's is not linked, and gets the handlers itself.
+//!
 //! So two checkouts do not undo each other's work. A build sees its trees where the unchanged
 //! source is, for every checkout: the objects of one are good for another, and a new checkout
 //! starts with those of the one that was built last, or takes over the trees of one that is gone.
@@ -26,7 +29,7 @@ use crate::build::source::Source;
 use crate::build::variant::Variant;
 use crate::cache::directory::Cache;
 use crate::cache::files::write_atomically;
-use crate::cache::key::Key;
+use crate::cache::key::{distinct_name, Key};
 use crate::cache::progress::Progress;
 use crate::cache::removal::remove_tree;
 
@@ -35,8 +38,6 @@ const RECORD: &str = "checkout.json";
 const SOURCE: &str = "linux";
 /// Of the page table checks, in the kernel's mm/Kconfig.
 const CONDITION: &str = "\tdef_bool y\n\tdepends on !DEVMEM || STRICT_DEVMEM\n";
-/// Digits of a path's digest that distinguish checkouts of one name.
-const DIGITS: usize = 12;
 
 /// The part of the cache that belongs to one checkout.
 #[derive(Debug)]
@@ -75,7 +76,9 @@ impl Trees {
             source: source.clone(),
         };
         trees.adopt_objects()?;
-        trees.link_source()?;
+        if !trees.source_is_of_user() {
+            trees.link_source()?;
+        }
         Ok(trees)
     }
 
@@ -91,7 +94,13 @@ impl Trees {
 
     /// The kernel source with the handlers in it.
     pub(crate) fn source(&self) -> PathBuf {
-        self.part.path(SOURCE)
+        let of_user = self.source.of_user.clone();
+        of_user.unwrap_or_else(|| self.part.path(SOURCE))
+    }
+
+    /// Whether it is a tree of the user's.
+    pub(crate) fn source_is_of_user(&self) -> bool {
+        self.source.of_user.is_some()
     }
 
     /// Objects and configuration of a kernel.
@@ -180,9 +189,7 @@ fn allow_forging_with_page_table_checks(tree: &Path) -> Result<()> {
 
 /// The part of the cache that belongs to a checkout.
 pub(crate) fn part_of(cache: &Cache, checkout: &Path) -> Cache {
-    let name = checkout.file_name().unwrap_or_default().to_string_lossy();
-    let key = Key::of([checkout.as_os_str().as_encoded_bytes()]);
-    cache.part(format!("{DIRECTORY}/{name}-{}", &key.as_str()[..DIGITS]))
+    cache.part(format!("{DIRECTORY}/{}", distinct_name(checkout)))
 }
 
 /// Gives a new checkout the objects of another, so that only what differs is built.
@@ -282,6 +289,7 @@ mod unit_tests {
             source: Source {
                 version: "1".into(),
                 tree,
+                of_user: None,
             },
         }
     }
