@@ -26,6 +26,7 @@ pub fn image_bytes(case: &Case) -> u64 {
 /// Why a case cannot be measured. `place` is where its image would go.
 pub fn obstacle(case: &Case, place: Option<&Place>) -> Option<String> {
     match case.subject {
+        Subject::Program(_) => None,
         Subject::Memfd { pages, .. } => memfds_obstacle(case, pages, place),
         Subject::Vfio if case.transport == Transport::Image => Some(
             "an image holds contents, which a device does not have; exec passes open files on"
@@ -36,7 +37,7 @@ pub fn obstacle(case: &Case, place: Option<&Place>) -> Option<String> {
             (found < needed).then(|| vfio::too_few_devices(needed, found))
         }
         Subject::Ioport => {
-            let port = Sample::new(case.subject, 1).make(|_| ());
+            let port = Sample::new(&case.subject, 1).make(|_| ());
             port.err().map(|error| error.to_string())
         }
     }

@@ -9,6 +9,9 @@ use crate::phase::Phases;
 /// What came of one live update.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
+    /// The compatible of the handler that took the first file, if that is known.
+    #[serde(default)]
+    pub handler: Option<String>,
     /// How long it took.
     pub phases: Phases,
     /// Bytes of data that crossed; holes do not count.

@@ -30,6 +30,8 @@ pub struct Plan {
     pub transports: Vec<Transport>,
     /// Types of files. Sizes, page kinds and fills are of memfds only.
     pub file_types: Vec<FileType>,
+    /// A program that makes files of another type, and compares them after the jump.
+    pub program: Option<PathBuf>,
     /// Sizes of one memfd, in bytes, up to [`SIZE_MAX`].
     pub sizes: Vec<u64>,
     /// Page kinds.
@@ -75,6 +77,7 @@ impl Default for Plan {
         Self {
             transports: vec![Transport::Exec, Transport::Image],
             file_types: vec![FileType::Memfd],
+            program: None,
             sizes: vec![64 << 20, 256 << 20, 1 << 30],
             pages: vec![Pages::Base],
             fills: vec![Fill::Dense, Fill::sparse(500), Fill::Shuffled],
@@ -119,7 +122,7 @@ impl Plan {
                     };
                     (workload.count() == 0).then_some(BadPlan::NoPage { size, pages, fill })
                 }
-                Subject::Vfio | Subject::Ioport => None,
+                Subject::Vfio | Subject::Ioport | Subject::Program(_) => None,
             });
         empty.map_or(Ok(()), Err)
     }
@@ -130,7 +133,7 @@ impl Plan {
         for subject in self.subjects() {
             cases.extend(self.transports.iter().map(|&transport| Case {
                 transport,
-                subject,
+                subject: subject.clone(),
                 files: self.files,
             }));
         }
@@ -146,7 +149,8 @@ impl Plan {
                 FileType::Vfio => vec![Subject::Vfio],
                 FileType::Ioport => vec![Subject::Ioport],
             });
-        subjects.collect()
+        let program = self.program.iter().cloned().map(Subject::Program);
+        subjects.chain(program).collect()
     }
 
     /// How many cases there are of each transport, without listing them.
@@ -159,7 +163,7 @@ impl Plan {
             FileType::Memfd => memfds,
             FileType::Vfio | FileType::Ioport => 1,
         });
-        counts.fold(0, usize::saturating_add)
+        counts.fold(self.program.iter().count(), usize::saturating_add)
     }
 
     fn memfds(&self) -> Vec<Subject> {

@@ -49,6 +49,9 @@ pub struct Name {
     pub fill: Option<Fill>,
     /// How many files crossed together.
     pub files: u32,
+    /// The name of the program that made them, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
 }
 
 /// A case that was not measured.
@@ -99,7 +102,7 @@ impl Name {
     fn new(case: &Case, implementation: Implementation) -> Self {
         let (pages, fill) = match case.subject {
             Subject::Memfd { pages, fill, .. } => (Some(pages), Some(fill)),
-            Subject::Vfio | Subject::Ioport => (None, None),
+            Subject::Vfio | Subject::Ioport | Subject::Program(_) => (None, None),
         };
         Self {
             transport: case.transport,
@@ -109,6 +112,7 @@ impl Name {
             pages,
             fill,
             files: case.files,
+            program: case.subject.program(),
         }
     }
 
@@ -120,6 +124,7 @@ impl Name {
                 let size = self.size_bytes;
                 Subject::Memfd { size, pages, fill }.to_string()
             }
+            None if self.program.is_some() => self.program.clone().unwrap_or_default(),
             None => {
                 let name = self.handler.rsplit(',').next().unwrap_or_default();
                 name.split('-').next().unwrap_or_default().to_owned()
@@ -167,8 +172,12 @@ impl Row {
         let references: Vec<u64> = references.collect();
         let huge_pages = outcomes.iter().map(|run| run.huge_page_bytes);
         let mismatch = outcomes.iter().find_map(|run| run.mismatch.clone());
+        let mut name = Name::new(case, implementation);
+        if let Some(handler) = outcomes.iter().find_map(|run| run.handler.clone()) {
+            name.handler = handler;
+        }
         Self {
-            case: Name::new(case, implementation),
+            case: name,
             runs: outcomes.len() as u32,
             phases: PerPhase::from_fn(spread),
             downtime_ns: Spread::of(outcomes.iter().map(|run| run.phases.downtime())),
@@ -271,10 +280,11 @@ mod tests {
             pages: Pages::Thp,
             fill: Fill::sparse(500),
         };
-        for subject in [memfd, Subject::Vfio, Subject::Ioport] {
+        let program = Subject::Program("/a/pipe.sh".into());
+        for subject in [memfd, Subject::Vfio, Subject::Ioport, program] {
             for files in [1, 3] {
                 let case = Case {
-                    subject,
+                    subject: subject.clone(),
                     files,
                     ..CASE
                 };

@@ -57,6 +57,10 @@ impl Series {
             !self.compare || mainline_takes(&self.plan.file_types),
             "the kernel's own handler takes memfds alone"
         );
+        ensure!(
+            self.plan.program.is_none(),
+            "files of a program are measured in processes alone"
+        );
         let rounds = self.plan.runs as usize * self.implementations().len();
         let updates = rounds.saturating_mul(self.plan.cases().len());
         ensure!(

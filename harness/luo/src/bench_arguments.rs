@@ -70,8 +70,8 @@ pub enum PeerArgument {
 /// Every combination of the lists is measured.
 #[derive(Args, Clone, Debug)]
 pub struct WorkloadArguments {
-    /// Types of files; sizes, page kinds and fills are of memfds
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "memfd")]
+    /// Types of files, by default memfd; sizes, page kinds and fills are of memfds
+    #[arg(long, value_enum, value_delimiter = ',')]
     handler: Vec<FileTypeArgument>,
     /// Sizes of one memfd, such as 64M, 4G, 1.5GiB
     #[arg(
@@ -111,10 +111,20 @@ pub struct WorkloadArguments {
 
 impl WorkloadArguments {
     /// What to measure. Ends the program if that comes to nothing.
-    pub fn plan(self, transports: Vec<Transport>, image_directory: Option<PathBuf>) -> Plan {
+    pub fn plan(
+        self,
+        transports: Vec<Transport>,
+        image_directory: Option<PathBuf>,
+        program: Option<PathBuf>,
+    ) -> Plan {
+        let mut file_types: Vec<FileType> = self.handler.into_iter().map(Into::into).collect();
+        if file_types.is_empty() && program.is_none() {
+            file_types.push(FileType::Memfd);
+        }
         let plan = Plan {
             transports,
-            file_types: self.handler.into_iter().map(Into::into).collect(),
+            file_types,
+            program,
             sizes: self.size,
             pages: self.pages,
             fills: self.fill,
@@ -130,7 +140,7 @@ impl WorkloadArguments {
 
     /// What to measure over kexecs. Ends the program unless the peer has a handler for it, too.
     pub fn series(self, compare: Option<PeerArgument>) -> Series {
-        let plan = self.plan(vec![Transport::Kexec], None);
+        let plan = self.plan(vec![Transport::Kexec], None, None);
         if compare.is_some() && !mainline_takes(&plan.file_types) {
             wrong_usage(
                 "the kernel's own handler takes memfds alone, so --compare goes with \

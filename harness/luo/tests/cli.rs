@@ -240,7 +240,10 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         (&["bench", "--size", "many"][..], "64M, 4G or 1.5GiB"),
         (&["bench", "--size", "0"], "from 1 byte to 16.0 TiB"),
         (&["bench", "--size", "17T"], "from 1 byte to 16.0 TiB"),
-        (&["bench", "--plugin", "x.so"], "--plugin"),
+        (
+            &["bench", "--transport", "kexec", "--plugin", "x.so"],
+            "lab test --handler",
+        ),
         (
             &["bench", "--fill", "half"],
             "dense, shuffled and sparse:P%",

@@ -58,6 +58,9 @@ pub enum MakeError {
     /// The machine cannot give such pages, or not so many.
     #[error("{0}")]
     Unavailable(String),
+    /// The program that is to make it failed.
+    #[error("{0}")]
+    Program(String),
     /// Anything else.
     #[error("cannot fill a memfd: {0}")]
     Failed(#[from] io::Error),

@@ -115,6 +115,7 @@ impl StickPlan {
         Plan {
             transports: vec![Transport::Kexec],
             file_types: vec![FileType::Memfd],
+            program: None,
             sizes,
             pages,
             fills: self.fills.clone(),
