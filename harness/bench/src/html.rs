@@ -294,7 +294,7 @@ fn table(report: &Report) -> Result<String> {
         write!(table, "<th>{}</th>", phase.name())?;
     }
     table.push_str(
-        "<th>downtime a GiB</th><th>metadata</th><th>memory taken</th><th>moved</th>\
+        "<th>collapse, before</th><th>collapsed</th><th>downtime a GiB</th><th>metadata</th><th>memory taken</th><th>moved</th>\
          <th>in huge pages</th></tr></thead><tbody>",
     );
     for row in &report.results {
@@ -314,6 +314,13 @@ fn table(report: &Report) -> Result<String> {
         }
         let per_gib = row.downtime_ms_per_gib();
         let huge = row.huge_page_bytes;
+        table.push_str(&match &row.collapse {
+            None => "<td>–</td><td>–</td>".to_owned(),
+            Some(it) => {
+                let (done, asked) = (ByteSize(it.collapsed_bytes), ByteSize(it.asked_bytes));
+                format!("{}<td>{done} of {asked}</td>", cell(&it.collapse_ns))
+            }
+        });
         write!(
             table,
             "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",

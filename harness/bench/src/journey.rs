@@ -36,7 +36,7 @@ use crate::outcome::Outcome;
 use crate::phase::Phase;
 use crate::report::Row;
 use crate::series::{Series, Step, OURS_OFF};
-use crate::subject::pages::Pages;
+use crate::subject::pages::{thp_size, Pages};
 use crate::subject::Subject;
 use crate::update::{Files, NewSide, Update};
 use luo_liveupdate::kexec;
@@ -410,7 +410,10 @@ impl Before {
         outcome.moved_bytes = moved_bytes()?.saturating_sub(self.moved_bytes);
         outcome.metadata_bytes = match step.implementation {
             Implementation::Ours => preserved_bytes()?.saturating_sub(self.preserved_bytes),
-            Implementation::MainlineC => mainline_metadata(step),
+            Implementation::MainlineC => {
+                let collapse = outcome.collapse.as_ref();
+                mainline_metadata(step, collapse.map_or(0, |it| it.collapsed_bytes))
+            }
         };
         Ok(())
     }
@@ -418,11 +421,16 @@ impl Before {
 
 /// Mainline's handler does not report it; it writes a record of every folio, those of holes that
 /// it has filled among them.
-fn mainline_metadata(step: &Step) -> u64 {
+fn mainline_metadata(step: &Step, collapsed: u64) -> u64 {
     let Subject::Memfd { size, pages, .. } = step.case.subject else {
         return 0;
     };
-    size.div_ceil(pages.size()) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
+    let whole = size.div_ceil(pages.size()) * u64::from(step.case.files);
+    let folios = match (pages, thp_size()) {
+        (Pages::Collapsed, Some(huge)) => whole - collapsed / pages.size() + collapsed / huge,
+        _ => whole,
+    };
+    folios * MAINLINE_FOLIO_BYTES
 }
 
 /// The new side of a live update. What fails there makes it one that went wrong, and the series

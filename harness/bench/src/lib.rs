@@ -40,6 +40,7 @@
 //!
 //! - [`report`]: figures, as JSON of [`spread`]s; [`environment`]: where they were taken
 //! - [`text`]: a table and a few sentences; [`html`]: a page with plots; [`outputs`]: the files
+//! - [`trade`]: what collapsing pages costs and wins
 //! - [`comparison`]: ours against a peer; [`regression`]: against an older report; `format`:
 //!   numbers
 
@@ -74,6 +75,7 @@ pub mod stop;
 pub mod subject;
 mod sys;
 pub mod text;
+pub mod trade;
 pub mod transport;
 pub mod update;
 pub mod worker;

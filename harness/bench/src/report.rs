@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::case::{Case, Implementation};
 use crate::environment::Environment;
 use crate::format::times;
-use crate::outcome::Outcome;
+use crate::outcome::{Collapse, Outcome, RefusedBlocks};
 use crate::phase::{PerPhase, Phase};
 use crate::spread::Spread;
 use crate::subject::fill::Fill;
@@ -87,6 +87,9 @@ pub struct Row {
     pub moved_bytes: u64,
     /// Bytes that lay in huge pages before the jump; `None` where that is not known.
     pub huge_page_bytes: Option<u64>,
+    /// Collapsing single pages before prepare, which is not downtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collapse: Option<CollapseRow>,
     /// One thread copying as many bytes of memory to a fresh file beside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_write_ns: Option<Spread>,
@@ -96,6 +99,35 @@ pub struct Row {
     /// What was not, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mismatch: Option<String>,
+}
+
+/// What collapsing came to in all runs of a case.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CollapseRow {
+    /// How long it took, while the workload ran.
+    pub collapse_ns: Spread,
+    /// What the kernel was asked for: data in whole blocks of the size of a huge page.
+    pub asked_bytes: u64,
+    /// What lay in huge pages then, in the run in which it was least.
+    pub collapsed_bytes: u64,
+    /// What did not, in that run.
+    pub refused: Vec<RefusedBlocks>,
+}
+
+impl CollapseRow {
+    fn of(outcomes: &[Outcome]) -> Option<Self> {
+        let runs: Vec<&Collapse> = outcomes
+            .iter()
+            .filter_map(|it| it.collapse.as_ref())
+            .collect();
+        let worst = runs.iter().min_by_key(|run| run.collapsed_bytes)?;
+        Some(Self {
+            collapse_ns: Spread::of(runs.iter().map(|run| run.nanoseconds)),
+            asked_bytes: worst.asked_bytes,
+            collapsed_bytes: worst.collapsed_bytes,
+            refused: worst.refused.clone(),
+        })
+    }
 }
 
 impl Name {
@@ -186,6 +218,7 @@ impl Row {
             extra_memory_bytes: greatest(|run| run.extra_memory_bytes),
             moved_bytes: greatest(|run| run.moved_bytes),
             huge_page_bytes: huge_pages.min().flatten(),
+            collapse: CollapseRow::of(outcomes),
             reference_write_ns: (!references.is_empty()).then(|| Spread::of(references)),
             verified: mismatch.is_none() && !outcomes.is_empty(),
             mismatch,

@@ -66,6 +66,17 @@ impl Subject {
         }
     }
 
+    /// Whether its pages are put into huge ones before prepare.
+    pub const fn is_collapsed(&self) -> bool {
+        matches!(
+            self,
+            Self::Memfd {
+                pages: Pages::Collapsed,
+                ..
+            }
+        )
+    }
+
     /// The compatible of this project's handler of such files, if there is one.
     pub const fn compatible(&self) -> &'static str {
         match self {

@@ -8,6 +8,7 @@ use crate::format::{duration, wrap};
 use crate::phase::Phase;
 use crate::report::{Report, Row};
 use crate::spread::Spread;
+use crate::trade::trades;
 use crate::transport::Transport;
 
 const KEXEC_REMARK: &str =
@@ -33,7 +34,7 @@ struct Column {
 }
 
 /// In the order in which they are read.
-const COLUMNS: [Column; 13] = [
+const COLUMNS: [Column; 14] = [
     column(0, "measured", |row| row.case.to_string()),
     column(0, "downtime", |row| duration(row.downtime_ns.median)),
     column(3, "least–greatest", |row| range(&row.downtime_ns)),
@@ -43,6 +44,10 @@ const COLUMNS: [Column; 13] = [
             false => "NO",
         }
         .to_owned()
+    }),
+    column(3, "collapse", |row| {
+        let collapse = row.collapse.as_ref();
+        collapse.map_or_else(String::new, |it| duration(it.collapse_ns.median))
     }),
     column(1, "prepare", |row| phase(row, Phase::Prepare)),
     column(2, "finish", |row| phase(row, Phase::Finish)),
@@ -104,6 +109,8 @@ pub fn table(report: &Report, width: usize) -> String {
     let filled: Vec<(&Column, Vec<String>)> = COLUMNS
         .iter()
         .map(|column| (column, cells(column)))
+        // What no case has is no column.
+        .filter(|(_, cells)| cells.iter().any(|cell| !cell.is_empty()))
         .collect();
     let widths: Vec<usize> = filled
         .iter()
@@ -112,7 +119,8 @@ pub fn table(report: &Report, width: usize) -> String {
             cells.chain([width_of(column.heading)]).max().unwrap_or(0)
         })
         .collect();
-    let shown = fitting(&widths, width);
+    let ranks: Vec<u32> = filled.iter().map(|(column, _)| column.rank).collect();
+    let shown = fitting(&ranks, &widths, width);
 
     let mut lines = Vec::new();
     let headings = filled.iter().map(|(column, _)| column.heading.to_owned());
@@ -127,15 +135,15 @@ pub fn table(report: &Report, width: usize) -> String {
 }
 
 /// Which columns fit: by rank, those that are needed in any case.
-fn fitting(widths: &[usize], width: usize) -> Vec<bool> {
+fn fitting(ranks: &[u32], widths: &[usize], width: usize) -> Vec<bool> {
     let mut order: Vec<usize> = (0..widths.len()).collect();
-    order.sort_by_key(|&index| COLUMNS[index].rank);
+    order.sort_by_key(|&index| ranks[index]);
     let mut shown = vec![false; widths.len()];
     let mut used = 0;
     for index in order {
         let gap = if used == 0 { 0 } else { GAP.len() };
         let needed = used + gap + widths[index];
-        if needed > width && COLUMNS[index].rank > 0 {
+        if needed > width && ranks[index] > 0 {
             break;
         }
         shown[index] = true;
@@ -171,6 +179,7 @@ pub fn sentences(report: &Report) -> Vec<String> {
     sentences.extend(cost(report));
     sentences.extend(verification(report));
     sentences.extend(image_speed(report));
+    sentences.extend(trades(report));
     sentences.extend(report.results.iter().filter_map(per_file));
     sentences.extend(report.results.iter().filter_map(moved));
     let is_kexec = |row: &Row| row.case.transport == Transport::Kexec;

@@ -81,7 +81,8 @@ pub struct WorkloadArguments {
         value_parser = parse_size
     )]
     size: Vec<u64>,
-    /// Page kinds: 4k (base pages), thp, hugetlb, or hugetlb:SIZE such as hugetlb:1G
+    /// Page kinds: 4k (base pages), collapsed (base pages that are put into huge ones before
+    /// prepare), thp, hugetlb, or hugetlb:SIZE such as hugetlb:1G
     #[arg(long, value_delimiter = ',', default_value = "4k", value_parser = Pages::from_str)]
     pages: Vec<Pages>,
     /// What is filled: dense, shuffled (all pages, in random order), sparse:P% (P percent of the
@@ -93,6 +94,10 @@ pub struct WorkloadArguments {
         value_parser = Fill::from_str
     )]
     fill: Vec<Fill>,
+    /// Measure cases of base pages also with their pages collapsed into huge ones before prepare,
+    /// and show what that costs the workload and what it wins
+    #[arg(long)]
+    collapse: bool,
     /// How many files of one kind cross together
     #[arg(
         long,
@@ -121,12 +126,16 @@ impl WorkloadArguments {
         if file_types.is_empty() && program.is_none() {
             file_types.push(FileType::Memfd);
         }
+        let mut pages = self.pages;
+        if self.collapse && pages.contains(&Pages::Base) && !pages.contains(&Pages::Collapsed) {
+            pages.push(Pages::Collapsed);
+        }
         let plan = Plan {
             transports,
             file_types,
             program,
             sizes: self.size,
-            pages: self.pages,
+            pages,
             fills: self.fill,
             files: self.files,
             runs: self.runs,

@@ -23,6 +23,8 @@ const USUAL_HUGE_PAGE: u64 = 2 << 20;
 pub enum Pages {
     /// The machine's base pages; 4 KiB on most.
     Base,
+    /// Base pages, put into huge pages before prepare as far as the kernel can.
+    Collapsed,
     /// Transparent huge pages of shmem.
     Thp,
     /// Pages of hugetlbfs, of the default huge page size.
@@ -35,7 +37,7 @@ impl Pages {
     /// The size of a page, in bytes: what is filled or left out as a whole.
     pub fn size(self) -> u64 {
         match self {
-            Self::Base => page_size() as u64,
+            Self::Base | Self::Collapsed => page_size() as u64,
             Self::Thp => thp_size().unwrap_or(USUAL_HUGE_PAGE),
             Self::Hugetlb => meminfo("Hugepagesize:").unwrap_or(USUAL_HUGE_PAGE),
             Self::HugetlbOf(size) => size,
@@ -51,6 +53,7 @@ impl Pages {
     pub fn obstacle(self, bytes: u64) -> Option<String> {
         match self {
             Self::Base => None,
+            Self::Collapsed => collapse_obstacle(),
             Self::Thp => thp_obstacle(),
             Self::Hugetlb | Self::HugetlbOf(_) => self.hugetlb_obstacle(bytes),
         }
@@ -102,7 +105,18 @@ impl Pages {
     }
 }
 
-fn thp_size() -> Option<u64> {
+fn collapse_obstacle() -> Option<String> {
+    if thp_size().is_none() {
+        return Some(format!("no transparent huge pages: no {THP_SIZE}"));
+    }
+    let modes = fs::read_to_string(SHMEM_ENABLED).ok()?;
+    modes.contains("[deny]").then(|| {
+        format!("huge pages are forbidden for shmem; as root: echo never > {SHMEM_ENABLED}")
+    })
+}
+
+/// The size of a transparent huge page, in bytes, if this kernel has any.
+pub fn thp_size() -> Option<u64> {
     read_number(THP_SIZE)
 }
 
@@ -139,6 +153,7 @@ impl fmt::Display for Pages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Base => f.pad("4k"),
+            Self::Collapsed => f.pad("collapsed"),
             Self::Thp => f.pad("thp"),
             Self::Hugetlb => f.pad("hugetlb"),
             Self::HugetlbOf(size) => {
@@ -157,10 +172,12 @@ impl FromStr for Pages {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const USAGE: &str = "page kinds are 4k, thp and hugetlb, and hugetlb:SIZE such as \
+        const USAGE: &str =
+            "page kinds are 4k, collapsed, thp and hugetlb, and hugetlb:SIZE such as \
              hugetlb:2M or hugetlb:1G";
         match text {
             "4k" => return Ok(Self::Base),
+            "collapsed" => return Ok(Self::Collapsed),
             "thp" => return Ok(Self::Thp),
             "hugetlb" => return Ok(Self::Hugetlb),
             _ => {}
@@ -203,6 +220,7 @@ mod tests {
     fn page_kinds_read_back_as_they_print() {
         for text in [
             "4k",
+            "collapsed",
             "thp",
             "hugetlb",
             "hugetlb:64K",
