@@ -11,6 +11,7 @@ use plotters::prelude::*;
 use crate::format::duration;
 use crate::phase::Phase;
 use crate::report::{Report, Row};
+use crate::scale;
 use crate::spread::Spread;
 use crate::subject::fill::Fill;
 use crate::subject::pages::Pages;
@@ -96,6 +97,12 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
         .iter()
         .filter(|row| row.case.kind().is_some());
     let rows: Vec<&Row> = memfds.collect();
+    // Other numbers of files would be other curves.
+    let files = rows.first().map_or(1, |row| row.case.files);
+    let rows: Vec<&Row> = rows
+        .into_iter()
+        .filter(|row| row.case.files == files)
+        .collect();
     vec![
         (
             "Downtime against size",
@@ -109,6 +116,13 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
             "What each phase of the update costs as the memfd grows. Prepare and finish \
              happen while the workload runs.",
             phases_against_size(&rows),
+        ),
+        (
+            "Cost of a GiB",
+            "What each GiB of data costs: where the cost goes by the data alone, the line is flat. \
+             What is the same for any size, such as the boot of a kernel, is more for each GiB of a \
+             small memfd.",
+            cost_of_a_gib(report),
         ),
         (
             "Ways against each other",
@@ -206,6 +220,27 @@ fn ways_against_each_other(rows: &[&Row]) -> Vec<Plot> {
         plot("downtime", |row| &row.downtime_ns),
         plot("blackout", |row| &row.phases[Phase::Blackout]),
     ]
+}
+
+fn cost_of_a_gib(report: &Report) -> Vec<Plot> {
+    let plot = |rows: Vec<&Row>| {
+        let curves = scale::PHASES.map(|phase| {
+            let point = |row: &&Row| {
+                let time = scale::per_gib(&row.phases[phase], row);
+                (row.case.size_bytes, time)
+            };
+            Curve {
+                name: format!("{} a GiB", phase.name()),
+                points: rows.iter().map(point).collect(),
+            }
+        });
+        let (fill, pages) = rows.first()?.case.kind()?;
+        Some(Plot {
+            title: format!("{}, {fill}, {pages}", rows.first()?.way()),
+            curves: curves.into_iter().filter(is_measured).collect(),
+        })
+    };
+    scale::series(report).into_iter().filter_map(plot).collect()
 }
 
 fn figure(plot: &Plot) -> Result<String> {

@@ -40,6 +40,7 @@
 //!
 //! - [`report`]: figures, as JSON of [`spread`]s; [`environment`]: where they were taken
 //! - [`text`]: a table and a few sentences; [`html`]: a page with plots; [`outputs`]: the files
+//! - [`scale`]: how costs grow with the size, and with the number of files
 //! - [`trade`]: what collapsing pages costs and wins
 //! - [`comparison`]: ours against a peer; [`regression`]: against an older report; `format`:
 //!   numbers
@@ -69,6 +70,7 @@ pub mod plan;
 pub mod regression;
 pub mod report;
 pub mod sample;
+pub mod scale;
 pub mod series;
 pub mod spread;
 pub mod stop;

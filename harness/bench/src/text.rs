@@ -7,6 +7,7 @@ use crate::comparison::comparison;
 use crate::format::{duration, wrap};
 use crate::phase::Phase;
 use crate::report::{Report, Row};
+use crate::scale;
 use crate::spread::Spread;
 use crate::trade::trades;
 use crate::transport::Transport;
@@ -180,6 +181,7 @@ pub fn sentences(report: &Report) -> Vec<String> {
     sentences.extend(verification(report));
     sentences.extend(image_speed(report));
     sentences.extend(trades(report));
+    sentences.extend(scale::sentences(report));
     sentences.extend(report.results.iter().filter_map(per_file));
     sentences.extend(report.results.iter().filter_map(moved));
     let is_kexec = |row: &Row| row.case.transport == Transport::Kexec;

@@ -10,7 +10,8 @@ use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 
 use luo_bench::outputs::Outputs;
-use luo_bench::plan::{Plan, FILES_MAX, RUNS_MAX, SIZE_MAX};
+use luo_bench::plan::{Plan, Set, FILES_MAX, RUNS_MAX, SIZE_MAX};
+use luo_bench::scale;
 use luo_bench::series::{mainline_takes, Series};
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::pages::Pages;
@@ -73,14 +74,14 @@ pub struct WorkloadArguments {
     /// Types of files, by default memfd; sizes, page kinds and fills are of memfds
     #[arg(long, value_enum, value_delimiter = ',')]
     handler: Vec<FileTypeArgument>,
-    /// Sizes of one memfd, such as 64M, 4G, 1.5GiB
+    /// Sizes of one memfd, such as 64M, 4G, 1.5GiB, or 1000x1M for 1000 memfds together
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "64M,256M,1G",
-        value_parser = parse_size
+        value_parser = parse_memfds
     )]
-    size: Vec<u64>,
+    size: Vec<Memfds>,
     /// Page kinds: 4k (base pages), collapsed (base pages that are put into huge ones before
     /// prepare), thp, hugetlb, or hugetlb:SIZE such as hugetlb:1G
     #[arg(long, value_delimiter = ',', default_value = "4k", value_parser = Pages::from_str)]
@@ -114,6 +115,28 @@ pub struct WorkloadArguments {
     runs: u32,
 }
 
+/// A size, and how many memfds there are of it, if that was given with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Memfds {
+    files: Option<u32>,
+    size: u64,
+}
+
+/// `64M`, `1000x1M`.
+fn parse_memfds(text: &str) -> Result<Memfds, String> {
+    let (files, size) = match text.split_once('x') {
+        None => (None, text),
+        Some((files, size)) => {
+            let files = files.parse().ok();
+            let files = files.filter(|files| (1..=FILES_MAX).contains(files));
+            let usage = || format!("{text:?}: from 1 to {FILES_MAX} memfds cross together");
+            (Some(files.ok_or_else(usage)?), size)
+        }
+    };
+    let size = parse_size(size)?;
+    Ok(Memfds { files, size })
+}
+
 impl WorkloadArguments {
     /// What to measure. Ends the program if that comes to nothing.
     pub fn plan(
@@ -130,11 +153,17 @@ impl WorkloadArguments {
         if self.collapse && pages.contains(&Pages::Base) && !pages.contains(&Pages::Collapsed) {
             pages.push(Pages::Collapsed);
         }
+        let alone = |memfds: &&Memfds| memfds.files.is_none();
+        let in_set = |memfds: &Memfds| {
+            let size = memfds.size;
+            memfds.files.map(|files| Set { files, size })
+        };
         let plan = Plan {
             transports,
             file_types,
             program,
-            sizes: self.size,
+            sizes: self.size.iter().filter(alone).map(|it| it.size).collect(),
+            sets: self.size.iter().filter_map(in_set).collect(),
             pages,
             fills: self.fill,
             files: self.files,
@@ -145,6 +174,22 @@ impl WorkloadArguments {
             wrong_usage(&error.to_string());
         }
         plan
+    }
+
+    /// Measures how costs grow on a machine with so much memory.
+    pub fn scaled_to(self, memory: u64) -> Self {
+        let set = |set: Set| Memfds {
+            files: Some(set.files),
+            size: set.size,
+        };
+        let one = |size| Memfds { files: None, size };
+        let sizes = scale::sizes(memory).into_iter().map(one);
+        Self {
+            size: sizes.chain(scale::sets().map(set)).collect(),
+            fill: vec![Fill::Dense, Fill::Shuffled],
+            files: 1,
+            ..self
+        }
     }
 
     /// What to measure over kexecs. Ends the program unless the peer has a handler for it, too.
@@ -209,6 +254,16 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_may_come_with_a_number_of_memfds() {
+        let memfds = |files, size| Ok(Memfds { files, size });
+        assert_eq!(parse_memfds("1000x1M"), memfds(Some(1000), 1 << 20));
+        assert_eq!(parse_memfds("1M"), memfds(None, 1 << 20));
+        for text in ["x1M", "0x1M", "1000000x1M", "2x", "2x2x1M"] {
+            assert!(parse_memfds(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_binary_unless_they_say_otherwise() {

@@ -117,6 +117,7 @@ impl StickPlan {
             file_types: vec![FileType::Memfd],
             program: None,
             sizes,
+            sets: Vec::new(),
             pages,
             fills: self.fills.clone(),
             files: 1,

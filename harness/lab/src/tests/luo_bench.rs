@@ -37,7 +37,9 @@ pub(crate) fn begin_bench(command_line: &str) -> Result<()> {
 
 /// Other files than memfds cross as well.
 pub(crate) fn begin_device_bench(command_line: &str) -> Result<()> {
-    let mut bench = kexec_bench(command_line, "--handler vfio,ioport --files 4 --runs 1")?;
+    let workloads = "--handler vfio,ioport,memfd --files 4 --runs 1 --size 4M --fill dense \
+                     --pages collapsed";
+    let mut bench = kexec_bench(command_line, workloads)?;
     jump(bench.arg("--yes"))
 }
 
@@ -88,21 +90,26 @@ fn expect_failure(command: &mut Command, reason: &str) -> Result<()> {
 }
 
 pub(crate) fn continue_bench(_held: &mut HeldOpen) -> Result<()> {
-    resume_bench(RUNS)
+    resume_bench(2, RUNS)?;
+    Ok(())
 }
 
 pub(crate) fn continue_device_bench(_held: &mut HeldOpen) -> Result<()> {
-    resume_bench(1)
+    let report = resume_bench(3, 1)?;
+    let collapse = report.results[2].collapse.as_ref();
+    let bytes = collapse.map_or(0, |it| it.collapsed_bytes);
+    ensure!(bytes == 4 * (4 << 20), "{collapse:?}");
+    Ok(())
 }
 
 /// In each of the next kernels, as a systemd unit would; in the last one there is a report.
-fn resume_bench(runs: u32) -> Result<()> {
+fn resume_bench(rows: usize, runs: u32) -> Result<Report> {
     provide_initrd()?;
     let resume = || program(LUO, &["bench", "--continue"]);
     let status = resume().status().context("starting luo bench")?;
     ensure!(status.success(), "luo bench --continue ended with {status}");
 
-    check_report(2, runs)?;
+    let report = check_report(rows, runs)?;
 
     let again = resume().output().context("starting luo bench")?;
     let printed = String::from_utf8_lossy(&again.stdout);
@@ -111,11 +118,11 @@ fn resume_bench(runs: u32) -> Result<()> {
         "at its end luo bench --continue ended with {} and printed {printed}",
         again.status
     );
-    Ok(())
+    Ok(report)
 }
 
 /// All of it was measured, and all of it was right.
-fn check_report(rows: usize, runs: u32) -> Result<()> {
+fn check_report(rows: usize, runs: u32) -> Result<Report> {
     let report = fs::read(REPORT).with_context(|| format!("reading {REPORT}"))?;
     let report: Report = serde_json::from_slice(&report).context("the report is garbled")?;
     ensure!(
@@ -134,7 +141,7 @@ fn check_report(rows: usize, runs: u32) -> Result<()> {
         );
         ensure!(row.verified, "{name}: {:?}", row.mismatch);
     }
-    Ok(())
+    Ok(report)
 }
 
 /// `luo bench` in one kernel, with files of every type. An image holds no devices.
@@ -146,5 +153,6 @@ pub(crate) fn bench_devices(_held: &mut HeldOpen) -> Result<()> {
     let status = program(LUO, &options.split(' ').collect::<Vec<_>>()).status();
     let status = status.context("starting luo bench")?;
     ensure!(status.success(), "luo bench ended with {status}");
-    check_report(5, RUNS)
+    check_report(5, RUNS)?;
+    Ok(())
 }
