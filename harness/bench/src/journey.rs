@@ -20,22 +20,24 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use luo_handler_api::Token;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-use crate::case::Implementation;
+use crate::case::{Case, Implementation};
 use crate::clock::Moment;
 use crate::counters::{self, moved_bytes, preserved_bytes, Counters};
 use crate::limits::allow_many_files;
 use crate::memory::free_bytes;
 use crate::outcome::Outcome;
 use crate::phase::Phase;
-use crate::report::Row;
+use crate::report::{Row, Skipped};
 use crate::series::{Series, Step, OURS_OFF};
+use crate::subject::memfd::MakeError;
 use crate::subject::pages::{thp_size, Pages};
 use crate::subject::Subject;
 use crate::update::{Files, NewSide, Update};
@@ -81,6 +83,22 @@ pub struct Journey<E> {
 fn syncing() -> fn() {
     rustix::fs::sync
 }
+
+/// The next jump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Jump {
+    /// The one of a live update that is measured.
+    Measured,
+    /// To a fresh kernel that cannot take over what our handler preserves.
+    WithNote,
+    /// To a fresh kernel, with the state.
+    WithState,
+}
+
+/// Why a step cannot be measured on this machine or with this kernel, which is not an error.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Unmeasurable(String);
 
 /// What crosses beside the files.
 #[derive(Serialize, Deserialize)]
@@ -179,48 +197,84 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         Some(step)
     }
 
-    /// The figures so far.
-    pub fn rows(&self) -> Vec<Row> {
-        self.series.rows(&self.outcomes)
+    /// The figures so far, and what could not be measured.
+    pub fn results(&self) -> (Vec<Row>, Vec<Skipped>) {
+        self.series.results(&self.outcomes)
     }
 
-    /// Jumps on; at its end, returns.
+    /// Jumps on. Returns at its end, without anything; and with a step that this machine or its
+    /// kernel cannot do, and its outcome, to be called again.
     ///
     /// # Errors
     ///
     /// The reason why it did not jump. Then nothing is loaded any more, the sessions are given up,
     /// and all runs on.
-    pub fn go_on(&self, load: impl FnOnce(&E, &str) -> Result<()>) -> Result<()> {
+    pub fn go_on(
+        &mut self,
+        load: impl FnOnce(&E, &str) -> Result<()>,
+    ) -> Result<Option<(Step, Outcome)>> {
         let Some(step) = self.step() else {
-            return Ok(());
+            return Ok(None);
         };
+        if let Some(reason) = self.skipped_before(&step) {
+            return Ok(Some(self.skip(step, reason)));
+        }
+        let next = self.next_jump(&step, &read_command_line()?);
         // Loaded first: it takes memory, and between prepare and the jump there should be as
         // little as possible.
-        load(&self.extra, &self.next_command_line(&step))?;
-        let Err(error) = if self.fresh {
-            self.depart(&step)
-        } else if self.needs_note(&step) {
-            self.jump_with_note()
-        } else {
-            self.jump_with_state()
+        load(&self.extra, &self.next_command_line(&step, next))?;
+        let Err(error) = match next {
+            Jump::Measured => self.depart(&step),
+            Jump::WithNote => self.jump_with_note(),
+            Jump::WithState => self.jump_with_state(),
         };
-        Err(match kexec::unload() {
-            Ok(()) => error,
-            Err(still_loaded) => error.context(still_loaded),
-        })
-    }
-
-    fn next_command_line(&self, step: &Step) -> String {
-        let mut more = step.parameter().unwrap_or_default().to_owned();
-        if self.needs_note(step) {
-            more += &format!(" {NOTE_PARAMETER}{}", self.note.display());
+        if let Err(still_loaded) = kexec::unload() {
+            return Err(error.context(still_loaded));
         }
-        kexec::with_parameters(&self.command_line, &more)
+        let Unmeasurable(reason) = error.downcast()?;
+        // What was tried has left its traces in this kernel.
+        self.fresh = false;
+        Ok(Some(self.skip(step, reason)))
     }
 
-    /// Whether the next kernel is a fresh one that cannot take over what our handler preserves.
-    fn needs_note(&self, step: &Step) -> bool {
-        !self.fresh && step.parameter().is_some()
+    /// Why this case was skipped in an earlier round.
+    fn skipped_before(&self, step: &Step) -> Option<String> {
+        let steps = self.series.steps();
+        let mut same = steps
+            .iter()
+            .zip(&self.outcomes)
+            .filter(|(it, _)| *it == step);
+        same.find_map(|(_, outcome)| outcome.skipped.clone())
+    }
+
+    fn skip(&mut self, step: Step, reason: String) -> (Step, Outcome) {
+        let outcome = Outcome {
+            skipped: Some(reason),
+            ..Outcome::default()
+        };
+        self.outcomes.push(outcome.clone());
+        (step, outcome)
+    }
+
+    fn next_jump(&self, step: &Step, command_line: &str) -> Jump {
+        let before = step.parameters_before().unwrap_or_default();
+        let booted_for_it = before.is_empty() || command_line.contains(&before);
+        match (self.fresh && booted_for_it, step.parameter()) {
+            (true, _) => Jump::Measured,
+            (false, Some(_)) => Jump::WithNote,
+            (false, None) => Jump::WithState,
+        }
+    }
+
+    fn next_command_line(&self, step: &Step, next: Jump) -> String {
+        let mut more: Vec<String> = step.parameter().map(str::to_owned).into_iter().collect();
+        if next == Jump::WithNote {
+            more.push(format!("{NOTE_PARAMETER}{}", self.note.display()));
+        }
+        if next != Jump::Measured {
+            more.extend(step.parameters_before());
+        }
+        kexec::with_parameters(&self.command_line, &more.join(" "))
     }
 
     /// To a fresh kernel, with nothing.
@@ -250,14 +304,20 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
             bail!("{reason}");
         }
         allow_many_files()?;
-        allow_huge_pages(&step.case.subject)?;
+        provide_pages(&step.case)?;
         let device = Device::open()?;
         let state = HeldState::new(&device, self, step.case.files as usize)?;
-        let (mut update, files) = Update::begin(&step.case, |_| ())?;
+        let (mut update, files) =
+            Update::begin(&step.case, |_| ()).map_err(|error| match error {
+                MakeError::Unavailable(reason) => Unmeasurable(reason).into(),
+                error => anyhow!(error),
+            })?;
         let session = device.create_session(SESSION)?;
         let before = Before::look()?;
         let phases = &mut update.outcome.phases;
-        phases.time(Phase::Prepare, || preserve(&session, &files))?;
+        phases
+            .time(Phase::Prepare, || preserve(&session, &files))
+            .map_err(|error| refusal(step, error))?;
         before.compare(step, &mut update.outcome)?;
         state.jump(self, Some(update))
     }
@@ -321,10 +381,14 @@ fn state_session(device: &Device) -> Result<Option<Session>> {
 ///
 /// No command line.
 pub fn awaited_note() -> Result<Option<PathBuf>> {
-    let command_line = fs::read_to_string("/proc/cmdline").context("reading the command line")?;
+    let command_line = read_command_line()?;
     let mut words = command_line.split_whitespace();
     let path = words.find_map(|word| word.strip_prefix(NOTE_PARAMETER));
     Ok(path.map(PathBuf::from))
+}
+
+fn read_command_line() -> Result<String> {
+    fs::read_to_string("/proc/cmdline").context("reading the command line")
 }
 
 /// The note is read once.
@@ -358,18 +422,37 @@ fn parse_state<J: DeserializeOwned>(state: &File) -> Result<J> {
     serde_json::from_slice(&text).context("it is garbled, or another version of luo wrote it")
 }
 
-fn allow_huge_pages(subject: &Subject) -> Result<()> {
+/// Each kernel has the pages of one case alone.
+fn provide_pages(case: &Case) -> Result<()> {
     const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    if let Subject::Memfd {
-        pages: Pages::Thp, ..
-    } = subject
-    {
-        fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}"))?;
+    let Subject::Memfd { pages, .. } = case.subject else {
+        return Ok(());
+    };
+    match pages {
+        Pages::Base | Pages::Collapsed => Ok(()),
+        Pages::Thp => fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}")),
+        Pages::Hugetlb | Pages::HugetlbOf(_) => pages
+            .reserve(case.data_bytes())
+            .with_context(|| format!("reserving pages for {case}")),
     }
-    Ok(())
 }
 
-fn preserve(session: &Session, files: &Files) -> Result<()> {
+/// A handler that does not know hugetlb pages has done what it can; any other refusal is an error.
+fn refusal(step: &Step, error: luo_liveupdate::Error) -> anyhow::Error {
+    let hugetlb = matches!(step.case.subject, Subject::Memfd { pages, .. } if pages.are_hugetlb());
+    match error.errno() {
+        Some(Errno::NOENT | Errno::OPNOTSUPP) if hugetlb => {
+            let handler = match step.implementation {
+                Implementation::Ours => "this kernel's handlers refuse",
+                Implementation::MainlineC => "the kernel's own handler refuses",
+            };
+            Unmeasurable(format!("{handler} memfds of hugetlb pages: {error}")).into()
+        }
+        _ => error.into(),
+    }
+}
+
+fn preserve(session: &Session, files: &Files) -> Result<(), luo_liveupdate::Error> {
     for (token, file) in files {
         session.preserve(*token, file.as_fd())?;
     }
@@ -477,7 +560,10 @@ impl NewSide for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Plan;
     use crate::series::tests::series;
+    use crate::subject::fill::Fill;
+    use crate::transport::Transport;
     use std::io::Write;
 
     fn state(text: &[u8]) -> Result<State<Journey<u8>>> {
@@ -517,8 +603,10 @@ mod tests {
     fn the_next_kernel_fits_the_next_step() {
         let now = format!("a {OURS_OFF} {NOTE_PARAMETER}/old -- init");
         let mut journey = Journey::new(series(true), &now, "/note".into(), ());
-        let command_line =
-            |journey: &Journey<()>| journey.next_command_line(&journey.step().unwrap());
+        let command_line = |journey: &Journey<()>| {
+            let step = journey.step().unwrap();
+            journey.next_command_line(&step, journey.next_jump(&step, ""))
+        };
         assert_eq!(command_line(&journey), "a -- init");
         assert!(journey.news().is_none());
         assert_eq!(
@@ -532,5 +620,41 @@ mod tests {
             journey.news().unwrap().0.implementation,
             Implementation::Ours
         );
+    }
+
+    #[test]
+    fn a_fresh_kernel_boots_with_the_gigantic_pages_that_it_needs_and_the_next_one_without() {
+        let plan = Plan {
+            transports: vec![Transport::Kexec],
+            sizes: vec![2 << 30],
+            pages: vec![Pages::HugetlbOf(1 << 30)],
+            fills: vec![Fill::Dense],
+            ..Plan::default()
+        };
+        let journey = Journey::new(Series::new(plan, false), "a", "/note".into(), ());
+        let step = journey.step().unwrap();
+        let jump = |now: &str| {
+            let next = journey.next_jump(&step, now);
+            (next, journey.next_command_line(&step, next))
+        };
+        let parameters = "a hugepagesz=1024M hugepages=2";
+        assert_eq!(jump("a"), (Jump::WithState, parameters.into()));
+        assert_eq!(jump(parameters), (Jump::Measured, "a".into()));
+    }
+
+    #[test]
+    fn what_was_skipped_once_is_not_tried_again() {
+        let mut journey = Journey::new(series(true), "a", "/note".into(), ());
+        let step = journey.step().unwrap();
+        journey.skip(step.clone(), "no room".into());
+        assert_eq!(journey.skipped_before(&step).as_deref(), Some("no room"));
+        let next = journey.step().unwrap();
+        assert_eq!(
+            journey.skipped_before(&next),
+            None,
+            "that is the peer's turn"
+        );
+        let (rows, skipped) = journey.results();
+        assert_eq!((rows.len(), skipped.len()), (0, 1));
     }
 }

@@ -39,6 +39,9 @@ pub struct Outcome {
     pub reference_write_ns: Option<u64>,
     /// What was not as before, if anything.
     pub mismatch: Option<String>,
+    /// Why nothing was measured, if the machine or its kernel cannot do it.
+    #[serde(default)]
+    pub skipped: Option<String>,
 }
 
 /// Single pages of all files, put into huge pages while the workload runs.
@@ -89,6 +92,9 @@ impl Outcome {
     /// In a few words.
     pub fn summary(&self) -> String {
         let downtime = duration(self.phases.downtime());
+        if let Some(reason) = &self.skipped {
+            return format!("skipped: {reason}");
+        }
         match &self.mismatch {
             None => format!("downtime {downtime}, verified"),
             Some(mismatch) => format!("downtime {downtime}, WRONG: {mismatch}"),

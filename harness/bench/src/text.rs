@@ -220,6 +220,9 @@ fn cost(report: &Report) -> Option<String> {
 }
 
 fn verification(report: &Report) -> Vec<String> {
+    if report.results.is_empty() {
+        return vec!["Nothing was measured.".to_owned()];
+    }
     let wrong: Vec<&Row> = report.results.iter().filter(|row| !row.verified).collect();
     if wrong.is_empty() {
         return vec![
@@ -386,9 +389,11 @@ pub(crate) mod tests {
 
         report.results[4].refute("the seals differ");
         let case = &Plan::default().cases()[0];
-        report
-            .skipped
-            .push(Skipped::new(case, "no room".to_owned()));
+        report.skipped.push(Skipped::new(
+            case,
+            Implementation::Ours,
+            "no room".to_owned(),
+        ));
         let text = summary(&report, 1000);
         let wrong = report.results[4].case.to_string();
         assert!(

@@ -334,7 +334,7 @@ fn begin(
         append: kexec.append,
         note: Some(kexec.note),
     };
-    let ready = Ready::new(series, &next, outputs)?;
+    let mut ready = Ready::new(series, &next, outputs)?;
     eprintln!("{}", ready.announcement());
     if !kexec.yes && !consents()? {
         eprintln!("Nothing was done.");
@@ -382,7 +382,7 @@ fn resume() -> Result<ExitCode> {
         println!("{NOTHING}: this kernel has no {device}.");
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(journey) = Underway::arrived()? else {
+    let Some(mut journey) = Underway::arrived()? else {
         println!("{NOTHING}: no bench came from the previous kernel.");
         return Ok(ExitCode::SUCCESS);
     };

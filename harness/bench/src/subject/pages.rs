@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::str::FromStr;
 
 use bytesize::ByteSize;
@@ -14,6 +15,7 @@ use crate::memory::meminfo;
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const THP_SIZE: &str = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size";
 const HUGETLB: &str = "/sys/kernel/mm/hugepages";
+const GIGANTIC: u64 = 1 << 30;
 /// Of a transparent huge page, and of hugetlb's default, where the kernel does not report it.
 const USUAL_HUGE_PAGE: u64 = 2 << 20;
 
@@ -49,6 +51,51 @@ impl Pages {
         matches!(self, Self::Hugetlb | Self::HugetlbOf(_))
     }
 
+    /// Whether a running kernel hardly finds one of them in one piece, so that it has to reserve
+    /// them when it boots.
+    pub const fn are_gigantic(self) -> bool {
+        matches!(self, Self::HugetlbOf(GIGANTIC..))
+    }
+
+    /// Has the kernel reserve pages of hugetlbfs for so many bytes, as far as it can; for root.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing to sysfs; without such pages there is nothing to write to.
+    pub fn reserve(self, bytes: u64) -> io::Result<()> {
+        let missing = |free: u64| bytes.div_ceil(self.size()).saturating_sub(free);
+        let missing = self.free_hugetlb().map_or(0, missing);
+        if missing == 0 {
+            return Ok(());
+        }
+        let file = format!("{}/nr_hugepages", self.directory());
+        let reserved = read_number(&file).unwrap_or(0);
+        fs::write(file, (reserved + missing).to_string())
+    }
+
+    /// What a kernel boots with to have pages for so many bytes; `None` where it can reserve them
+    /// later.
+    pub fn boot_parameters(self, bytes: u64) -> Option<String> {
+        self.are_gigantic().then(|| {
+            let (size, count) = (self.size(), bytes.div_ceil(self.size()));
+            format!("hugepagesz={}M hugepages={count}", size >> 20)
+        })
+    }
+
+    /// Why this kernel has no such pages, however many are free.
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Hugetlb | Self::HugetlbOf(_) if self.free_hugetlb().is_none() => {
+                self.hugetlb_obstacle(0)
+            }
+            _ => None,
+        }
+    }
+
+    fn directory(self) -> String {
+        format!("{HUGETLB}/hugepages-{}kB", self.size() >> 10)
+    }
+
     /// Why this machine does not have `bytes` of them, with what to do about it.
     pub fn obstacle(self, bytes: u64) -> Option<String> {
         match self {
@@ -81,7 +128,7 @@ impl Pages {
 
     /// Pages of hugetlbfs that nobody uses or has reserved; `None` if there is no such kind.
     fn free_hugetlb(self) -> Option<u64> {
-        let directory = format!("{HUGETLB}/hugepages-{}kB", self.size() >> 10);
+        let directory = self.directory();
         let number = |name| read_number(&format!("{directory}/{name}"));
         match number("free_hugepages") {
             Some(free) => Some(free.saturating_sub(number("resv_hugepages").unwrap_or(0))),
@@ -241,6 +288,16 @@ mod tests {
         ] {
             assert!(text.parse::<Pages>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn gigantic_pages_are_reserved_at_boot() {
+        let parameters =
+            |pages: &str, bytes| pages.parse::<Pages>().unwrap().boot_parameters(bytes);
+        let expected = Some("hugepagesz=1024M hugepages=2".to_owned());
+        assert_eq!(parameters("hugetlb:1G", (1 << 30) + 1), expected);
+        assert_eq!(parameters("hugetlb:2M", 1 << 30), None);
+        assert_eq!(parameters("4k", 1 << 30), None);
     }
 
     #[test]
