@@ -29,7 +29,10 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
     let toolchain = toolchain::prepare(cache, &mirror)?;
     let source = source::prepare(cache, &mirror)?;
     let selftests = selftests::build(cache, &toolchain, &source)?;
-    let trees = Trees::of(cache, &source, &checkout)?;
+    let trees = match options.handlers.is_empty() {
+        true => Trees::of(cache, &source, &checkout)?,
+        false => Trees::with_more(cache, &source, &checkout, profile)?,
+    };
     let handlers = select_handlers(&checkout, &options.handlers)?;
     let kernel = kernel_image::build(
         &trees,
