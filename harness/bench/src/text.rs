@@ -297,7 +297,8 @@ fn moved(row: &Row) -> Option<String> {
     })
 }
 
-fn place(report: &Report) -> String {
+/// Where it was measured.
+pub fn place(report: &Report) -> String {
     let environment = &report.environment;
     format!(
         "Linux {}, {}, {} cpus, {} of memory, hypervisor: {}.",

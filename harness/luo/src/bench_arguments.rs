@@ -214,13 +214,22 @@ pub struct OutputArguments {
     /// Write a page with plots
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write a table in Markdown, ours against the peer's where both were measured
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
 }
 
 impl From<OutputArguments> for Outputs {
-    fn from(OutputArguments { json, html }: OutputArguments) -> Self {
+    fn from(arguments: OutputArguments) -> Self {
+        let OutputArguments {
+            json,
+            html,
+            markdown,
+        } = arguments;
         Self {
             json,
             html,
+            markdown,
             text: None,
         }
     }

@@ -59,6 +59,7 @@ impl Pass {
         Outputs {
             json: file("report.json"),
             html: file("report.html"),
+            markdown: None,
             text: file("report.txt"),
         }
     }
