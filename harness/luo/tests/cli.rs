@@ -293,7 +293,7 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         ),
         (&["bench", "--pages", "hugetlb:3M"], "power of two"),
         (&["bench", "--threshold", "5"], "--against"),
-        (&["bench", "--pages", "2M"], "4k, thp and hugetlb"),
+        (&["bench", "--pages", "2M"], "thp and hugetlb"),
         (&["bench", "--transport", "pigeon"], "exec"),
         (&["bench", "--runs", "0"], "--runs"),
         (
