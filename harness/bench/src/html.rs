@@ -96,13 +96,9 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
         .results
         .iter()
         .filter(|row| row.case.kind().is_some());
-    let rows: Vec<&Row> = memfds.collect();
     // Other numbers of files would be other curves.
-    let files = rows.first().map_or(1, |row| row.case.files);
-    let rows: Vec<&Row> = rows
-        .into_iter()
-        .filter(|row| row.case.files == files)
-        .collect();
+    let files = memfds.clone().next().map_or(1, |row| row.case.files);
+    let rows: Vec<&Row> = memfds.filter(|row| row.case.files == files).collect();
     vec![
         (
             "Downtime against size",
@@ -120,8 +116,8 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
         (
             "Cost of a GiB",
             "What each GiB of data costs: where the cost goes by the data alone, the line is flat. \
-             What is the same for any size, such as the boot of a kernel, is more for each GiB of a \
-             small memfd.",
+             What is the same for any size, such as the boot of a kernel, is more for each GiB of \
+             a small memfd.",
             cost_of_a_gib(report),
         ),
         (
@@ -329,8 +325,8 @@ fn table(report: &Report) -> Result<String> {
         write!(table, "<th>{}</th>", phase.name())?;
     }
     table.push_str(
-        "<th>collapse, before</th><th>collapsed</th><th>downtime a GiB</th><th>metadata</th><th>memory taken</th><th>moved</th>\
-         <th>in huge pages</th></tr></thead><tbody>",
+        "<th>collapse, before</th><th>collapsed</th><th>downtime a GiB</th><th>metadata</th>\
+         <th>memory taken</th><th>moved</th><th>in huge pages</th></tr></thead><tbody>",
     );
     for row in &report.results {
         let verified = match &row.mismatch {
