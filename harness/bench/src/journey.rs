@@ -84,17 +84,6 @@ fn syncing() -> fn() {
     rustix::fs::sync
 }
 
-/// The next jump.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Jump {
-    /// The one of a live update that is measured.
-    Measured,
-    /// To a fresh kernel that cannot take over what our handler preserves.
-    WithNote,
-    /// To a fresh kernel, with the state.
-    WithState,
-}
-
 /// Why a step cannot be measured on this machine or with this kernel, which is not an error.
 #[derive(Debug, Error)]
 #[error("{0}")]
@@ -219,14 +208,15 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         if let Some(reason) = self.skipped_before(&step) {
             return Ok(Some(self.skip(step, reason)));
         }
-        let next = self.next_jump(&step, &read_command_line()?);
         // Loaded first: it takes memory, and between prepare and the jump there should be as
         // little as possible.
-        load(&self.extra, &self.next_command_line(&step, next))?;
-        let Err(error) = match next {
-            Jump::Measured => self.depart(&step),
-            Jump::WithNote => self.jump_with_note(),
-            Jump::WithState => self.jump_with_state(),
+        load(&self.extra, &self.next_command_line(&step))?;
+        let Err(error) = if self.fresh {
+            self.depart(&step)
+        } else if self.needs_note(&step) {
+            self.jump_with_note()
+        } else {
+            self.jump_with_state()
         };
         if let Err(still_loaded) = kexec::unload() {
             return Err(error.context(still_loaded));
@@ -256,25 +246,17 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         (step, outcome)
     }
 
-    fn next_jump(&self, step: &Step, command_line: &str) -> Jump {
-        let before = step.parameters_before().unwrap_or_default();
-        let booted_for_it = before.is_empty() || command_line.contains(&before);
-        match (self.fresh && booted_for_it, step.parameter()) {
-            (true, _) => Jump::Measured,
-            (false, Some(_)) => Jump::WithNote,
-            (false, None) => Jump::WithState,
+    fn next_command_line(&self, step: &Step) -> String {
+        let mut more = step.parameter().unwrap_or_default().to_owned();
+        if self.needs_note(step) {
+            more += &format!(" {NOTE_PARAMETER}{}", self.note.display());
         }
+        kexec::with_parameters(&self.command_line, &more)
     }
 
-    fn next_command_line(&self, step: &Step, next: Jump) -> String {
-        let mut more: Vec<String> = step.parameter().map(str::to_owned).into_iter().collect();
-        if next == Jump::WithNote {
-            more.push(format!("{NOTE_PARAMETER}{}", self.note.display()));
-        }
-        if next != Jump::Measured {
-            more.extend(step.parameters_before());
-        }
-        kexec::with_parameters(&self.command_line, &more.join(" "))
+    /// Whether the next kernel is a fresh one that cannot take over what our handler preserves.
+    fn needs_note(&self, step: &Step) -> bool {
+        !self.fresh && step.parameter().is_some()
     }
 
     /// To a fresh kernel, with nothing.
@@ -381,14 +363,10 @@ fn state_session(device: &Device) -> Result<Option<Session>> {
 ///
 /// No command line.
 pub fn awaited_note() -> Result<Option<PathBuf>> {
-    let command_line = read_command_line()?;
+    let command_line = fs::read_to_string("/proc/cmdline").context("reading the command line")?;
     let mut words = command_line.split_whitespace();
     let path = words.find_map(|word| word.strip_prefix(NOTE_PARAMETER));
     Ok(path.map(PathBuf::from))
-}
-
-fn read_command_line() -> Result<String> {
-    fs::read_to_string("/proc/cmdline").context("reading the command line")
 }
 
 /// The note is read once.
@@ -431,9 +409,18 @@ fn provide_pages(case: &Case) -> Result<()> {
     match pages {
         Pages::Base | Pages::Collapsed => Ok(()),
         Pages::Thp => fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}")),
-        Pages::Hugetlb | Pages::HugetlbOf(_) => pages
-            .reserve(case.data_bytes())
-            .with_context(|| format!("reserving pages for {case}")),
+        Pages::Hugetlb | Pages::HugetlbOf(_) => {
+            let bytes = case.data_bytes();
+            pages
+                .reserve(bytes)
+                .with_context(|| format!("reserving pages for {case}"))?;
+            let scattered = |reason| format!("memory has no more of them in one piece: {reason}");
+            let found_none = || pages.obstacle(bytes).map(scattered);
+            match pages.missing().or_else(found_none) {
+                None => Ok(()),
+                Some(reason) => Err(Unmeasurable(reason).into()),
+            }
+        }
     }
 }
 
@@ -560,10 +547,7 @@ impl NewSide for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Plan;
     use crate::series::tests::series;
-    use crate::subject::fill::Fill;
-    use crate::transport::Transport;
     use std::io::Write;
 
     fn state(text: &[u8]) -> Result<State<Journey<u8>>> {
@@ -603,10 +587,8 @@ mod tests {
     fn the_next_kernel_fits_the_next_step() {
         let now = format!("a {OURS_OFF} {NOTE_PARAMETER}/old -- init");
         let mut journey = Journey::new(series(true), &now, "/note".into(), ());
-        let command_line = |journey: &Journey<()>| {
-            let step = journey.step().unwrap();
-            journey.next_command_line(&step, journey.next_jump(&step, ""))
-        };
+        let command_line =
+            |journey: &Journey<()>| journey.next_command_line(&journey.step().unwrap());
         assert_eq!(command_line(&journey), "a -- init");
         assert!(journey.news().is_none());
         assert_eq!(
@@ -620,26 +602,6 @@ mod tests {
             journey.news().unwrap().0.implementation,
             Implementation::Ours
         );
-    }
-
-    #[test]
-    fn a_fresh_kernel_boots_with_the_gigantic_pages_that_it_needs_and_the_next_one_without() {
-        let plan = Plan {
-            transports: vec![Transport::Kexec],
-            sizes: vec![2 << 30],
-            pages: vec![Pages::HugetlbOf(1 << 30)],
-            fills: vec![Fill::Dense],
-            ..Plan::default()
-        };
-        let journey = Journey::new(Series::new(plan, false), "a", "/note".into(), ());
-        let step = journey.step().unwrap();
-        let jump = |now: &str| {
-            let next = journey.next_jump(&step, now);
-            (next, journey.next_command_line(&step, next))
-        };
-        let parameters = "a hugepagesz=1024M hugepages=2";
-        assert_eq!(jump("a"), (Jump::WithState, parameters.into()));
-        assert_eq!(jump(parameters), (Jump::Measured, "a".into()));
     }
 
     #[test]

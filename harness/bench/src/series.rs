@@ -11,7 +11,7 @@ use crate::case::{Case, Implementation};
 use crate::outcome::Outcome;
 use crate::plan::{Plan, UPDATES_MAX};
 use crate::report::{Row, Skipped};
-use crate::subject::{FileType, Subject};
+use crate::subject::FileType;
 
 /// With this the kernel's own handler takes memfds.
 pub const OURS_OFF: &str = "luo_handlers.disable=memfd";
@@ -128,14 +128,6 @@ impl Series {
 }
 
 impl Step {
-    /// What its kernel before the jump boots with beside that.
-    pub fn parameters_before(&self) -> Option<String> {
-        match self.case.subject {
-            Subject::Memfd { pages, .. } => pages.boot_parameters(self.case.data_bytes()),
-            _ => None,
-        }
-    }
-
     /// What its kernels boot with, on both sides of the jump.
     pub fn parameter(&self) -> Option<&'static str> {
         match self.implementation {

@@ -15,7 +15,6 @@ use crate::memory::meminfo;
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const THP_SIZE: &str = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size";
 const HUGETLB: &str = "/sys/kernel/mm/hugepages";
-const GIGANTIC: u64 = 1 << 30;
 /// Of a transparent huge page, and of hugetlb's default, where the kernel does not report it.
 const USUAL_HUGE_PAGE: u64 = 2 << 20;
 
@@ -51,13 +50,11 @@ impl Pages {
         matches!(self, Self::Hugetlb | Self::HugetlbOf(_))
     }
 
-    /// Whether a running kernel hardly finds one of them in one piece, so that it has to reserve
-    /// them when it boots.
-    pub const fn are_gigantic(self) -> bool {
-        matches!(self, Self::HugetlbOf(GIGANTIC..))
-    }
-
     /// Has the kernel reserve pages of hugetlbfs for so many bytes, as far as it can; for root.
+    ///
+    /// Those of 1 GiB take that much free memory in one piece, so a machine with memory to spare.
+    /// The kernel parameter `hugepages=` cannot help after a kexec: a kernel that has taken a
+    /// handover allocates from scratch memory alone at the time when it would reserve them.
     ///
     /// # Errors
     ///
@@ -71,15 +68,6 @@ impl Pages {
         let file = format!("{}/nr_hugepages", self.directory());
         let reserved = read_number(&file).unwrap_or(0);
         fs::write(file, (reserved + missing).to_string())
-    }
-
-    /// What a kernel boots with to have pages for so many bytes; `None` where it can reserve them
-    /// later.
-    pub fn boot_parameters(self, bytes: u64) -> Option<String> {
-        self.are_gigantic().then(|| {
-            let (size, count) = (self.size(), bytes.div_ceil(self.size()));
-            format!("hugepagesz={}M hugepages={count}", size >> 20)
-        })
     }
 
     /// Why this kernel has no such pages, however many are free.
@@ -288,16 +276,6 @@ mod tests {
         ] {
             assert!(text.parse::<Pages>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn gigantic_pages_are_reserved_at_boot() {
-        let parameters =
-            |pages: &str, bytes| pages.parse::<Pages>().unwrap().boot_parameters(bytes);
-        let expected = Some("hugepagesz=1024M hugepages=2".to_owned());
-        assert_eq!(parameters("hugetlb:1G", (1 << 30) + 1), expected);
-        assert_eq!(parameters("hugetlb:2M", 1 << 30), None);
-        assert_eq!(parameters("4k", 1 << 30), None);
     }
 
     #[test]

@@ -187,7 +187,7 @@ fn available() -> Result<u64> {
 
 /// Fills memory, makes every other page of it free, and holds the others where they are.
 fn fragment_memory() -> Result<Session> {
-    let pages = available()?.saturating_sub(200 << 20) / PAGE;
+    let pages = available()?.saturating_sub(40 << 20) / PAGE;
     let file = File::from(memfd_create("fragments", MemfdFlags::CLOEXEC)?);
     file.set_len(pages * PAGE)?;
     let chunk = vec![7; 64 * PAGE as usize];
