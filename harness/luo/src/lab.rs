@@ -362,6 +362,10 @@ pub struct LabBenchArguments {
     guest: GuestArguments,
     #[command(flatten)]
     workloads: WorkloadArguments,
+    /// Measure how costs grow: from 256 MiB to two thirds of the guest's memory (--memory), dense
+    /// and shuffled, and 1000 memfds of 1 MiB against one of 1000 MiB
+    #[arg(long, conflicts_with_all = ["size", "fill", "files"])]
+    scale: bool,
     /// Measure another handler as well, in turn with ours
     #[arg(long, value_enum, value_name = "HANDLER")]
     compare: Option<PeerArgument>,
@@ -531,10 +535,15 @@ fn stick(arguments: StickArguments) -> Result<()> {
 fn measure(arguments: LabBenchArguments) -> Result<ExitCode> {
     let LabBenchArguments {
         guest,
-        workloads,
+        mut workloads,
+        scale,
         compare,
         outputs,
     } = arguments;
+    if scale {
+        let memory = guest.memory.unwrap_or(Profile::Release.guest_memory());
+        workloads = workloads.scaled_to(memory);
+    }
     let series = workloads.series(compare);
     let outputs = Outputs::from(outputs);
     outputs.check()?;

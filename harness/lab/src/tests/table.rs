@@ -171,7 +171,7 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "cheap_freeze",
-        about: "with 500000 extents and no change freeze takes no memory, and less than 1 % of \
+        about: "with 100000 extents and no change freeze takes no memory, and less than 1 % of \
                 prepare's time",
         machine: Machine::Plain,
         stages: &[
@@ -514,7 +514,7 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "bench_kexec_devices",
-        about: "luo bench takes devices and port files from kernel to kernel",
+        about: "luo bench takes devices, port files and collapsed memfds from kernel to kernel",
         machine: Machine::Vfio,
         stages: &[
             stage(Action::Jump(luo_bench::begin_device_bench), 0, 0),
@@ -525,11 +525,11 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "session_shell",
-        about: "luo session from a shell: a file crosses, another is given up",
+        about: "luo session from a shell: files cross, one of them collapsed, another is given up",
         machine: Machine::Plain,
         stages: &[
-            check(session_shell::hold_sessions, 2, 0),
-            check(session_shell::take_sessions, 0, 1),
+            check(session_shell::hold_sessions, 3, 0),
+            check(session_shell::take_sessions, 0, 2),
         ],
         prints: &[],
         seconds: 90,
