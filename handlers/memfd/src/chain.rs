@@ -12,9 +12,12 @@ use crate::{
     words::{Decoder, Words},
 };
 
-/// Bytes of a full block. With pages of 4 KiB eight of them, the most for which the kernel's
-/// allocator frees memory rather than give up.
-pub const BLOCK_LENGTH: usize = 32 << 10;
+/// Bytes of a full block: no more than a page. For several that lie together the kernel would end
+/// processes, where memory is fragmented, rather than give up.
+pub const BLOCK_LENGTH: usize = 4 << 10;
+
+/// Bytes of the longest block that is read: that of earlier versions.
+const LONGEST_BLOCK: usize = 32 << 10;
 
 /// Words of a full block.
 pub const BLOCK_WORDS: u32 = ((BLOCK_LENGTH - HEADER_LENGTH) / WORD_LENGTH) as u32;
@@ -51,7 +54,7 @@ pub struct BlockHeader {
     pub first: U64,
 }
 
-const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_WORDS == 8184);
+const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_WORDS == 1016);
 
 /// Extents as a record names them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,7 +189,7 @@ impl Block {
         };
         let sound = has_room
             && length % WORD_LENGTH as u64 == 0
-            && length <= BLOCK_LENGTH as u64
+            && length <= LONGEST_BLOCK as u64
             && (1..=left).contains(&count);
         if sound {
             Ok(Self {

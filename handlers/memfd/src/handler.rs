@@ -8,7 +8,7 @@ use luo_handler_api::{
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
-    chain::{Chain, ChainWriter},
+    chain::{Chain, ChainWriter, BLOCK_LENGTH},
     extent::{Contents, ExtentBuilder},
     record::{Attributes, Record},
     summary::Summary,
@@ -43,7 +43,7 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         host: Host<'_>,
         walk: impl FnOnce(&mut ShowRun<'_>) -> Result<(), Errno>,
     ) -> Result<Chain, Errno> {
-        let make_buffer = || self.0.buffer();
+        let make_buffer = || self.0.buffer(BLOCK_LENGTH);
         let mut writer = ChainWriter::new(host, &make_buffer);
         let mut extents = ExtentBuilder::new(|extent| writer.push(extent));
         let walked = walk(&mut |run| extents.push(run)).and_then(|()| extents.finish());

@@ -37,7 +37,7 @@ use luo_handler_api::{
 
 use crate::{
     backend::{MainlineBackend, MemfdBackend, ShowRun},
-    chain::{Extents, BLOCK_LENGTH},
+    chain::Extents,
     extent::{Contents, Extent, Run},
     handler::MemfdHandler,
     name::Name,
@@ -143,8 +143,8 @@ impl MemfdBackend for KernelBackend {
         unsafe { shim::luo_frame_end() }
     }
 
-    fn buffer(&self) -> Result<Buffer, Errno> {
-        let buffer = KVVec::from_elem(0, BLOCK_LENGTH, GFP_KERNEL);
+    fn buffer(&self, length: usize) -> Result<Buffer, Errno> {
+        let buffer = KVVec::from_elem(0, length, GFP_KERNEL);
         buffer.map(Buffer).map_err(|_| Errno::ENOMEM)
     }
 
