@@ -230,8 +230,8 @@ impl MemfdBackend for &'static FakeBackend {
         let mut runs = Vec::new();
         let chains = record.chains(FRAME_END, host).into_iter();
         for extents in chains.filter(|_| self.contents_in == Contents::Frames) {
-            extents.for_each(&mut |extent| {
-                runs.push((extent.index(), extent.frame(), extent.length()));
+            extents.for_each(|run| {
+                runs.push((run.index(), run.frame(), run.length()));
                 Ok(())
             })?;
         }

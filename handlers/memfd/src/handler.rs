@@ -9,7 +9,7 @@ use luo_handler_api::{
 use crate::{
     backend::{MemfdBackend, ShowRun},
     chain::{Chain, ChainWriter, BLOCK_LENGTH},
-    extent::{Contents, ExtentBuilder},
+    extent::{Contents, RunBuilder},
     record::{Attributes, Record},
     summary::Summary,
 };
@@ -45,8 +45,8 @@ impl<B: MemfdBackend> MemfdHandler<B> {
     ) -> Result<Chain, Errno> {
         let make_buffer = || self.0.buffer(BLOCK_LENGTH);
         let mut writer = ChainWriter::new(host, &make_buffer);
-        let mut extents = ExtentBuilder::new(|extent| writer.push(extent));
-        let walked = walk(&mut |run| extents.push(run)).and_then(|()| extents.finish());
+        let mut runs = RunBuilder::new(|run| writer.push(run));
+        let walked = walk(&mut |run| runs.push(run)).and_then(|()| runs.finish());
         let chain = walked.and_then(|()| writer.finish());
         if chain.is_err() {
             writer.abandon();

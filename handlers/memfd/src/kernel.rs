@@ -224,7 +224,7 @@ impl MemfdBackend for KernelBackend {
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
         let shmem = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?;
-        walk(shmem, 0, pages_of(size), host, &mut |held| {
+        walk(shmem, 0, pages_of(size), host, |held| {
             let run = held.0;
             frames.hold(held)?;
             show(run)
@@ -266,9 +266,7 @@ impl MemfdBackend for KernelBackend {
         let mut insertion = Insertion::new(&file)?;
         let mut filled = Ok(());
         for extents in &chains {
-            filled = filled.and_then(|()| {
-                extents.for_each(&mut |extent| insertion.push(extent.run().ok_or(Errno::EINVAL)?))
-            });
+            filled = filled.and_then(|()| extents.for_each(|run| insertion.push(run)));
         }
         filled = filled.and_then(|()| insertion.flush());
         insertion.claim.give_back(&chains);
@@ -281,8 +279,8 @@ impl MemfdBackend for KernelBackend {
         let chains = record.chains(self.frame_end(), host);
         let mut claim = Claim::new();
         for extents in &chains {
-            let _ = extents.for_each(&mut |extent| {
-                claim.discard(extent.frame(), extent.length(), extent.order());
+            let _ = extents.for_each(|run| {
+                claim.discard(run.frame(), run.length(), run.order());
                 Ok(())
             });
         }
@@ -436,7 +434,7 @@ fn walk(
     mut next: u64,
     end: u64,
     host: Host<'_>,
-    take: &mut dyn FnMut(PinnedRun) -> Result<(), Errno>,
+    mut take: impl FnMut(PinnedRun) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     let memory = KVVec::from_elem(shim::Found::default(), FOUND_AT_ONCE, GFP_KERNEL);
     let mut memory = memory.map_err(|_| Errno::ENOMEM)?;
@@ -516,7 +514,7 @@ impl PreservedFrames {
         let mut fill = |first, end| {
             let mut gaps = Gaps::new(late, known, first);
             while let Some((first, gap_end)) = gaps.next(late, end) {
-                walk(file, first, gap_end, host, &mut |held| {
+                walk(file, first, gap_end, host, |held| {
                     let length = held.0.length();
                     hold_alone(late, held, *folio_by_folio)?;
                     *pages += length;
@@ -833,8 +831,7 @@ impl Claim {
     /// if the record is forged, or could not be retrieved.
     fn give_back(&mut self, chains: &[Extents<'_>]) {
         for extents in chains {
-            let _ =
-                extents.for_each(&mut |extent| self.give_back_in(extent.frame(), extent.length()));
+            let _ = extents.for_each(|run| self.give_back_in(run.frame(), run.length()));
         }
     }
 

@@ -36,6 +36,7 @@ use crate::limits::allow_many_files;
 use crate::memory::free_bytes;
 use crate::outcome::Outcome;
 use crate::phase::Phase;
+use crate::profile::{Profiler, PROFILE_ROOM};
 use crate::report::{Row, Skipped};
 use crate::series::{Series, Step, OURS_OFF};
 use crate::subject::fill::Fill;
@@ -159,7 +160,8 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         journey.fresh = departure.is_none();
         if let Some(departure) = departure {
             let step = journey.step().context("nothing is left to measure")?;
-            let outcome = arrive(&device, &step, departure, &arrived);
+            let profile = journey.series.has_profile();
+            let outcome = arrive(&device, &step, departure, &arrived, profile);
             journey.outcomes.push(outcome);
         }
         Ok(Some(journey))
@@ -310,11 +312,15 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
                 error => anyhow!(error),
             })?;
         let session = device.create_session(SESSION)?;
+        let profiler = profiler_if(self.series.has_profile())?;
         let before = Before::look()?;
         let phases = &mut update.outcome.phases;
         phases
-            .time(Phase::Prepare, || preserve(&session, &files))
+            .time(Phase::Prepare, || {
+                sampled(profiler.as_ref(), || preserve(&session, &files))
+            })
             .map_err(|error| refusal(step, error))?;
+        note_profile(Phase::Prepare, profiler, &mut update.outcome);
         before.compare(step, &mut update.outcome)?;
         state.jump(self, Some(update))
     }
@@ -331,6 +337,12 @@ impl HeldState {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create(STATE_SESSION, flags)?);
         let room = serde_json::to_vec(journey)?.len() + STATE_ROOM + files * FILE_ROOM;
+        let room = room
+            + if journey.series.has_profile() {
+                PROFILE_ROOM
+            } else {
+                0
+            };
         file.write_all_at(&vec![b' '; room], 0)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
         let session = device.create_session(STATE_SESSION)?;
@@ -520,9 +532,15 @@ fn mainline_metadata(step: &Step, collapsed: u64) -> u64 {
 
 /// The new side of a live update. What fails there makes it one that went wrong, and the series
 /// goes on.
-fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) -> Outcome {
+fn arrive(
+    device: &Device,
+    step: &Step,
+    departure: Departure,
+    arrived: &Moment,
+    profile: bool,
+) -> Outcome {
     let Departure { mut update, jumped } = departure;
-    let taken = take_back(device, step, &mut update);
+    let taken = take_back(device, step, &mut update, profile);
     // Long after the arrival, so that the rate is known well.
     let blackout = Moment::now()
         .and_then(|now| arrived.rate_until(&now))
@@ -535,7 +553,7 @@ fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) 
     outcome
 }
 
-fn take_back(device: &Device, step: &Step, update: &mut Update) -> Result<()> {
+fn take_back(device: &Device, step: &Step, update: &mut Update, profile: bool) -> Result<()> {
     ensure!(
         update.case == step.case,
         "the previous kernel measured {}, expected {}",
@@ -543,19 +561,51 @@ fn take_back(device: &Device, step: &Step, update: &mut Update) -> Result<()> {
         step.case
     );
     allow_many_files()?;
-    update.take_back(&device.retrieve_session(SESSION)?, |_| ())
+    let side = SampledSession {
+        session: device.retrieve_session(SESSION)?,
+        profiler: profiler_if(profile)?,
+    };
+    update.take_back(&side, |_| ())?;
+    note_profile(Phase::Retrieve, side.profiler, &mut update.outcome);
+    Ok(())
 }
 
-impl NewSide for Session {
+/// A session on the new side, with a profiler if there is one.
+struct SampledSession {
+    session: Session,
+    profiler: Option<Profiler>,
+}
+
+impl NewSide for SampledSession {
     type File = OwnedFd;
 
     fn retrieve(&self, token: Token) -> Result<OwnedFd> {
-        Ok(self.retrieve(token)?)
+        sampled(self.profiler.as_ref(), || {
+            Ok(self.session.retrieve(token)?)
+        })
     }
 
     fn finish(&self) -> Result<Option<String>> {
-        self.finish()?;
+        self.session.finish()?;
         Ok(None)
+    }
+}
+
+fn profiler_if(wanted: bool) -> Result<Option<Profiler>> {
+    wanted.then(Profiler::new).transpose()
+}
+
+fn sampled<R>(profiler: Option<&Profiler>, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    match profiler {
+        Some(profiler) => profiler.sample(work),
+        None => work(),
+    }
+}
+
+fn note_profile(phase: Phase, profiler: Option<Profiler>, outcome: &mut Outcome) {
+    if let Some(profiler) = profiler {
+        let profile = profiler.finish();
+        outcome.profiles.insert(phase.name().to_owned(), profile);
     }
 }
 

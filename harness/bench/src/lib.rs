@@ -33,6 +33,7 @@
 //!   early
 //! - [`obstacle`], [`place`]: what this machine cannot do, and where images go
 //! - [`series`], [`journey`]: rounds of updates over real kexecs; [`machine`]: on a real machine
+//! - [`profile`]: which functions of the kernel a phase spends its time in
 //! - [`clock`]: goes on through the jump; [`memory`]: how much there is; [`counters`]: what the
 //!   kernel module reports; `limits`: of this process; `sys`: what needs `unsafe`
 //!
@@ -69,6 +70,7 @@ pub mod outputs;
 pub mod phase;
 pub mod place;
 pub mod plan;
+pub mod profile;
 pub mod regression;
 pub mod report;
 pub mod sample;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::format::duration;
 use crate::phase::{timed, Phases};
+use crate::profile::Profiles;
 use luo_orchestrator::collapse::{collapse, Refused};
 
 /// What came of one live update.
@@ -37,6 +38,9 @@ pub struct Outcome {
     pub collapse: Option<Collapse>,
     /// One thread copying as many bytes of memory to a fresh file beside the image, in nanoseconds.
     pub reference_write_ns: Option<u64>,
+    /// Where the time of some phases went, if that was asked for.
+    #[serde(default, skip_serializing_if = "Profiles::is_empty")]
+    pub profiles: Profiles,
     /// What was not as before, if anything.
     pub mismatch: Option<String>,
     /// Why nothing was measured, if the machine or its kernel cannot do it.

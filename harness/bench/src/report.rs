@@ -8,6 +8,7 @@ use crate::environment::Environment;
 use crate::format::times;
 use crate::outcome::{Collapse, Outcome, RefusedBlocks};
 use crate::phase::{PerPhase, Phase};
+use crate::profile::Profiles;
 use crate::spread::Spread;
 use crate::subject::fill::Fill;
 use crate::subject::pages::Pages;
@@ -93,6 +94,9 @@ pub struct Row {
     /// One thread copying as many bytes of memory to a fresh file beside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_write_ns: Option<Spread>,
+    /// Where the time of some phases went, in all runs together, if that was asked for.
+    #[serde(default, skip_serializing_if = "Profiles::is_empty")]
+    pub profiles: Profiles,
     /// Whether every byte, size, seal, position and hole was as before, in every run; of devices
     /// where they are and what, of port files position, access mode and flags.
     pub verified: bool,
@@ -208,6 +212,10 @@ impl Row {
         if let Some(handler) = outcomes.iter().find_map(|run| run.handler.clone()) {
             name.handler = handler;
         }
+        let mut profiles = Profiles::new();
+        for (phase, profile) in outcomes.iter().flat_map(|run| &run.profiles) {
+            profiles.entry(phase.clone()).or_default().merge(profile);
+        }
         Self {
             case: name,
             runs: outcomes.len() as u32,
@@ -220,6 +228,7 @@ impl Row {
             huge_page_bytes: huge_pages.min().flatten(),
             collapse: CollapseRow::of(outcomes),
             reference_write_ns: (!references.is_empty()).then(|| Spread::of(references)),
+            profiles,
             verified: mismatch.is_none() && !outcomes.is_empty(),
             mismatch,
         }

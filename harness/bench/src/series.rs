@@ -30,6 +30,9 @@ pub fn mainline_takes(file_types: &[FileType]) -> bool {
 pub struct Series {
     plan: Plan,
     compare: bool,
+    /// Whether the kernel is sampled meanwhile.
+    #[serde(default)]
+    profile: bool,
 }
 
 /// One live update of a series.
@@ -44,7 +47,22 @@ pub struct Step {
 impl Series {
     /// A plan, measured with our handlers, and if `compare` also with the kernel's own.
     pub const fn new(plan: Plan, compare: bool) -> Self {
-        Self { plan, compare }
+        Self {
+            plan,
+            compare,
+            profile: false,
+        }
+    }
+
+    /// The same with a profile of prepare and retrieve.
+    #[must_use]
+    pub fn with_profile(self, profile: bool) -> Self {
+        Self { profile, ..self }
+    }
+
+    /// Whether the kernel is sampled.
+    pub const fn has_profile(&self) -> bool {
+        self.profile
     }
 
     /// Refuses what would take for ever, or cannot have been asked for: a series also comes from a
@@ -172,6 +190,7 @@ pub(crate) mod tests {
                 ..Plan::default()
             },
             compare,
+            profile: false,
         }
     }
 

@@ -248,6 +248,16 @@ pub fn print_comparison(report: &Report) {
     }
 }
 
+/// Prints where the time of each phase went, where that was sampled.
+pub fn print_profiles(report: &Report) {
+    for row in &report.results {
+        for (phase, profile) in &row.profiles {
+            println!("\n{}, {phase}: by itself, with what it calls", row.case);
+            println!("{}", profile.table());
+        }
+    }
+}
+
 /// By the terminal, or else by `COLUMNS`. A serial console is a terminal that does not know how
 /// wide it is.
 fn terminal_width() -> usize {

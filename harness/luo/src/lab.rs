@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
-use crate::bench::{print_comparison, publish};
+use crate::bench::{print_comparison, print_profiles, publish};
 use crate::bench_arguments::{
     parse_size, wrong_usage, OutputArguments, PeerArgument, WorkloadArguments,
 };
@@ -369,6 +369,10 @@ pub struct LabBenchArguments {
     /// Measure another handler as well, in turn with ours
     #[arg(long, value_enum, value_name = "HANDLER")]
     compare: Option<PeerArgument>,
+    /// Sample the kernel during prepare and retrieve, and print which functions the time goes to;
+    /// figures are a little higher then
+    #[arg(long)]
+    profile: bool,
     #[command(flatten)]
     outputs: OutputArguments,
 }
@@ -538,19 +542,21 @@ fn measure(arguments: LabBenchArguments) -> Result<ExitCode> {
         mut workloads,
         scale,
         compare,
+        profile,
         outputs,
     } = arguments;
     if scale {
         let memory = guest.memory.unwrap_or(Profile::Release.guest_memory());
         workloads = workloads.scaled_to(memory);
     }
-    let series = workloads.series(compare);
+    let series = workloads.series(compare).with_profile(profile);
     let outputs = Outputs::from(outputs);
     outputs.check()?;
     let (cache, built, options) = guest.prepare()?;
     let report = bench::measure(&cache, &built, &options, &series)?;
     publish(&report, &outputs)?;
     print_comparison(&report);
+    print_profiles(&report);
     Ok(match report.verified() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
