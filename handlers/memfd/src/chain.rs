@@ -95,7 +95,8 @@ pub struct Extents<'h> {
     pub(crate) chain: Chain,
     /// Size of the file in pages; no extent reaches beyond, but for the rest of a large folio.
     pub(crate) size_in_pages: u64,
-    /// Pages that come together, a power of two: those of a huge page.
+    /// Pages that come together, a power of two: those of a huge page. 1 for base pages, which may
+    /// come in folios of any order.
     pub(crate) unit: u64,
     /// Frames are below this number.
     pub(crate) frame_end: u64,
@@ -429,7 +430,8 @@ impl<'h> Extents<'h> {
     /// Whether `extent` may lie between the pages `free` and `end`.
     fn check(&self, extent: Extent, free: u64, end: u64) -> Result<(), Errno> {
         let there = extent.frame() + extent.length() <= self.frame_end;
-        let whole = (extent.index() | extent.length()) & (self.unit - 1) == 0;
+        // Index, frame and length are multiples of the order, by the extent's own rules.
+        let whole = self.unit == 1 || 1 << extent.order() == self.unit;
         let reach = extent.end();
         // The last page of the file may be the first of a large folio.
         let placed = free <= extent.index()
@@ -643,11 +645,17 @@ mod tests {
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
         extents.unit = 512;
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
-        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(512, 7, 1024));
         extents.chain.pages = 1024;
-        assert_eq!(extents.verify(), Ok(()));
-        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(511, 7, 1024));
-        assert_eq!(extents.verify(), Err(Errno::EINVAL));
+        for (order, expected) in [
+            (9, Ok(())),
+            (0, Err(Errno::EINVAL)),
+            (8, Err(Errno::EINVAL)),
+            (10, Err(Errno::EINVAL)),
+        ] {
+            let folios = Extent::of_folios(1024, 2048, 1024, order).unwrap();
+            change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = folios);
+            assert_eq!(extents.verify(), expected, "order {order}");
+        }
     }
 
     #[test]
