@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The backend of the kernel: files are `struct file`s of shmem, and their frames cross.
+//! The backend of the kernel: files are `struct file`s of shmem or hugetlbfs, and their frames
+//! cross.
 //!
 //! # How a memfd is preserved
 //!
@@ -25,7 +26,8 @@
 //! (`luo_shim_pieces.c`), and what it does not name in the end is freed. Pages that follow each
 //! other in the file go into the page cache, its accounts and the LRU together. They come back
 //! dirty and up to date: a clean page could be reclaimed, and would be lost. A large folio comes
-//! back as one; on a kernel without large folios as single pages.
+//! back as one; on a kernel without large folios as single pages. One of hugetlbfs becomes a huge
+//! page again (`luo_shim_hugetlb.c`), which is not in this kernel's pool.
 
 #![allow(unsafe_code)]
 
@@ -148,7 +150,7 @@ impl MemfdBackend for KernelBackend {
         buffer.map(Buffer).map_err(|_| Errno::ENOMEM)
     }
 
-    /// Files of shmem that only descriptors and mappings lead to. Those that are not memfds are
+    /// Files of shmem and hugetlbfs that only descriptors and mappings lead to. Those that are not memfds are
     /// taken to be refused with a reason: mainline's handler would lose what makes them other
     /// files.
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
@@ -360,12 +362,12 @@ fn pause() -> Result<(), Errno> {
     Errno::check(unsafe { shim::luo_pause() })
 }
 
-/// An open memfd of memfd.
+/// An open memfd, of shmem or hugetlbfs.
 ///
 /// # Invariants
 ///
-/// [`new`](Self::new) has looked: the file is one of shmem's own mount, whose inode and name stay
-/// what they are while it is open.
+/// [`new`](Self::new) has looked: the file is one of a mount of the kernel's own, whose inode and
+/// name stay what they are while it is open.
 #[derive(Clone, Copy)]
 struct Memfd<'a>(FileRef<'a>);
 
@@ -946,7 +948,7 @@ impl<'a> Insertion<'a> {
 
     fn flush(&mut self) -> Result<(), Errno> {
         let count = core::mem::take(&mut self.count);
-        // SAFETY: the file is one of shmem, made by `create`; a place that is taken already is an
+        // SAFETY: the file was made by `create`; a place that is taken already is an
         // error, and what is not preserved in these frames is left alone. `count` is at most the
         // length of the array.
         Errno::check(unsafe {
