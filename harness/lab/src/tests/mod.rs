@@ -16,6 +16,7 @@ mod freeze;
 pub(crate) mod held_open;
 mod host_settings;
 mod hugetlb;
+mod hugetlb_forged;
 mod hugetlb_freeze;
 mod hugetlb_sizes;
 mod incoming;

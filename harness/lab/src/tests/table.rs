@@ -12,7 +12,7 @@ use crate::tests::test::{
 };
 use crate::tests::{
     attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings, hugetlb,
-    hugetlb_freeze, hugetlb_sizes,
+    hugetlb_forged, hugetlb_freeze, hugetlb_sizes,
     killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet,
     reserved, session_shell, subsystems, swap, switched_off,
 };
@@ -265,6 +265,17 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &["memfd:spoilt: the memory at offset 0x600000 has failed"],
         seconds: 90,
+    },
+    Test {
+        name: "hugetlb_forged",
+        about: "records of huge pages that a hostile previous kernel left fail alone",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_forged::preserve_all, 9, 0),
+            check(hugetlb_forged::refuse_all, 0, 1),
+        ],
+        prints: &["this kernel has no huge pages of 64 KiB"],
+        seconds: 120,
     },
     Test {
         name: "hugetlb_gigantic",
