@@ -179,7 +179,10 @@ impl MemfdBackend for KernelBackend {
         if self.folio_by_folio && memfd.huge_shift() != 0 {
             return Err(host.refuse(
                 Errno::EOPNOTSUPP,
-                format_args!("memfd:{}: mainline's format has no huge pages", memfd.name()),
+                format_args!(
+                    "memfd:{}: mainline's format has no huge pages",
+                    memfd.name()
+                ),
             ));
         }
         memfd.fix_size(true);

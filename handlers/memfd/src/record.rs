@@ -209,9 +209,7 @@ impl Attributes {
         }
         let own_pages = match self.kind {
             Kind::Shmem => self.file_page_shift == page_shift,
-            Kind::Hugetlb => {
-                (page_shift..=HUGE_PAGE_SHIFT_MAX).contains(&self.file_page_shift)
-            }
+            Kind::Hugetlb => (page_shift..=HUGE_PAGE_SHIFT_MAX).contains(&self.file_page_shift),
         };
         let sound = PAGE_SHIFTS.contains(&page_shift)
             && own_pages

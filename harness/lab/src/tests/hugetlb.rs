@@ -119,7 +119,11 @@ pub(super) fn number_at(file: &File, page: u64) -> Result<u64> {
 
 fn expect_numbers(file: &File, pages: u64, numbered: &[u64]) -> Result<()> {
     for page in 0..pages {
-        let expected = if numbered.contains(&page) { page + 1 } else { 0 };
+        let expected = if numbered.contains(&page) {
+            page + 1
+        } else {
+            0
+        };
         let found = number_at(file, page)?;
         ensure!(found == expected, "huge page {page} holds {found}");
     }
@@ -203,7 +207,12 @@ pub(super) fn preserve_all(held: &mut HeldOpen) -> Result<()> {
     preserve(&session, ATTRIBUTES, &with_attributes()?)?;
 
     let unclaimed = huge_memfd("unclaimed", UNCLAIMED_PAGES)?;
-    fallocate(&unclaimed, FallocateFlags::empty(), 0, UNCLAIMED_PAGES * HUGE)?;
+    fallocate(
+        &unclaimed,
+        FallocateFlags::empty(),
+        0,
+        UNCLAIMED_PAGES * HUGE,
+    )?;
     preserve(&session, UNCLAIMED, &unclaimed)?;
 
     cancel()?;

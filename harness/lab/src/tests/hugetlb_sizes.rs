@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mount::{mount, MountFlags};
 
 use crate::tests::expect::{expect_errno, expect_lost};
+use crate::tests::freeze::nanoseconds;
 use crate::tests::held_open::HeldOpen;
 use crate::tests::hugetlb::{huge_memfd, map, number, number_at, Counters, Pool, HUGE, POOL};
 use crate::tests::memfds::{preserve, retrieve};
@@ -28,6 +29,7 @@ pub(super) const RESERVED: &str = "hugepagesz=1G hugepages=1";
 /// A processor that has no pages of 1 GiB, as far as the kernel knows.
 pub(super) const WITHOUT: &str = "clearcpuid=pdpe1gb";
 const SESSION: &str = "gigantic";
+const BESIDE: &str = "huge-beside";
 const DENSE: Workload = Workload {
     size: GIGANTIC,
     pages: Pages::HugetlbOf(GIGANTIC),
@@ -58,9 +60,46 @@ pub(super) fn preserve_gigantic(held: &mut HeldOpen) -> Result<()> {
     held.hold(&session)
 }
 
-pub(super) fn retrieve_gigantic(_held: &mut HeldOpen) -> Result<()> {
+/// As much in pages of 2 MiB.
+const HUGE_PAGES: u64 = GIGANTIC / HUGE;
+const IN_HUGE_PAGES: Token = Token(2);
+
+/// The time that our handler spends in a phase while `call` runs.
+fn timed<T>(phase: &str, what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    let before = nanoseconds(phase)?;
+    let result = call()?;
+    println!("{phase} of {what} took {} ns", nanoseconds(phase)? - before);
+    Ok(result)
+}
+
+pub(super) fn preserve_both_sizes(held: &mut HeldOpen) -> Result<()> {
+    timed("prepare", "1 GiB in one page", || preserve_gigantic(held))?;
+    POOL.resize(HUGE_PAGES)?;
+    let file = huge_memfd("huge", HUGE_PAGES)?;
+    fallocate(&file, FallocateFlags::empty(), 0, GIGANTIC)?;
+    let session = Device::open()?.create_session(BESIDE)?;
+    timed("prepare", "1 GiB in pages of 2 MiB", || {
+        Ok(session.preserve(IN_HUGE_PAGES, file.as_fd())?)
+    })?;
+    held.hold(&session)
+}
+
+pub(super) fn retrieve_both_sizes(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.retrieve_session(BESIDE)?;
+    let file = timed("retrieve", "1 GiB in pages of 2 MiB", || {
+        Ok(session.retrieve(IN_HUGE_PAGES)?)
+    })?;
+    POOL.expect(of_files(HUGE_PAGES), "with 1 GiB in its pages")?;
+    session.finish()?;
+    drop(file);
+    retrieve_gigantic(held)
+}
+
+fn retrieve_gigantic(_held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.retrieve_session(SESSION)?;
-    let file = retrieve(&session, &DENSE)?;
+    let file = timed("retrieve", "1 GiB in one page", || {
+        retrieve(&session, &DENSE)
+    })?;
     GIGANTIC_POOL.expect(of_files(1), "with a gigantic page")?;
     session.finish()?;
     let before = free_bytes()?;
@@ -147,13 +186,19 @@ pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
     fs::write(root.join("cgroup.subtree_control"), "+hugetlb")?;
     fs::write(group.join("cgroup.procs"), "0")?;
     let limit = |name: &str, pages: u64| {
-        fs::write(group.join(format!("hugetlb.2MB.{name}")), (pages * HUGE).to_string())
+        fs::write(
+            group.join(format!("hugetlb.2MB.{name}")),
+            (pages * HUGE).to_string(),
+        )
     };
     let expect_used = |pages: u64| {
         for name in ["hugetlb.2MB.current", "hugetlb.2MB.rsvd.current"] {
             let found = fs::read_to_string(group.join(name))?;
             let expected = (pages * HUGE).to_string();
-            ensure!(found.trim() == expected, "{name} is {found}, not {expected}");
+            ensure!(
+                found.trim() == expected,
+                "{name} is {found}, not {expected}"
+            );
         }
         Ok(())
     };
@@ -164,7 +209,11 @@ pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
     expect_errno(attempt(), Errno::AGAIN, "retrieving under a limit of pages")?;
     limit("max", LIMITED_PAGES)?;
     limit("rsvd.max", LIMITED_PAGES - 1)?;
-    expect_errno(attempt(), Errno::AGAIN, "retrieving under one of reservations")?;
+    expect_errno(
+        attempt(),
+        Errno::AGAIN,
+        "retrieving under one of reservations",
+    )?;
     expect_used(0)?;
     limit("rsvd.max", LIMITED_PAGES)?;
     let file = File::from(attempt()?);

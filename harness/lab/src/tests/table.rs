@@ -11,10 +11,10 @@ use crate::tests::test::{
     check, in_kernel, preserves, retrieves, stage, without_memfd, Action, Stage, Test,
 };
 use crate::tests::{
-    attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings, hugetlb,
-    hugetlb_forged, hugetlb_freeze, hugetlb_sizes,
-    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet,
-    reserved, session_shell, subsystems, swap, switched_off,
+    attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings,
+    hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_sizes, killed_waiter, late_writes, limit,
+    luo_bench, memfd_twice, missing, moved, numa, quiet, reserved, session_shell, subsystems, swap,
+    switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -284,9 +284,9 @@ pub(crate) static TESTS: &[Test] = &[
         stages: &[
             Stage {
                 parameters: hugetlb_sizes::RESERVED,
-                ..check(hugetlb_sizes::preserve_gigantic, 1, 0)
+                ..check(hugetlb_sizes::preserve_both_sizes, 2, 0)
             },
-            check(hugetlb_sizes::retrieve_gigantic, 0, 1),
+            check(hugetlb_sizes::retrieve_both_sizes, 0, 2),
         ],
         prints: &[],
         seconds: 180,
@@ -327,7 +327,9 @@ pub(crate) static TESTS: &[Test] = &[
             check(hugetlb_sizes::preserve_much, 1, 0),
             check(hugetlb_sizes::retrieve_under_a_limit, 0, 1),
         ],
-        prints: &["memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit"],
+        prints: &[
+            "memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit",
+        ],
         seconds: 90,
     },
     Test {
