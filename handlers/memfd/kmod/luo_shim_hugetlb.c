@@ -13,7 +13,9 @@
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/version.h>
 
+#include "../../kernel/liveupdate/kexec_handover_internal.h"
 #include "../../mm/hugetlb_internal.h"
 #include "../../mm/hugetlb_vmemmap.h"
 #include "../../mm/internal.h"
@@ -45,6 +47,18 @@ u64 luo_hugetlb_hold_holes(struct file *file)
 void luo_hugetlb_release_holes(struct file *file)
 {
 	hugetlb_release_holes(file_inode(file));
+}
+
+/* struct kho_scratch: the memory that the next kernel boots in. */
+bool luo_hugetlb_can_stay(struct folio *folio)
+{
+	phys_addr_t start = PFN_PHYS(folio_pfn(folio)), end = start + folio_size(folio);
+	unsigned int i;
+
+	for (i = 0; i < kho_scratch_cnt; i++)
+		if (start < kho_scratch[i].addr + kho_scratch[i].size && end > kho_scratch[i].addr)
+			return false;
+	return true;
 }
 
 /* The pages of this kernel of that size, if it can also free those that are huge to it. */
@@ -150,12 +164,17 @@ static int revive(struct hstate *h, u64 pfn, struct list_head *folios)
 }
 
 /* Puts a folio into the page cache, which takes over our reference, or drops it. */
-static int insert(struct hstate *h, struct address_space *mapping, struct folio *folio, pgoff_t place,
-		  int err)
+static int insert(struct hstate *h, struct address_space *mapping, struct folio *folio,
+		  pgoff_t place, int err)
 {
+	gfp_t gfp = htlb_alloc_mask(h) | __GFP_RETRY_MAYFAIL;
+
 	if (!err)
-		err = mem_cgroup_charge_hugetlb(folio, current->mm,
-						htlb_alloc_mask(h) | __GFP_RETRY_MAYFAIL);
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 3, 0)
+		err = mem_cgroup_charge_hugetlb(folio, current->mm, gfp);
+#else
+		err = mem_cgroup_charge_hugetlb(folio, gfp);
+#endif
 	/* Freeing a folio decrements it, charged or not. */
 	lruvec_stat_mod_folio(folio, NR_HUGETLB, pages_per_huge_page(h));
 	if (!err) {
@@ -259,6 +278,11 @@ u64 luo_hugetlb_hold_holes(struct file *file)
 
 void luo_hugetlb_release_holes(struct file *file)
 {
+}
+
+bool luo_hugetlb_can_stay(struct folio *folio)
+{
+	return true;
 }
 
 int luo_hugetlb_has_room(u32 shift, u64 pages)

@@ -12,7 +12,6 @@
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/hugetlb.h>
-#include <linux/kexec_handover.h>
 #include <linux/memcontrol.h>
 #include <linux/memfd.h>
 #include <linux/memory_hotplug.h>
@@ -234,7 +233,7 @@ static bool folio_is_staying(struct folio *folio, struct address_space *mapping)
 static bool can_stay(struct folio *folio)
 {
 	if (folio_test_hugetlb(folio))
-		return !kho_scratch_overlap(PFN_PHYS(folio_pfn(folio)), folio_size(folio));
+		return luo_hugetlb_can_stay(folio);
 	return folio_is_longterm_pinnable(folio);
 }
 

@@ -6,6 +6,7 @@
 #include <linux/types.h>
 
 struct file;
+struct folio;
 
 /* The longest name that memfd_create() takes has room, with zeros after it. */
 #define LUO_MEMFD_NAME_ROOM 256
@@ -100,6 +101,7 @@ u32 luo_hugetlb_shift(struct file *file);
 void luo_hugetlb_fix_size(struct file *file, bool fix);
 u64 luo_hugetlb_hold_holes(struct file *file);
 void luo_hugetlb_release_holes(struct file *file);
+bool luo_hugetlb_can_stay(struct folio *folio);
 int luo_hugetlb_has_room(u32 shift, u64 pages);
 int luo_hugetlb_insert(struct file *file, const struct luo_run *runs, u32 count);
 

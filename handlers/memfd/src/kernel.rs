@@ -150,9 +150,9 @@ impl MemfdBackend for KernelBackend {
         buffer.map(Buffer).map_err(|_| Errno::ENOMEM)
     }
 
-    /// Files of shmem and hugetlbfs that only descriptors and mappings lead to. Those that are not memfds are
-    /// taken to be refused with a reason: mainline's handler would lose what makes them other
-    /// files.
+    /// Files of shmem and hugetlbfs that only descriptors and mappings lead to. Those that are not
+    /// memfds are taken to be refused with a reason: mainline's handler would lose what makes them
+    /// other files.
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
         // SAFETY: it reads a parameter.
         let format = unsafe { shim::luo_memfd_writes_mainlines() };
