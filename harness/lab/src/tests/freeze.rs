@@ -69,7 +69,7 @@ pub(super) fn take_what_is_sound(_held: &mut HeldOpen) -> Result<()> {
 }
 
 /// Nanoseconds that our handler of memfds has spent in a phase.
-fn nanoseconds(phase: &str) -> Result<u64> {
+pub(super) fn nanoseconds(phase: &str) -> Result<u64> {
     let text = read_to_string("/sys/kernel/debug/luo_handlers/memfd")?;
     let line = text
         .lines()
