@@ -263,7 +263,7 @@ static bool try_pin(struct finder *finder, struct xa_state *xas, struct folio *f
  * other CMA and movable memory as well, as whatever is pinned does; for hugetlb's there may be no
  * other place, and what they are made of is theirs (hugetlb_cma).
  */
-static bool can_stay(struct folio *folio)
+static bool folio_may_stay(struct folio *folio)
 {
 	if (folio_test_hugetlb(folio))
 		return luo_hugetlb_can_stay(folio);
@@ -271,18 +271,18 @@ static bool can_stay(struct folio *folio)
 }
 
 /*
- * can_stay(): of small folios once a pageblock. CMA and the movable zone are
- * made of whole pageblocks, and shmem has no pages of devices.
+ * The same of small folios once a pageblock. CMA and the movable zone are made of whole
+ * pageblocks, and shmem has no pages of devices.
  */
 static bool may_stay(struct finder *finder, struct folio *folio, unsigned long pfn)
 {
 	unsigned long block = pfn >> pageblock_order;
 
 	if (folio_test_large(folio))
-		return can_stay(folio);
+		return folio_may_stay(folio);
 	if (block != finder->block) {
 		finder->block = block;
-		finder->may_stay = can_stay(folio);
+		finder->may_stay = folio_is_longterm_pinnable(folio);
 	}
 	return finder->may_stay;
 }
@@ -504,7 +504,7 @@ int luo_memfd_move(struct file *file, u64 index, u64 last)
 	if (pinned < 0)
 		return pinned;
 	for (i = 0; i < pinned && !err; i++)
-		err = can_stay(folios[i]) ? 0 : -EBUSY;
+		err = folio_may_stay(folios[i]) ? 0 : -EBUSY;
 	unpin_folios(folios, pinned);
 	count_moved(file, last - index + 1);
 	return err;
