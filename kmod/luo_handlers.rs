@@ -35,7 +35,7 @@ use kernel::{
 };
 use luo_handler_api::{
     kernel::{HandlerEntry, HandlerRegistration, SubsystemEntry, SubsystemRegistration},
-    Host, NeededBy, Pairs,
+    Errno, Host, NeededBy, Pairs,
 };
 
 use participant::{Participant, Shown};
@@ -105,7 +105,7 @@ impl kernel::Module for LuoHandlers {
 
 /// Logs why something is not registered. If live update is off, that is not an error.
 fn log_refusal(participant: &str, origin: &str, error: Error) {
-    if error == EOPNOTSUPP {
+    if error.to_errno() == -Errno::EOPNOTSUPP.code() {
         pr_info!("{participant} of {origin}: live update is off; boot with liveupdate=on kho=on\n");
     } else {
         pr_err!("{participant} of {origin} is not registered: {error:?}\n");

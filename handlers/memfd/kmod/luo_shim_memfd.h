@@ -52,6 +52,9 @@ enum luo_found_state {
 
 #define LUO_FOUND_MAX 128
 
+/* Folios after which a walk lets others run. */
+#define LUO_FOUND_STEPS_MAX 2048
+
 /* Frames of a block; in pieces.rs as well. What is held is preserved block by block. */
 #define LUO_BLOCK_FRAMES 512
 

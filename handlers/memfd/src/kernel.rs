@@ -39,7 +39,7 @@ use luo_handler_api::{
 
 use crate::{
     backend::{MainlineBackend, MemfdBackend, ShowRun},
-    chain::{Extents, BLOCK_LENGTH},
+    chain::Extents,
     extent::{Contents, Extent, Run},
     handler::MemfdHandler,
     name::Name,
@@ -145,8 +145,8 @@ impl MemfdBackend for KernelBackend {
         unsafe { shim::luo_frame_end() }
     }
 
-    fn buffer(&self) -> Result<Buffer, Errno> {
-        let buffer = KVVec::from_elem(0, BLOCK_LENGTH, GFP_KERNEL);
+    fn buffer(&self, length: usize) -> Result<Buffer, Errno> {
+        let buffer = KVVec::from_elem(0, length, GFP_KERNEL);
         buffer.map(Buffer).map_err(|_| Errno::ENOMEM)
     }
 
@@ -241,7 +241,7 @@ impl MemfdBackend for KernelBackend {
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
         let memfd = Memfd::new(file).ok_or(Errno::EOPNOTSUPP)?;
-        walk(memfd, 0, pages_of(size), host, &mut |held| {
+        walk(memfd, 0, pages_of(size), host, |held| {
             let run = held.0;
             frames.hold(held)?;
             show(run)
@@ -280,9 +280,7 @@ impl MemfdBackend for KernelBackend {
         let mut insertion = Insertion::new(&file)?;
         let mut filled = Ok(());
         for extents in &chains {
-            filled = filled.and_then(|()| {
-                extents.for_each(&mut |extent| insertion.push(extent.run().ok_or(Errno::EINVAL)?))
-            });
+            filled = filled.and_then(|()| extents.for_each(|run| insertion.push(run)));
         }
         filled = filled.and_then(|()| insertion.flush());
         insertion.claim.give_back(&chains);
@@ -295,8 +293,8 @@ impl MemfdBackend for KernelBackend {
         let chains = record.chains(self.frame_end(), host);
         let mut claim = Claim::new();
         for extents in &chains {
-            let _ = extents.for_each(&mut |extent| {
-                claim.discard(extent.frame(), extent.length(), extent.order());
+            let _ = extents.for_each(|run| {
+                claim.discard(run.frame(), run.length(), run.order());
                 Ok(())
             });
         }
@@ -471,7 +469,7 @@ fn walk(
     mut next: u64,
     end: u64,
     host: Host<'_>,
-    take: &mut dyn FnMut(PinnedRun) -> Result<(), Errno>,
+    mut take: impl FnMut(PinnedRun) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     let memory = KVVec::from_elem(shim::Found::default(), FOUND_AT_ONCE, GFP_KERNEL);
     let mut memory = memory.map_err(|_| Errno::ENOMEM)?;
@@ -551,7 +549,7 @@ impl PreservedFrames {
         let mut fill = |first, end| {
             let mut gaps = Gaps::new(late, known, first);
             while let Some((first, gap_end)) = gaps.next(late, end) {
-                walk(file, first, gap_end, host, &mut |held| {
+                walk(file, first, gap_end, host, |held| {
                     let length = held.0.length();
                     hold_alone(late, held, *folio_by_folio)?;
                     *pages += length;
@@ -894,8 +892,7 @@ impl Claim {
     /// if the record is forged, or could not be retrieved.
     fn give_back(&mut self, chains: &[Extents<'_>]) {
         for extents in chains {
-            let _ =
-                extents.for_each(&mut |extent| self.give_back_in(extent.frame(), extent.length()));
+            let _ = extents.for_each(|run| self.give_back_in(run.frame(), run.length()));
         }
     }
 

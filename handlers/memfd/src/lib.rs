@@ -144,7 +144,7 @@ mod wire;
 pub mod words;
 
 pub use backend::{MainlineBackend, MemfdBackend, ShowRun};
-pub use extent::{Contents, Extent, ExtentBuilder, Run};
+pub use extent::{Contents, Extent, Run, RunBuilder};
 pub use handler::{MemfdHandler, Private};
 #[cfg(luo_kernel)]
 pub use kernel::{KernelBackend, MEMFD};

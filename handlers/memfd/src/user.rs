@@ -50,7 +50,7 @@ impl MemfdBackend for UserBackend {
     }
 
     /// No extents are shown.
-    fn buffer(&self) -> Result<[u8; 0], Errno> {
+    fn buffer(&self, _: usize) -> Result<[u8; 0], Errno> {
         Err(Errno::EOPNOTSUPP)
     }
 

@@ -58,7 +58,7 @@ pub(crate) fn build(cache: &Cache, toolchain: &Toolchain, source: &Source) -> Re
         |progress| {
             fs::create_dir_all(&directory)
                 .with_context(|| format!("creating {}", directory.display()))?;
-            let mut command = toolchain.command(&source.tree, &[], "sh");
+            let mut command = toolchain.command(&source.tree, &source.views(), "sh");
             command
                 .args(["-exc", BUILD, "build"])
                 .arg(&directory)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What freeze costs, and what it refuses.
 
-use std::fs::{read_to_string, File};
+use std::fs::{read_to_string, write, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
@@ -90,7 +90,7 @@ fn refuse_a_jump(frozen: u64) -> Result<Session> {
     Ok(session)
 }
 
-const MANY: u64 = 500_000;
+const MANY: u64 = 100_000;
 const MANY_SESSION: &str = "many";
 const LATE: [u8; 4] = *b"late";
 
@@ -171,13 +171,23 @@ fn large_blocks() -> Result<u64> {
     Ok(bytes)
 }
 
+/// What the test leaves of memory to be fragmented, page by page.
+const FRAGMENTED: u64 = 600 << 20;
+
+/// Takes most of memory in huge pages, which is quick.
+fn take_huge_pages() -> Result<()> {
+    const SWITCH: &str = "/proc/sys/vm/nr_hugepages";
+    let pages = available()?.saturating_sub(FRAGMENTED) >> 21;
+    write(SWITCH, pages.to_string()).with_context(|| format!("writing to {SWITCH}"))
+}
+
 fn available() -> Result<u64> {
     meminfo("MemAvailable:").context("reading /proc/meminfo")
 }
 
 /// Fills memory, makes every other page of it free, and holds the others where they are.
 fn fragment_memory() -> Result<Session> {
-    let pages = available()?.saturating_sub(200 << 20) / PAGE;
+    let pages = available()?.saturating_sub(40 << 20) / PAGE;
     let file = File::from(memfd_create("fragments", MemfdFlags::CLOEXEC)?);
     file.set_len(pages * PAGE)?;
     let chunk = vec![7; 64 * PAGE as usize];
@@ -194,6 +204,7 @@ fn fragment_memory() -> Result<Session> {
 }
 
 pub(super) fn preserve_in_fragments(held: &mut HeldOpen) -> Result<()> {
+    take_huge_pages()?;
     let before = large_blocks()?;
     let fragments = fragment_memory()?;
     let after = large_blocks()?;

@@ -172,7 +172,7 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "cheap_freeze",
-        about: "with 500000 extents and no change freeze takes no memory, and less than 1 % of \
+        about: "with 100000 extents and no change freeze takes no memory, and less than 1 % of \
                 prepare's time",
         machine: Machine::Plain,
         stages: &[
@@ -375,10 +375,10 @@ pub(crate) static TESTS: &[Test] = &[
     Test {
         name: "names_of_formats",
         about: "former names are retrieved; unknown ones, also such that are not text, fail alone",
-        machine: Machine::Plain,
+        machine: Machine::Vfio,
         stages: &[
-            check(missing::preserve_to_rename, 40, 0),
-            check(missing::retrieve_renamed, 0, 3),
+            check(missing::preserve_to_rename, 41, 0),
+            check(missing::retrieve_renamed, 0, 4),
         ],
         prints: &["luo_handlers: no handler for (others)"],
         seconds: 120,
@@ -620,8 +620,22 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 400,
     },
     Test {
+        name: "bench_missing_handler",
+        about: "luo bench does not jump into a kernel without the handler of what it measures",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(luo_bench::begin_bench_into_lacking), 0, 0),
+            in_kernel(
+                Variant::Lacking,
+                check(luo_bench::continue_bench_in_lacking, 0, 2),
+            ),
+        ],
+        prints: &[],
+        seconds: 200,
+    },
+    Test {
         name: "bench_kexec_devices",
-        about: "luo bench takes devices and port files from kernel to kernel",
+        about: "luo bench takes devices, port files and collapsed memfds from kernel to kernel",
         machine: Machine::Vfio,
         stages: &[
             stage(Action::Jump(luo_bench::begin_device_bench), 0, 0),
@@ -632,11 +646,11 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "session_shell",
-        about: "luo session from a shell: a file crosses, another is given up",
+        about: "luo session from a shell: files cross, one of them collapsed, another is given up",
         machine: Machine::Plain,
         stages: &[
-            check(session_shell::hold_sessions, 2, 0),
-            check(session_shell::take_sessions, 0, 1),
+            check(session_shell::hold_sessions, 3, 0),
+            check(session_shell::take_sessions, 0, 2),
         ],
         prints: &[],
         seconds: 90,
@@ -671,6 +685,115 @@ pub(crate) static USERS_TESTS: &[Test] = &[
     },
 ];
 
+/// With the user's own test program and handlers from outside.
+pub(crate) static OUTSIDE_TESTS: &[Test] = &[Test {
+    name: "program_missing",
+    about: "a kernel without the handlers from outside loses that program's files, nothing else",
+    machine: Machine::Vfio,
+    stages: &[
+        check(missing::preserve_programs, 2, 0),
+        in_kernel(Variant::Lacking, check(missing::lose_programs_alone, 0, 1)),
+    ],
+    prints: &["luo_handlers: finished without a handler for "],
+    seconds: 300,
+}];
+
+/// What the names of [`VERSION_TESTS`] begin with, and no others.
+const VERSIONS: &str = "versions";
+
+/// Between the kernel and that of an earlier series, which is built for them. They run only if they
+/// are named.
+pub(crate) static VERSION_TESTS: &[Test] = &[
+    Test {
+        name: "versions_memfds_up",
+        about: "memfds of every shape go from the earlier kernel to the present one",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Earlier, stage(Action::Depart(MEMFDS), 1000, 0)),
+            stage(Action::Arrive(MEMFDS), 0, 1000),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "versions_memfds_down",
+        about: "memfds of every shape go from the present kernel to the earlier one",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Depart(MEMFDS), 1000, 0),
+            in_kernel(Variant::Earlier, stage(Action::Arrive(MEMFDS), 0, 1000)),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "versions_attributes",
+        about: "what makes a memfd besides its contents goes to the earlier kernel",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Depart(attributes::CASES), 15, 0),
+            in_kernel(
+                Variant::Earlier,
+                stage(Action::Arrive(attributes::CASES), 0, 15),
+            ),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "versions_memfds_back",
+        about: "memfds go from the earlier kernel to the present one and back",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Earlier, check(memfd_twice::preserve_memfds, 2, 0)),
+            check(memfd_twice::pass_memfds_on, 2, 2),
+            in_kernel(Variant::Earlier, check(memfd_twice::take_memfds_back, 0, 2)),
+        ],
+        prints: &[],
+        seconds: 150,
+    },
+    Test {
+        name: "versions_devices_up",
+        about: "devices and ports go from the earlier kernel to the present one",
+        machine: Machine::Vfio,
+        stages: &[
+            in_kernel(
+                Variant::Earlier,
+                stage(Action::Depart(devices::DEVICES), 20, 0),
+            ),
+            stage(Action::Arrive(devices::DEVICES), 0, 12),
+        ],
+        prints: &[],
+        seconds: 150,
+    },
+    Test {
+        name: "versions_devices_down",
+        about: "devices and ports go from the present kernel to the earlier one",
+        machine: Machine::Vfio,
+        stages: &[
+            stage(Action::Depart(devices::DEVICES), 20, 0),
+            in_kernel(
+                Variant::Earlier,
+                stage(Action::Arrive(devices::DEVICES), 0, 12),
+            ),
+        ],
+        prints: &[],
+        seconds: 150,
+    },
+    Test {
+        name: "versions_subsystem",
+        about: "a subsystem goes from the earlier kernel to the present one and back",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Earlier, check(subsystems::preserve_first, 4, 0)),
+            check(subsystems::pass_on_first, 2, 2),
+            in_kernel(Variant::Earlier, check(subsystems::pass_on_second, 2, 2)),
+        ],
+        prints: &["subsystem luo-handlers,lineage-v1 came in"],
+        seconds: 150,
+    },
+];
+
 /// Refuses a name that selects no test.
 ///
 /// # Errors
@@ -678,24 +801,37 @@ pub(crate) static USERS_TESTS: &[Test] = &[
 /// It names the list of tests.
 pub fn check_names(names: &[String]) -> Result<()> {
     for name in names {
-        if !TESTS.iter().any(|test| test.is_called(name)) {
+        if !all_tests().any(|test| is_named(test, name)) {
             bail!("no test is called {name}; `luo lab test --list` lists them all");
         }
     }
     Ok(())
 }
 
-/// The tests whose names contain one of `names`; all of them if that is empty.
+/// Those that can be named.
+fn all_tests() -> impl Iterator<Item = &'static Test> {
+    TESTS.iter().chain(VERSION_TESTS)
+}
+
+/// Whether a part of a name means this test. `memfd` alone does not ask for another kernel.
+fn is_named(test: &Test, part: &str) -> bool {
+    test.is_called(part) && (!test.name.starts_with(VERSIONS) || part.starts_with(VERSIONS))
+}
+
+/// The tests whose names contain one of `names`; all of the first table if that is empty.
 pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Test>> {
     check_names(names)?;
-    let wanted = |test: &&Test| names.is_empty() || names.iter().any(|name| test.is_called(name));
-    Ok(TESTS.iter().filter(wanted).collect())
+    if names.is_empty() {
+        return Ok(TESTS.iter().collect());
+    }
+    let wanted = |test: &&Test| names.iter().any(|name| is_named(test, name));
+    Ok(all_tests().filter(wanted).collect())
 }
 
 /// The test of exactly this name.
 pub(crate) fn find(name: &str) -> Option<&'static Test> {
-    let tests = TESTS.iter().chain(USERS_TESTS);
-    tests.into_iter().find(|test| test.name == name)
+    let mut tests = all_tests().chain(USERS_TESTS).chain(OUTSIDE_TESTS);
+    tests.find(|test| test.name == name)
 }
 
 /// The table, for people: a line for each test, and for each of its cases.
@@ -706,6 +842,9 @@ pub fn list() -> String {
         let cases = test.cases().iter();
         lines.extend(cases.map(|case| format!("  {:<22} {}", case.name, case.about)));
     }
+    lines.push("only if they are named, since they take the kernel of an earlier series:".into());
+    let versions = VERSION_TESTS.iter();
+    lines.extend(versions.map(|test| format!("{:<24} {}", test.name, test.about)));
     lines.join("\n")
 }
 
@@ -717,7 +856,7 @@ mod unit_tests {
     #[test]
     fn names_are_single_words_and_unique() {
         let cases = TESTS.iter().flat_map(|test| test.cases());
-        let mut names: Vec<&str> = TESTS.iter().map(|test| test.name).collect();
+        let mut names: Vec<&str> = all_tests().map(|test| test.name).collect();
         names.extend(cases.map(|case| case.name));
         let all = names.len();
         assert!(names.iter().all(|name| name
@@ -738,6 +877,12 @@ mod unit_tests {
             ["luo_stress_files", "luo_stress_sessions"]
         );
         assert_eq!(select(&[]).unwrap().len(), TESTS.len());
+        assert_eq!(
+            select(&["versions".into()]).unwrap().len(),
+            VERSION_TESTS.len()
+        );
+        let memfds = select(&["memfd".into()]).unwrap();
+        assert!(memfds.iter().all(|test| !test.name.starts_with(VERSIONS)));
         assert!(select(&["nonesuch".into()]).is_err());
     }
 
