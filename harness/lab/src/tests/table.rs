@@ -223,7 +223,7 @@ pub(crate) static TESTS: &[Test] = &[
             check(hugetlb::retrieve_again, 0, 5),
         ],
         prints: &[],
-        seconds: 180,
+        seconds: 240,
     },
     Test {
         name: "hugetlb_vmemmap",
@@ -241,7 +241,7 @@ pub(crate) static TESTS: &[Test] = &[
             check(hugetlb::retrieve_again, 0, 5),
         ],
         prints: &[],
-        seconds: 180,
+        seconds: 240,
     },
     Test {
         name: "hugetlb_late_writes",
@@ -253,7 +253,7 @@ pub(crate) static TESTS: &[Test] = &[
             check(hugetlb_freeze::compare, 0, 1),
         ],
         prints: &["memfd:spoilt: the memory at offset 0x400000 has failed"],
-        seconds: 180,
+        seconds: 400,
     },
     Test {
         name: "hugetlb_memory_that_failed",
@@ -264,7 +264,7 @@ pub(crate) static TESTS: &[Test] = &[
             check(hugetlb_freeze::take_sound, 0, 1),
         ],
         prints: &["memfd:spoilt: the memory at offset 0x600000 has failed"],
-        seconds: 90,
+        seconds: 180,
     },
     Test {
         name: "hugetlb_forged",
@@ -275,7 +275,7 @@ pub(crate) static TESTS: &[Test] = &[
             check(hugetlb_forged::refuse_all, 0, 1),
         ],
         prints: &["this kernel has no huge pages of 64 KiB"],
-        seconds: 120,
+        seconds: 180,
     },
     Test {
         name: "hugetlb_gigantic",
@@ -289,7 +289,7 @@ pub(crate) static TESTS: &[Test] = &[
             check(hugetlb_sizes::retrieve_both_sizes, 0, 2),
         ],
         prints: &[],
-        seconds: 180,
+        seconds: 300,
     },
     Test {
         name: "hugetlb_missing_size",
@@ -306,7 +306,7 @@ pub(crate) static TESTS: &[Test] = &[
             },
         ],
         prints: &["this kernel has no huge pages of 1048576 KiB"],
-        seconds: 180,
+        seconds: 300,
     },
     Test {
         name: "hugetlb_numa",
@@ -317,7 +317,7 @@ pub(crate) static TESTS: &[Test] = &[
             check(hugetlb_sizes::take_from_both, 0, 2),
         ],
         prints: &[],
-        seconds: 120,
+        seconds: 180,
     },
     Test {
         name: "hugetlb_limit",
@@ -330,7 +330,7 @@ pub(crate) static TESTS: &[Test] = &[
         prints: &[
             "memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit",
         ],
-        seconds: 90,
+        seconds: 180,
     },
     Test {
         name: "memory_limit",
