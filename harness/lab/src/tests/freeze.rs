@@ -90,7 +90,7 @@ fn refuse_a_jump(frozen: u64) -> Result<Session> {
     Ok(session)
 }
 
-const MANY: u64 = 100_000;
+const MANY: u64 = 500_000;
 const FREEZES: usize = 8;
 const MANY_SESSION: &str = "many";
 const LATE: [u8; 4] = *b"late";
