@@ -6,7 +6,8 @@ CARGO ?= cargo
 RESULTS ?= target/luo-bench
 # `make install` puts the command, its man pages and completions here.
 PREFIX ?= /usr/local
-# Which reader `make fuzz` feeds: handover, memfd_record, device_records or kernel_image.
+# Which reader `make fuzz` feeds: handover, memfd_record, mainline_record, device_records or
+# kernel_image.
 FUZZ ?= handover
 # Coverage, as cargo-fuzz asks for it, on a stable compiler.
 FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -20,13 +21,14 @@ NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(CARGO) luo new pipe --path $(P
 	cp -R harness/luo/tests/fixtures/pipe/. $(PIPE)
 
 .PHONY: help bench bench-container install matrix microbench test test-hosted test-lab \
-	test-stick test-systemd check fuzz clean
+	test-stick test-systemd test-versions check fuzz clean
 
 help:
 	@echo "make bench       large memfds across live updates: a table, JSON, plots"
 	@echo "make test        test-hosted, and test-lab across real kexecs in a VM"
 	@echo "make test-stick  boot a stick with UEFI in a VM, and read its report"
 	@echo "make test-systemd services of Debian's systemd over systemctl kexec, in a VM"
+	@echo "make test-versions files over kexecs between kernels of two series, in a VM"
 	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
 	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
@@ -75,6 +77,10 @@ test-lab:
 test-systemd:
 	$(CARGO) luo lab systemd
 
+# Between the kernel and one of an earlier series, whose source it fetches and builds the first time.
+test-versions:
+	$(CARGO) luo lab test versions
+
 # The first time, this builds another kernel and fetches a firmware.
 test-stick:
 	$(CARGO) luo lab stick --test
@@ -89,8 +95,9 @@ check:
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
 # A kernel tree with the handlers in it, and a configuration with them switched on: TREE=, CONFIG=.
+# OPTIONS= has the options that are left out; by default all.
 matrix:
-	kmod/matrix.sh "$(TREE)" "$(CONFIG)" target/matrix
+	kmod/matrix.sh "$(TREE)" "$(CONFIG)" target/matrix $(OPTIONS)
 
 fuzz:
 	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) run --release --manifest-path fuzz/Cargo.toml \

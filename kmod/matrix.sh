@@ -1,18 +1,19 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# matrix.sh TREE CONFIG OUT: compiles what `luo integrate` put into a kernel tree, with W=1: with the
-# configuration CONFIG, then without each handler, and without each option that the handlers' C has to do
-# without. Only our objects go into OUT, so that it is quick. ROOT=DIR, as root, takes the compilers from
+# matrix.sh TREE CONFIG OUT [OPTION...]: compiles what `luo integrate` put into a kernel tree, with W=1:
+# with the configuration CONFIG, then without each handler, and without each option that the handlers' C
+# has to do without; or without those options that are named. Only our objects go into OUT, so that it is quick. ROOT=DIR, as root, takes the compilers from
 # a build root such as the lab's, toolchain-*/root in its cache. Reports each line of the matrix, and
 # exits 1 after a warning or an error.
 set -eu
 
-[ $# -eq 3 ] || { echo "usage: [ROOT=DIR] matrix.sh TREE CONFIG OUT" >&2; exit 2; }
+[ $# -ge 3 ] || { echo "usage: [ROOT=DIR] matrix.sh TREE CONFIG OUT [OPTION...]" >&2; exit 2; }
 mkdir -p "$3"
 tree=$(realpath "$1") base=$(realpath "$2") out=$(realpath "$3")
 ours=drivers/luo_handlers
-options='TRANSPARENT_HUGEPAGE MEMCG NUMA SWAP HUGETLBFS DEVPORT VFIO_GROUP'
 handlers=$(sed -n 's/^config \(LUO_HANDLER_.*\)/\1/p' "$tree/$ours"/*/kmod/Kconfig)
+shift 3
+[ $# -gt 0 ] || set -- $handlers TRANSPARENT_HUGEPAGE MEMCG NUMA SWAP HUGETLBFS DEVPORT VFIO_GROUP
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
@@ -56,6 +57,6 @@ compile() {
 }
 
 compile everything
-for option in $handlers $options; do
+for option; do
     compile "without $option" "$option"
 done

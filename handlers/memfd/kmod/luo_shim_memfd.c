@@ -11,6 +11,8 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
+#include <linux/hugetlb.h>
+#include <linux/kho/abi/memfd.h>
 #include <linux/memcontrol.h>
 #include <linux/memfd.h>
 #include <linux/memory_hotplug.h>
@@ -34,6 +36,13 @@
 static_assert(sizeof(struct luo_memfd_attributes) == 296);
 static_assert(sizeof(struct luo_found) == 24);
 static_assert(sizeof(struct luo_run) == 32);
+/* As in mainline.rs. */
+static_assert(sizeof(struct memfd_luo_ser) == 48);
+static_assert(offsetof(struct memfd_luo_ser, nr_folios) == 24);
+static_assert(offsetof(struct memfd_luo_ser, folios) == 32);
+static_assert(sizeof(struct memfd_luo_folio_ser) == 16);
+static_assert(offsetof(struct kho_vmalloc, total_pages) == 8);
+static_assert(offsetof(struct kho_vmalloc, order) == 14);
 
 /* The status flags that F_SETFL can change, and O_ACCMODE. */
 #define PRESERVED_FLAGS (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME)
@@ -83,7 +92,7 @@ void luo_memfd_owner(u32 *uid, u32 *gid)
 /* shmem_file() is a static inline; the rule is that of mm/memfd_luo.c. */
 bool luo_memfd_is_known(struct file *file)
 {
-	return shmem_file(file) && !file_inode(file)->i_nlink;
+	return (shmem_file(file) || luo_hugetlb_shift(file)) && !file_inode(file)->i_nlink;
 }
 
 /*
@@ -139,9 +148,13 @@ void luo_memfd_fix_size(struct file *file, bool fix)
 {
 	struct inode *inode = file_inode(file);
 
-	inode_lock(inode);
-	shmem_freeze(inode, fix);
-	inode_unlock(inode);
+	if (luo_hugetlb_shift(file)) {
+		luo_hugetlb_fix_size(file, fix);
+	} else {
+		inode_lock(inode);
+		shmem_freeze(inode, fix);
+		inode_unlock(inode);
+	}
 	if (fix)
 		return;
 	guard(mutex)(&moved_files_lock);
@@ -151,13 +164,18 @@ void luo_memfd_fix_size(struct file *file, bool fix)
 /* file_inode() is a static inline. */
 u64 luo_memfd_hold_holes(struct file *file)
 {
+	if (luo_hugetlb_shift(file))
+		return luo_hugetlb_hold_holes(file);
 	return shmem_hold_holes(file_inode(file));
 }
 
 /* As above. */
 void luo_memfd_release_holes(struct file *file)
 {
-	shmem_release_holes(file_inode(file));
+	if (luo_hugetlb_shift(file))
+		luo_hugetlb_release_holes(file);
+	else
+		shmem_release_holes(file_inode(file));
 }
 
 /* Static inlines. Between two steps of anything long: -EINTR if the task is killed. */
@@ -189,6 +207,7 @@ int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attribu
 		.mode = inode->i_mode & 01777,
 		.uid = i_uid_read(inode),
 		.gid = i_gid_read(inode),
+		.huge_shift = luo_hugetlb_shift(file),
 	};
 	return 0;
 }
@@ -240,15 +259,27 @@ static bool try_pin(struct finder *finder, struct xa_state *xas, struct folio *f
 }
 
 /*
- * folio_is_longterm_pinnable(): of small folios once a pageblock. CMA and the movable zone are
- * made of whole pageblocks, and shmem has no pages of devices.
+ * Nothing can stay in the scratch memory that the next kernel boots in. Shmem's folios move out of
+ * other CMA and movable memory as well, as whatever is pinned does; for hugetlb's there may be no
+ * other place, and what they are made of is theirs (hugetlb_cma).
+ */
+static bool folio_may_stay(struct folio *folio)
+{
+	if (folio_test_hugetlb(folio))
+		return luo_hugetlb_can_stay(folio);
+	return folio_is_longterm_pinnable(folio);
+}
+
+/*
+ * The same of small folios once a pageblock. CMA and the movable zone are made of whole
+ * pageblocks, and shmem has no pages of devices.
  */
 static bool may_stay(struct finder *finder, struct folio *folio, unsigned long pfn)
 {
 	unsigned long block = pfn >> pageblock_order;
 
 	if (folio_test_large(folio))
-		return folio_is_longterm_pinnable(folio);
+		return folio_may_stay(folio);
 	if (block != finder->block) {
 		finder->block = block;
 		finder->may_stay = folio_is_longterm_pinnable(folio);
@@ -468,15 +499,18 @@ int luo_memfd_move(struct file *file, u64 index, u64 last)
 {
 	struct folio *folios[LUO_FOUND_MAX];
 	pgoff_t offset;
-	long pinned;
+	long pinned, i;
+	int err = 0;
 
 	pinned = memfd_pin_folios(file, (loff_t)index << PAGE_SHIFT, (loff_t)last << PAGE_SHIFT,
 				  folios, LUO_FOUND_MAX, &offset);
 	if (pinned < 0)
 		return pinned;
+	for (i = 0; i < pinned && !err; i++)
+		err = folio_may_stay(folios[i]) ? 0 : -EBUSY;
 	unpin_folios(folios, pinned);
 	count_moved(file, last - index + 1);
-	return 0;
+	return err;
 }
 
 /* pfn_folio() is a macro, and there are many of them. */
@@ -566,12 +600,15 @@ put:
 struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes)
 {
 	char name[NAME_PREFIX_LEN + LUO_MEMFD_NAME_ROOM] = NAME_PREFIX;
+	unsigned int flags = MFD_ALLOW_SEALING;
 	struct inode *inode;
 	struct file *file;
 	int err;
 
 	memcpy(name + NAME_PREFIX_LEN, attributes->name, LUO_MEMFD_NAME_ROOM);
-	file = memfd_alloc_file(name, MFD_ALLOW_SEALING);
+	if (attributes->huge_shift)
+		flags |= MFD_HUGETLB | attributes->huge_shift << MFD_HUGE_SHIFT;
+	file = memfd_alloc_file(name, flags);
 	if (IS_ERR(file))
 		return file;
 	inode = file_inode(file);
@@ -939,6 +976,9 @@ int luo_memfd_insert(struct file *file, struct luo_claim *claim, const struct lu
 	struct insertion insertion = { .mapping = file->f_mapping, .claim = claim };
 	int err = 0, flushed;
 	u32 i;
+
+	if (luo_hugetlb_shift(file))
+		return luo_hugetlb_insert(file, runs, count);
 
 	for (i = 0; i < count && !err; i++)
 		err = insert_run(&insertion, &runs[i]);

@@ -12,9 +12,12 @@ use crate::{
     words::{self, Decoder, Words},
 };
 
-/// Bytes of a full block. With pages of 4 KiB eight of them, the most for which the kernel's
-/// allocator frees memory rather than give up.
-pub const BLOCK_LENGTH: usize = 32 << 10;
+/// Bytes of a full block: no more than a page. For several that lie together the kernel would end
+/// processes, where memory is fragmented, rather than give up.
+pub const BLOCK_LENGTH: usize = 4 << 10;
+
+/// Bytes of the longest block that is read: that of earlier versions.
+const LONGEST_BLOCK: usize = 32 << 10;
 
 /// Words of a full block.
 pub const BLOCK_WORDS: u32 = ((BLOCK_LENGTH - HEADER_LENGTH) / WORD_LENGTH) as u32;
@@ -51,7 +54,7 @@ pub struct BlockHeader {
     pub first: U64,
 }
 
-const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_WORDS == 8184);
+const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_WORDS == 1016);
 
 /// Extents as a record names them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,7 +98,8 @@ pub struct Extents<'h> {
     pub(crate) chain: Chain,
     /// Size of the file in pages; no extent reaches beyond, but for the rest of a large folio.
     pub(crate) size_in_pages: u64,
-    /// Pages that come together, a power of two: those of a huge page.
+    /// Pages that come together, a power of two: those of a huge page. 1 for base pages, which may
+    /// come in folios of any order.
     pub(crate) unit: u64,
     /// Frames are below this number.
     pub(crate) frame_end: u64,
@@ -186,7 +190,7 @@ impl Block {
         };
         let sound = has_room
             && length % WORD_LENGTH as u64 == 0
-            && length <= BLOCK_LENGTH as u64
+            && length <= LONGEST_BLOCK as u64
             && (1..=left).contains(&count);
         if sound {
             Ok(Self {
@@ -445,7 +449,8 @@ impl<'h> Extents<'h> {
     #[inline]
     fn check(&self, run: &Run, free: u64, end: u64) -> Result<(), Errno> {
         let there = run.frame() + run.length() <= self.frame_end;
-        let whole = (run.index() | run.length()) & (self.unit - 1) == 0;
+        // Index, frame and length are multiples of the order, by the run's own rules.
+        let whole = self.unit == 1 || 1 << run.order() == self.unit;
         let placed = free <= run.index() && (run.end() <= end || self.is_last_folio(run, end));
         if there && whole && placed {
             Ok(())
@@ -660,11 +665,17 @@ mod tests {
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
         extents.unit = 512;
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
-        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(512, 7, 1024));
         extents.chain.pages = 1024;
-        assert_eq!(extents.verify(), Ok(()));
-        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(511, 7, 1024));
-        assert_eq!(extents.verify(), Err(Errno::EINVAL));
+        for (order, expected) in [
+            (9, Ok(())),
+            (0, Err(Errno::EINVAL)),
+            (8, Err(Errno::EINVAL)),
+            (10, Err(Errno::EINVAL)),
+        ] {
+            let folios = Extent::of_folios(1024, 2048, 1024, order).unwrap();
+            change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = folios);
+            assert_eq!(extents.verify(), expected, "order {order}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use luo_handler_api::{
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
-    chain::{Chain, ChainWriter},
+    chain::{Chain, ChainWriter, BLOCK_LENGTH},
     extent::{Contents, RunBuilder},
     record::{Attributes, Record},
     summary::Summary,
@@ -43,7 +43,7 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         host: Host<'_>,
         walk: impl FnOnce(&mut ShowRun<'_>) -> Result<(), Errno>,
     ) -> Result<Chain, Errno> {
-        let make_buffer = || self.0.buffer();
+        let make_buffer = || self.0.buffer(BLOCK_LENGTH);
         let mut writer = ChainWriter::new(host, &make_buffer);
         let mut runs = RunBuilder::new(|run| writer.push(run));
         let walked = walk(&mut |run| runs.push(run)).and_then(|()| runs.finish());

@@ -13,6 +13,7 @@
 //! memfd that ours has preserved: it finds a note on the disk instead, which its command line
 //! names. The caller decides how a kernel is loaded, and what is done with the figures.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -20,14 +21,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use luo_handler_api::Token;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-use crate::case::Implementation;
+use crate::case::{Case, Implementation};
 use crate::clock::Moment;
 use crate::counters::{self, moved_bytes, preserved_bytes, Counters};
 use crate::limits::allow_many_files;
@@ -35,9 +37,11 @@ use crate::memory::free_bytes;
 use crate::outcome::Outcome;
 use crate::phase::Phase;
 use crate::profile::{Profiler, PROFILE_ROOM};
-use crate::report::Row;
+use crate::report::{Row, Skipped};
 use crate::series::{Series, Step, OURS_OFF};
-use crate::subject::pages::Pages;
+use crate::subject::fill::Fill;
+use crate::subject::memfd::MakeError;
+use crate::subject::pages::{thp_size, Pages};
 use crate::subject::Subject;
 use crate::update::{Files, NewSide, Update};
 use luo_liveupdate::kexec;
@@ -45,6 +49,12 @@ use luo_liveupdate::{Device, Session};
 
 const STATE_SESSION: &str = "luo-bench-state";
 const STATE_TOKEN: Token = Token(0);
+/// It is a memfd, whatever is measured.
+const STATE: Subject = Subject::Memfd {
+    size: STATE_MAX,
+    pages: Pages::Base,
+    fill: Fill::Dense,
+};
 /// The state is written before it is complete, and cannot grow once it is preserved: room for what
 /// is still to come, and a few bytes for each file.
 const STATE_ROOM: usize = 4096;
@@ -82,6 +92,11 @@ pub struct Journey<E> {
 fn syncing() -> fn() {
     rustix::fs::sync
 }
+
+/// Why a step cannot be measured on this machine or with this kernel, which is not an error.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Unmeasurable(String);
 
 /// What crosses beside the files.
 #[derive(Serialize, Deserialize)]
@@ -181,21 +196,35 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         Some(step)
     }
 
-    /// The figures so far.
-    pub fn rows(&self) -> Vec<Row> {
-        self.series.rows(&self.outcomes)
+    /// The formats of all that crosses: the files of the series, and the memfd with the state.
+    pub fn formats(&self) -> BTreeSet<&'static str> {
+        let mut formats = self.series.formats();
+        formats.insert(Implementation::Ours.compatible(&STATE));
+        formats
     }
 
-    /// Jumps on; at its end, returns.
+    /// The figures so far, and what could not be measured.
+    pub fn results(&self) -> (Vec<Row>, Vec<Skipped>) {
+        self.series.results(&self.outcomes)
+    }
+
+    /// Jumps on. Returns at its end, without anything; and with a step that this machine or its
+    /// kernel cannot do, and its outcome, to be called again.
     ///
     /// # Errors
     ///
     /// The reason why it did not jump. Then nothing is loaded any more, the sessions are given up,
     /// and all runs on.
-    pub fn go_on(&self, load: impl FnOnce(&E, &str) -> Result<()>) -> Result<()> {
+    pub fn go_on(
+        &mut self,
+        load: impl FnOnce(&E, &str) -> Result<()>,
+    ) -> Result<Option<(Step, Outcome)>> {
         let Some(step) = self.step() else {
-            return Ok(());
+            return Ok(None);
         };
+        if let Some(reason) = self.skipped_before(&step) {
+            return Ok(Some(self.skip(step, reason)));
+        }
         // Loaded first: it takes memory, and between prepare and the jump there should be as
         // little as possible.
         load(&self.extra, &self.next_command_line(&step))?;
@@ -206,10 +235,32 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         } else {
             self.jump_with_state()
         };
-        Err(match kexec::unload() {
-            Ok(()) => error,
-            Err(still_loaded) => error.context(still_loaded),
-        })
+        if let Err(still_loaded) = kexec::unload() {
+            return Err(error.context(still_loaded));
+        }
+        let Unmeasurable(reason) = error.downcast()?;
+        // What was tried has left its traces in this kernel.
+        self.fresh = false;
+        Ok(Some(self.skip(step, reason)))
+    }
+
+    /// Why this case was skipped in an earlier round.
+    fn skipped_before(&self, step: &Step) -> Option<String> {
+        let steps = self.series.steps();
+        let mut same = steps
+            .iter()
+            .zip(&self.outcomes)
+            .filter(|(it, _)| *it == step);
+        same.find_map(|(_, outcome)| outcome.skipped.clone())
+    }
+
+    fn skip(&mut self, step: Step, reason: String) -> (Step, Outcome) {
+        let outcome = Outcome {
+            skipped: Some(reason),
+            ..Outcome::default()
+        };
+        self.outcomes.push(outcome.clone());
+        (step, outcome)
     }
 
     fn next_command_line(&self, step: &Step) -> String {
@@ -252,16 +303,22 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
             bail!("{reason}");
         }
         allow_many_files()?;
-        allow_huge_pages(&step.case.subject)?;
+        provide_pages(&step.case)?;
         let device = Device::open()?;
         let state = HeldState::new(&device, self, step.case.files as usize)?;
-        let (mut update, files) = Update::begin(&step.case, |_| ())?;
+        let (mut update, files) =
+            Update::begin(&step.case, |_| ()).map_err(|error| match error {
+                MakeError::Unavailable(reason) => Unmeasurable(reason).into(),
+                error => anyhow!(error),
+            })?;
         let session = device.create_session(SESSION)?;
         let profiler = profiler_if(self.series.has_profile())?;
         let before = Before::look()?;
         let phases = &mut update.outcome.phases;
         phases.time(Phase::Prepare, || {
-            sampled(profiler.as_ref(), || preserve(&session, &files))
+            sampled(profiler.as_ref(), || {
+                preserve(&session, &files).map_err(|error| refusal(step, error))
+            })
         })?;
         before.compare(step, &mut update.outcome)?;
         // The samples are memory that is freed by this.
@@ -371,18 +428,46 @@ fn parse_state<J: DeserializeOwned>(state: &File) -> Result<J> {
     serde_json::from_slice(&text).context("it is garbled, or another version of luo wrote it")
 }
 
-fn allow_huge_pages(subject: &Subject) -> Result<()> {
+/// Each kernel has the pages of one case alone.
+fn provide_pages(case: &Case) -> Result<()> {
     const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    if let Subject::Memfd {
-        pages: Pages::Thp, ..
-    } = subject
-    {
-        fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}"))?;
+    let Subject::Memfd { pages, .. } = case.subject else {
+        return Ok(());
+    };
+    match pages {
+        Pages::Base | Pages::Collapsed => Ok(()),
+        Pages::Thp => fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}")),
+        Pages::Hugetlb | Pages::HugetlbOf(_) => {
+            let bytes = case.data_bytes();
+            pages
+                .reserve(bytes)
+                .with_context(|| format!("reserving pages for {case}"))?;
+            let scattered = |reason| format!("memory has no more of them in one piece: {reason}");
+            let found_none = || pages.obstacle(bytes).map(scattered);
+            match pages.missing().or_else(found_none) {
+                None => Ok(()),
+                Some(reason) => Err(Unmeasurable(reason).into()),
+            }
+        }
     }
-    Ok(())
 }
 
-fn preserve(session: &Session, files: &Files) -> Result<()> {
+/// A handler that does not know hugetlb pages has done what it can; any other refusal is an error.
+fn refusal(step: &Step, error: luo_liveupdate::Error) -> anyhow::Error {
+    let hugetlb = matches!(step.case.subject, Subject::Memfd { pages, .. } if pages.are_hugetlb());
+    match error.errno() {
+        Some(Errno::NOENT | Errno::OPNOTSUPP) if hugetlb => {
+            let handler = match step.implementation {
+                Implementation::Ours => "this kernel's handlers refuse",
+                Implementation::MainlineC => "the kernel's own handler refuses",
+            };
+            Unmeasurable(format!("{handler} memfds of hugetlb pages: {error}")).into()
+        }
+        _ => error.into(),
+    }
+}
+
+fn preserve(session: &Session, files: &Files) -> Result<(), luo_liveupdate::Error> {
     for (token, file) in files {
         session.preserve(*token, file.as_fd())?;
     }
@@ -423,7 +508,10 @@ impl Before {
         outcome.moved_bytes = moved_bytes()?.saturating_sub(self.moved_bytes);
         outcome.metadata_bytes = match step.implementation {
             Implementation::Ours => preserved_bytes()?.saturating_sub(self.preserved_bytes),
-            Implementation::MainlineC => mainline_metadata(step),
+            Implementation::MainlineC => {
+                let collapse = outcome.collapse.as_ref();
+                mainline_metadata(step, collapse.map_or(0, |it| it.collapsed_bytes))
+            }
         };
         Ok(())
     }
@@ -431,11 +519,16 @@ impl Before {
 
 /// Mainline's handler does not report it; it writes a record of every folio, those of holes that
 /// it has filled among them.
-fn mainline_metadata(step: &Step) -> u64 {
+fn mainline_metadata(step: &Step, collapsed: u64) -> u64 {
     let Subject::Memfd { size, pages, .. } = step.case.subject else {
         return 0;
     };
-    size.div_ceil(pages.size()) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
+    let whole = size.div_ceil(pages.size()) * u64::from(step.case.files);
+    let folios = match (pages, thp_size()) {
+        (Pages::Collapsed, Some(huge)) => whole - collapsed / pages.size() + collapsed / huge,
+        _ => whole,
+    };
+    folios * MAINLINE_FOLIO_BYTES
 }
 
 /// The new side of a live update. What fails there makes it one that went wrong, and the series
@@ -520,7 +613,9 @@ fn note_profile(phase: Phase, profiler: Option<Profiler>, outcome: &mut Outcome)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Plan;
     use crate::series::tests::series;
+    use crate::subject::FileType;
     use std::io::Write;
 
     fn state(text: &[u8]) -> Result<State<Journey<u8>>> {
@@ -557,6 +652,20 @@ mod tests {
     }
 
     #[test]
+    fn the_formats_are_those_of_the_files_and_of_the_state() {
+        let formats = |series: Series| Journey::new(series, "", "/note".into(), ()).formats();
+        let memfds = "luo-handlers,memfd-v1";
+        assert!(formats(series(false)).iter().eq(&[memfds]));
+        assert!(formats(series(true)).iter().eq(&[memfds, "memfd-v2"]));
+        let plan = Plan {
+            file_types: vec![FileType::Ioport],
+            ..Plan::default()
+        };
+        let ports = formats(Series::new(plan, false));
+        assert!(ports.iter().eq(&["luo-handlers,ioport-v1", memfds]));
+    }
+
+    #[test]
     fn the_next_kernel_fits_the_next_step() {
         let now = format!("a {OURS_OFF} {NOTE_PARAMETER}/old -- init");
         let mut journey = Journey::new(series(true), &now, "/note".into(), ());
@@ -575,5 +684,21 @@ mod tests {
             journey.news().unwrap().0.implementation,
             Implementation::Ours
         );
+    }
+
+    #[test]
+    fn what_was_skipped_once_is_not_tried_again() {
+        let mut journey = Journey::new(series(true), "a", "/note".into(), ());
+        let step = journey.step().unwrap();
+        journey.skip(step.clone(), "no room".into());
+        assert_eq!(journey.skipped_before(&step).as_deref(), Some("no room"));
+        let next = journey.step().unwrap();
+        assert_eq!(
+            journey.skipped_before(&next),
+            None,
+            "that is the peer's turn"
+        );
+        let (rows, skipped) = journey.results();
+        assert_eq!((rows.len(), skipped.len()), (0, 1));
     }
 }

@@ -40,7 +40,10 @@
 //! What comes out:
 //!
 //! - [`report`]: figures, as JSON of [`spread`]s; [`environment`]: where they were taken
-//! - [`text`]: a table and a few sentences; [`html`]: a page with plots; [`outputs`]: the files
+//! - [`text`]: a table and a few sentences; [`html`]: a page with plots; [`markdown`]: a table for
+//!   documentation; [`outputs`]: the files
+//! - [`scale`]: how costs grow with the size, and with the number of files
+//! - [`trade`]: what collapsing pages costs and wins
 //! - [`comparison`]: ours against a peer; [`regression`]: against an older report; `format`:
 //!   numbers
 
@@ -57,6 +60,7 @@ pub mod html;
 pub mod journey;
 mod limits;
 pub mod machine;
+pub mod markdown;
 pub mod measure;
 pub mod memory;
 mod message;
@@ -70,12 +74,14 @@ pub mod profile;
 pub mod regression;
 pub mod report;
 pub mod sample;
+pub mod scale;
 pub mod series;
 pub mod spread;
 pub mod stop;
 pub mod subject;
 mod sys;
 pub mod text;
+pub mod trade;
 pub mod transport;
 pub mod update;
 pub mod worker;

@@ -5,6 +5,7 @@
 //! Nothing is done before all that can be known is checked. A session lives as long as a process
 //! has it open, so the program that measures also jumps: an orderly shutdown would end it first.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ use crate::outcome::Outcome;
 use crate::outputs::Outputs;
 use crate::report::Report;
 use crate::series::{Series, Step};
+use luo_check::image::Image;
+use luo_check::machine::Machine;
+use luo_check::verdict::{self, Boot};
 use luo_liveupdate::kexec;
 
 /// Where a note waits on a disk, unless another place is named.
@@ -72,12 +76,51 @@ impl Baggage {
         })
     }
 
-    fn load(&self, command_line: &str, notify: &dyn Fn(&str)) -> Result<()> {
+    /// Loads the kernel if it can take what crosses, in these `formats`, and what else is preserved
+    /// here.
+    fn load(
+        &self,
+        formats: &BTreeSet<&str>,
+        command_line: &str,
+        notify: &dyn Fn(&str),
+    ) -> Result<()> {
+        match Image::open(&self.kernel) {
+            Ok(next) => self.check(&next, Machine::read(), formats, command_line)?,
+            // The kernel loads images that the check cannot read, and reports what is not one.
+            Err(error) => notify(&format!(
+                "{} is not checked before the jump: {error}",
+                self.kernel.display()
+            )),
+        }
         notify(&format!(
             "Loading {}, to jump into it.",
             self.kernel.display()
         ));
         Ok(kexec::load(&self.kernel, &self.initrd, command_line)?)
+    }
+
+    /// Refuses a kernel that would lose something.
+    fn check(
+        &self,
+        next: &Image,
+        mut machine: Machine,
+        formats: &BTreeSet<&str>,
+        command_line: &str,
+    ) -> Result<()> {
+        machine.needs(formats.iter().copied());
+        let boot = Boot {
+            command_line: Some(command_line.to_owned()),
+            initramfs: fs::metadata(&self.initrd)?.len(),
+        };
+        let report = verdict::compare(&machine, next, &boot);
+        let reasons: Vec<&str> = report.refusals().collect();
+        ensure!(
+            report.can_jump,
+            "{}: {}; `luo check` shows all that was compared",
+            self.kernel.display(),
+            reasons.join("; ")
+        );
+        Ok(())
     }
 }
 
@@ -178,11 +221,20 @@ impl Ready {
     /// # Errors
     ///
     /// The reason why this machine did not jump; then it runs on as before.
-    pub fn go(&self, notify: &dyn Fn(&str)) -> Result<Infallible> {
-        self.journey
-            .go_on(|baggage, command_line| baggage.load(command_line, notify))?;
+    pub fn go(&mut self, notify: &dyn Fn(&str)) -> Result<Infallible> {
+        go_on(&mut self.journey, notify)?;
         bail!("there was nothing to measure")
     }
+}
+
+/// Jumps on, past what this machine cannot do; at its end, returns.
+fn go_on(journey: &mut Journey<Baggage>, notify: &dyn Fn(&str)) -> Result<()> {
+    let formats = journey.formats();
+    let load = |baggage: &Baggage, command_line: &str| baggage.load(&formats, command_line, notify);
+    while let Some((step, outcome)) = journey.go_on(load)? {
+        notify(&format!("{step}: {}", outcome.summary()));
+    }
+    Ok(())
 }
 
 fn command_line(next: &NextKernel) -> Result<String> {
@@ -253,15 +305,15 @@ impl Underway {
     /// # Errors
     ///
     /// The reason why the machine did not jump.
-    pub fn go_on(&self, notify: &dyn Fn(&str)) -> Result<()> {
-        self.0
-            .go_on(|baggage, command_line| baggage.load(command_line, notify))
+    pub fn go_on(&mut self, notify: &dyn Fn(&str)) -> Result<()> {
+        go_on(&mut self.0, notify)
     }
 
     /// What was measured so far.
     pub fn report(&self) -> Report {
         let environment = Environment::of_this_machine(Path::new("/"));
-        Report::new(environment, self.0.rows(), Vec::new())
+        let (rows, skipped) = self.0.results();
+        Report::new(environment, rows, skipped)
     }
 
     /// Where the report goes.
@@ -283,6 +335,8 @@ pub fn unit() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use luo_check::facts::{Facts, Origin};
+    use luo_check::image::Format;
 
     #[test]
     fn the_initrd_is_found_by_any_name_distributions_use() {
@@ -316,6 +370,64 @@ mod tests {
             ..NextKernel::default()
         };
         assert_eq!(command_line(&next).unwrap(), "a c -- b");
+    }
+
+    /// A kernel with handlers of memfds and ports.
+    fn image() -> Image {
+        let handlers = ["luo-handlers,memfd-v1", "luo-handlers,ioport-v1"];
+        Image {
+            format: Format::BzImage,
+            compression: None,
+            banner: None,
+            memory: None,
+            command_line: None,
+            facts: Facts {
+                origin: Origin::Notes,
+                luo: Some("luo-v5".into()),
+                kho: Some("kho-v4".into()),
+                kho_enabled: Some(false),
+                stand_ins: true,
+                handlers: handlers.map(str::to_owned).into(),
+                own_handlers: BTreeSet::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_would_lose_something_is_refused_before_it_is_loaded() {
+        let initrd = tempfile::NamedTempFile::new().unwrap();
+        let baggage = Baggage {
+            kernel: "/boot/next".into(),
+            initrd: initrd.path().into(),
+            outputs: Outputs::default(),
+        };
+        let current = || Machine {
+            facts: Some(image().facts),
+            ..Machine::default()
+        };
+        let on = "liveupdate=on kho=on";
+        let check = |machine, formats: &[&'static str], line| {
+            let formats = formats.iter().copied().collect();
+            let checked = baggage.check(&image(), machine, &formats, line);
+            checked.map_err(|error| error.to_string())
+        };
+        let formats = ["luo-handlers,ioport-v1", "luo-handlers,memfd-v1"];
+        check(current(), &formats, on).unwrap();
+        let refused = check(current(), &["luo-handlers,vfio-v1"], on).unwrap_err();
+        assert!(
+            refused.contains("/boot/next")
+                && refused.contains("no handler for luo-handlers,vfio-v1")
+        );
+        let refused = check(current(), &formats, "quiet").unwrap_err();
+        assert!(
+            refused.contains("liveupdate=on kho=on is missing"),
+            "{refused}"
+        );
+        // Somebody else's files count as well.
+        let mut others = current();
+        others.needs(["other-v1"]);
+        let refused = check(others, &formats, on).unwrap_err();
+        assert!(refused.contains("no handler for other-v1"), "{refused}");
     }
 
     #[test]

@@ -4,13 +4,15 @@
 //!
 //! A boot parameter decides which handler takes the files; all else about the kernels is the same.
 
+use std::collections::BTreeSet;
+
 use anyhow::{ensure, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::case::{Case, Implementation};
 use crate::outcome::Outcome;
 use crate::plan::{Plan, UPDATES_MAX};
-use crate::report::Row;
+use crate::report::{Row, Skipped};
 use crate::subject::FileType;
 
 /// With this the kernel's own handler takes memfds.
@@ -75,6 +77,10 @@ impl Series {
             !self.compare || mainline_takes(&self.plan.file_types),
             "the kernel's own handler takes memfds alone"
         );
+        ensure!(
+            self.plan.program.is_none(),
+            "files of a program are measured in processes alone"
+        );
         let rounds = self.plan.runs as usize * self.implementations().len();
         let updates = rounds.saturating_mul(self.plan.cases().len());
         ensure!(
@@ -87,6 +93,17 @@ impl Series {
     /// What is measured.
     pub fn cases(&self) -> Vec<Case> {
         self.plan.cases()
+    }
+
+    /// The formats in which its files cross.
+    pub fn formats(&self) -> BTreeSet<&'static str> {
+        let cases = self.cases();
+        let peers = self.implementations().iter();
+        let of_peer = |peer: &Implementation| {
+            let formats = cases.iter().map(|case| peer.compatible(&case.subject));
+            formats.collect::<Vec<_>>()
+        };
+        peers.flat_map(of_peer).collect()
     }
 
     /// Whether some of its kernels cannot take over what our handler preserved, and find a note
@@ -119,24 +136,25 @@ impl Series {
         steps
     }
 
-    /// A row for each case and implementation that was measured; `outcomes` are those of the first
-    /// steps.
-    pub fn rows(&self, outcomes: &[Outcome]) -> Vec<Row> {
+    /// A row for each case and implementation that was measured, and what was not, with the first
+    /// reason; `outcomes` are those of the first steps.
+    pub fn results(&self, outcomes: &[Outcome]) -> (Vec<Row>, Vec<Skipped>) {
         let steps = self.steps();
-        let mut rows = Vec::new();
+        let (mut rows, mut skipped) = (Vec::new(), Vec::new());
         for case in self.plan.cases() {
             for &implementation in self.implementations() {
-                let mine = steps
-                    .iter()
-                    .zip(outcomes)
-                    .filter(|(step, _)| step.case == case && step.implementation == implementation);
+                let is_mine =
+                    |step: &Step| step.case == case && step.implementation == implementation;
+                let mine = steps.iter().zip(outcomes).filter(|(step, _)| is_mine(step));
                 let mine: Vec<Outcome> = mine.map(|(_, outcome)| outcome.clone()).collect();
-                if !mine.is_empty() {
+                if let Some(reason) = mine.iter().find_map(|outcome| outcome.skipped.clone()) {
+                    skipped.push(Skipped::new(&case, implementation, reason));
+                } else if !mine.is_empty() {
                     rows.push(Row::new(&case, implementation, &mine));
                 }
             }
         }
-        rows
+        (rows, skipped)
     }
 }
 
@@ -200,11 +218,33 @@ pub(crate) mod tests {
                 ..Outcome::default()
             })
             .collect();
-        let rows = series.rows(&outcomes);
+        let (rows, skipped) = series.results(&outcomes);
+        assert!(skipped.is_empty());
         let greatest: Vec<u64> = rows.iter().map(|row| row.extra_memory_bytes).collect();
         assert_eq!(greatest, [5, 4, 7, 6]);
         assert!(rows.iter().all(|row| row.runs == 2));
-        assert_eq!(series.rows(&outcomes[..1]).len(), 1);
+        assert_eq!(series.results(&outcomes[..1]).0.len(), 1);
+    }
+
+    #[test]
+    fn what_a_kernel_cannot_do_is_no_row() {
+        let series = series(true);
+        let outcome = |number| Outcome {
+            skipped: (number % 4 == 1).then(|| format!("refused, step {number}")),
+            ..Outcome::default()
+        };
+        let outcomes: Vec<Outcome> = (0..8).map(outcome).collect();
+        let (rows, skipped) = series.results(&outcomes);
+        assert_eq!((rows.len(), skipped.len()), (2, 2));
+        let names = skipped
+            .iter()
+            .map(|it| format!("{}: {}", it.case, it.reason));
+        let names: Vec<String> = names.collect();
+        assert_eq!(names[0], "kexec 1.0 MiB 4k dense: refused, step 5");
+        assert_eq!(
+            names[1],
+            "kexec mainline-c 1.0 MiB 4k dense: refused, step 1"
+        );
     }
 
     #[test]

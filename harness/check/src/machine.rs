@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use luo_liveupdate::sessions::{self, Direction, ShownSession};
 use serde::Serialize;
 
 use crate::facts::{short_name, Facts};
@@ -23,12 +24,29 @@ pub struct Machine {
     pub facts: Option<Facts>,
     /// How many files are preserved, by compatible.
     pub preserved: BTreeMap<String, u64>,
+    /// Those of them that are known one by one.
+    pub files: Vec<PreservedFile>,
+    /// Sessions that are at work, whose files are not shown meanwhile.
+    pub busy_sessions: Vec<String>,
     /// Whether that could be read.
     pub is_preserved_known: bool,
     /// The largest piece of scratch memory, in bytes; the next kernel starts in it.
     pub scratch: Option<u64>,
     /// The memory that can be had without swapping, in bytes.
     pub available_memory: Option<u64>,
+}
+
+/// A file that goes to the next kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PreservedFile {
+    /// The session that holds it.
+    pub session: String,
+    /// Its token in there, as `0x1`.
+    pub token: String,
+    /// What the kernel calls the open file.
+    pub name: Option<String>,
+    /// The format, which names the handler.
+    pub compatible: String,
 }
 
 impl Machine {
@@ -41,18 +59,45 @@ impl Machine {
         let notes = fs::read(root.join(NOTES)).ok();
         let facts = notes.and_then(|notes| Facts::from_notes(&notes).ok().flatten());
         let text = |file| fs::read_to_string(root.join(file)).ok();
-        let shown = text(SESSIONS).and_then(|text| shown(&text));
-        let counted = || {
-            let counters = counters(&root.join(COUNTERS))?;
-            Some(by_compatible(counters, facts.as_ref()))
-        };
-        let preserved = shown.or_else(counted);
-        Self {
-            is_preserved_known: preserved.is_some(),
-            preserved: preserved.unwrap_or_default(),
-            facts,
+        let mut machine = Self {
             scratch: text(SCRATCH).and_then(|text| largest(&text)),
             available_memory: text(MEMORY).and_then(|text| available(&text)),
+            ..Self::default()
+        };
+        let shown = text(SESSIONS).map(|text| machine.add_shown(sessions::parse(&text)));
+        // They count what a session at work does not show, but not what the kernel's own hold.
+        if shown.is_none() || !machine.busy_sessions.is_empty() {
+            if let Some(counters) = counters(&root.join(COUNTERS)) {
+                machine.is_preserved_known = true;
+                for (compatible, count) in by_compatible(counters, facts.as_ref()) {
+                    let preserved = machine.preserved.entry(compatible).or_default();
+                    *preserved = count.max(*preserved);
+                }
+            }
+        }
+        machine.facts = facts;
+        machine
+    }
+
+    /// What sessions hold for the next kernel.
+    fn add_shown(&mut self, sessions: Vec<ShownSession>) {
+        self.is_preserved_known = true;
+        let outgoing = |session: &ShownSession| session.direction == Direction::Outgoing;
+        for session in sessions.into_iter().filter(outgoing) {
+            if session.state == "busy" {
+                self.busy_sessions.push(session.name);
+                continue;
+            }
+            for file in session.files {
+                let name = file.value("name").map(str::to_owned);
+                *self.preserved.entry(file.compatible.clone()).or_default() += 1;
+                self.files.push(PreservedFile {
+                    session: session.name.clone(),
+                    token: file.token.to_string(),
+                    name,
+                    compatible: file.compatible,
+                });
+            }
         }
     }
 
@@ -65,22 +110,13 @@ impl Machine {
             ..Self::default()
         }
     }
-}
 
-/// Files that go to the next kernel, by compatible; `None` if a session is at work and does not
-/// show its own.
-fn shown(sessions: &str) -> Option<BTreeMap<String, u64>> {
-    let mut preserved = BTreeMap::new();
-    for line in sessions.lines() {
-        match line.split(' ').collect::<Vec<_>>()[..] {
-            ["session", "outgoing", "busy", ..] => return None,
-            ["file", _, "preserved", compatible, ..] => {
-                *preserved.entry(compatible.to_owned()).or_default() += 1;
-            }
-            _ => {}
+    /// Takes files of these formats into account as well.
+    pub fn needs<'a>(&mut self, compatibles: impl IntoIterator<Item = &'a str>) {
+        for compatible in compatibles {
+            self.preserved.entry(compatible.to_owned()).or_default();
         }
     }
-    Some(preserved)
 }
 
 /// Files that each handler holds for the next kernel, by its name in debugfs.
@@ -186,15 +222,43 @@ mod tests {
         assert_eq!(machine.available_memory, Some(2 << 20));
     }
 
+    const SHOWN: &str = "session outgoing held a\\x20b\n\
+        file 0x1 preserved memfd-v2 data=0x1 name=memfd:x inode=7\n\
+        file 0x2 preserved luo-handlers,memfd-v1 data=0x2\n\
+        session outgoing busy c\n\
+        session incoming waiting d\nfile 0x3 waiting e-v1 data=0x3\n";
+
     #[test]
-    fn what_sessions_show_counts_before_the_counters() {
-        let text = "session outgoing held a\nfile 0x1 preserved memfd-v2 data=0x1\n\
-                    file 0x2 preserved memfd-v2 data=0x2\nfile 0x3 preserved x,b-v1 data=0x3\n\
-                    session incoming busy b\nfile 0x3 waiting c-v1 data=0x3\n";
-        let counts = [("memfd-v2".to_owned(), 2), ("x,b-v1".to_owned(), 1)];
-        assert_eq!(shown(text), Some(BTreeMap::from(counts)));
-        assert_eq!(shown(&text.replace("held", "busy")), None);
-        assert_eq!(shown(""), Some(BTreeMap::new()));
+    fn what_sessions_show_is_known_file_by_file() {
+        let mut machine = Machine::default();
+        machine.add_shown(sessions::parse(SHOWN));
+        let file = |token: &str, name: Option<&str>, compatible: &str| PreservedFile {
+            session: "a b".into(),
+            token: token.into(),
+            name: name.map(str::to_owned),
+            compatible: compatible.into(),
+        };
+        let files = [
+            file("0x1", Some("memfd:x"), "memfd-v2"),
+            file("0x2", None, "luo-handlers,memfd-v1"),
+        ];
+        assert_eq!(machine.files, files);
+        assert_eq!(machine.busy_sessions, ["c"]);
+        assert!(machine.preserved.values().eq(&[1, 1]));
+    }
+
+    #[test]
+    fn a_session_at_work_shows_in_the_counters() {
+        let root = tempfile::tempdir().unwrap();
+        let counters = root.path().join(COUNTERS);
+        fs::create_dir_all(&counters).unwrap();
+        fs::write(counters.join("other"), "prepare 3 0 5\ncancel 1 0 5\n").unwrap();
+        let preserved = |text: &str| {
+            fs::write(root.path().join(SESSIONS), text).unwrap();
+            Machine::read_below(root.path()).preserved
+        };
+        assert_eq!(preserved(SHOWN)["other"], 2);
+        assert!(!preserved(&SHOWN.replace("busy", "held")).contains_key("other"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::facts::{short_name, Facts, Origin};
 use crate::image::Image;
-use crate::machine::Machine;
+use crate::machine::{Machine, PreservedFile};
 
 /// How the next kernel is going to be started.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +52,16 @@ pub struct Files {
     pub text: String,
 }
 
+/// Whether one file can be taken.
+#[derive(Clone, Debug, Serialize)]
+pub struct File {
+    /// Which.
+    #[serde(flatten)]
+    pub file: PreservedFile,
+    /// Whether the next kernel takes it; [`Files`] has the reason.
+    pub answer: Answer,
+}
+
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -59,10 +69,24 @@ pub struct Report {
     pub next: Image,
     /// What was compared.
     pub checks: Vec<Check>,
-    /// The files, by format.
-    pub files: Vec<Files>,
+    /// The formats of what is preserved.
+    pub formats: Vec<Files>,
+    /// What is preserved, file by file, as far as that is known.
+    pub files: Vec<File>,
     /// Whether none of the answers is [`Answer::No`].
     pub can_jump: bool,
+}
+
+impl Report {
+    /// What speaks against the jump.
+    pub fn refusals(&self) -> impl Iterator<Item = &str> {
+        let checks = self.checks.iter().map(|it| (it.answer, &it.text));
+        let formats = self.formats.iter().map(|it| (it.answer, &it.text));
+        let refusals = checks
+            .chain(formats)
+            .filter(|(answer, _)| *answer == Answer::No);
+        refusals.map(|(_, text)| text.as_str())
+    }
 }
 
 /// Compares what there is with what comes.
@@ -70,7 +94,7 @@ pub fn compare(machine: &Machine, next: &Image, boot: &Boot) -> Report {
     let current = machine.facts.as_ref();
     let command_line = boot.command_line.as_ref().or(next.command_line.as_ref());
     let command_line = command_line.map(String::as_str);
-    let checks = vec![
+    let mut checks = vec![
         abi(
             "LUO ABI",
             current.map(|facts| &facts.luo),
@@ -87,20 +111,37 @@ pub fn compare(machine: &Machine, next: &Image, boot: &Boot) -> Report {
         scratch(machine, next, boot),
         memory(machine, next, boot),
     ];
-    let files: Vec<Files> = machine
+    checks.extend(machine.busy_sessions.iter().map(|name| busy(name)));
+    let formats: Vec<Files> = machine
         .preserved
         .iter()
         .map(|(compatible, count)| taken(compatible, *count, &next.facts, command_line))
         .collect();
-    let mut answers = checks
-        .iter()
-        .map(|check| check.answer)
-        .chain(files.iter().map(|f| f.answer));
-    Report {
-        can_jump: answers.all(|answer| answer != Answer::No),
+    let answer_for = |file: &PreservedFile| {
+        let mut its = formats.iter().filter(|it| it.compatible == file.compatible);
+        its.next().map_or(Answer::Unknown, |format| format.answer)
+    };
+    let files = machine.files.iter().map(|file| File {
+        file: file.clone(),
+        answer: answer_for(file),
+    });
+    let mut report = Report {
+        can_jump: false,
         next: next.clone(),
         checks,
-        files,
+        files: files.collect(),
+        formats,
+    };
+    let is_refused = report.refusals().next().is_some();
+    report.can_jump = !is_refused;
+    report
+}
+
+fn busy(session: &str) -> Check {
+    Check {
+        subject: "session",
+        answer: Answer::Unknown,
+        text: format!("{session} is at work and does not show its files; check again"),
     }
 }
 
@@ -352,16 +393,7 @@ mod tests {
 
     fn refusals(next: &Image, boot: &Boot) -> Vec<String> {
         let report = compare(&machine(), next, boot);
-        let checks = report
-            .checks
-            .iter()
-            .map(|check| (check.answer, &check.text));
-        let files = report.files.iter().map(|files| (files.answer, &files.text));
-        let no: Vec<String> = checks
-            .chain(files)
-            .filter(|(answer, _)| *answer == Answer::No)
-            .map(|(_, text)| text.clone())
-            .collect();
+        let no: Vec<String> = report.refusals().map(str::to_owned).collect();
         assert_eq!(report.can_jump, no.is_empty());
         no
     }
@@ -381,7 +413,43 @@ mod tests {
                 .all(|check| check.answer == Answer::Yes),
             "{report:?}"
         );
-        assert_eq!(report.files.len(), 3);
+        assert_eq!(report.formats.len(), 3);
+    }
+
+    #[test]
+    fn each_file_has_its_verdict() {
+        let mut machine = machine();
+        machine.files = ["vfio-v1", "memfd-v1"]
+            .into_iter()
+            .zip(["0x1", "0x2"])
+            .map(|(compatible, token)| PreservedFile {
+                session: "guest".to_owned(),
+                token: token.to_owned(),
+                name: None,
+                compatible: compatible.to_owned(),
+            })
+            .collect();
+        let next = image("luo-v5", &["memfd-v1"]);
+        let report = compare(&machine, &next, &boot("liveupdate=on kho=on"));
+        let found: Vec<_> = report
+            .files
+            .iter()
+            .map(|it| (it.file.token.as_str(), it.answer))
+            .collect();
+        assert_eq!(found, [("0x1", Answer::No), ("0x2", Answer::Yes)]);
+        assert!(!report.can_jump);
+    }
+
+    #[test]
+    fn a_session_at_work_is_reported_and_no_obstacle() {
+        let mut machine = machine();
+        machine.busy_sessions.push("guest".to_owned());
+        let next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
+        let report = compare(&machine, &next, &boot("liveupdate=on kho=on"));
+        let unknown = |check: &&Check| check.answer == Answer::Unknown;
+        let unknown: Vec<_> = report.checks.iter().filter(unknown).collect();
+        assert!(unknown.len() == 1 && unknown[0].text.contains("guest is at work"));
+        assert!(report.can_jump);
     }
 
     #[test]
@@ -454,9 +522,9 @@ mod tests {
         let report = compare(&machine(), &next, &line);
         assert!(report.can_jump);
         let text = |name: &str| {
-            let of_name = |files: &&Files| files.compatible == name;
-            let files = report.files.iter().find(of_name).unwrap();
-            (files.answer, files.text.contains("takes no new files"))
+            let of_name = |format: &&Files| format.compatible == name;
+            let format = report.formats.iter().find(of_name).unwrap();
+            (format.answer, format.text.contains("takes no new files"))
         };
         assert_eq!(text("vfio-v1"), (Answer::Yes, true));
         assert_eq!(text("memfd-v1"), (Answer::Yes, false));

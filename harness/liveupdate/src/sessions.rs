@@ -106,7 +106,7 @@ fn read_from(sessions: &Path, moved: &Path) -> io::Result<Vec<ShownSession>> {
 }
 
 /// From the module's text; lines that are not known are left out.
-fn parse(text: &str) -> Vec<ShownSession> {
+pub fn parse(text: &str) -> Vec<ShownSession> {
     let mut sessions: Vec<ShownSession> = Vec::new();
     for line in text.lines() {
         match line.split_once(' ') {

@@ -7,12 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::{bail, Context, Result};
 use clap::Args;
+use comfy_table::Table;
 
-use crate::table::table;
+use crate::table::{printable, table};
 use luo_check::facts::Origin;
 use luo_check::image::Image;
 use luo_check::machine::Machine;
-use luo_check::verdict::{self, Answer, Boot, Report};
+use luo_check::verdict::{self, Answer, Boot, File, Report};
 
 /// What `luo check` takes.
 #[derive(Args, Debug)]
@@ -55,9 +56,7 @@ pub fn run(options: &CheckOptions) -> Result<ExitCode> {
             Machine::of_kernel(current.facts)
         }
     };
-    for compatible in &options.needs {
-        machine.preserved.entry(compatible.clone()).or_default();
-    }
+    machine.needs(options.needs.iter().map(String::as_str));
     let boot = Boot {
         command_line: options.command_line.clone(),
         initramfs: match &options.initrd {
@@ -95,15 +94,19 @@ fn print(report: &Report, machine: &Machine, is_running: bool) {
     for check in &report.checks {
         table.add_row([check.subject, word(check.answer), &check.text]);
     }
-    for files in &report.files {
-        let what = match files.count {
-            0 => files.compatible.clone(),
-            1 => format!("1 file, {}", files.compatible),
-            count => format!("{count} files, {}", files.compatible),
+    for format in &report.formats {
+        let compatible = printable(&format.compatible);
+        let what = match format.count {
+            0 => compatible,
+            1 => format!("1 file, {compatible}"),
+            count => format!("{count} files, {compatible}"),
         };
-        table.add_row([&what, word(files.answer), &files.text]);
+        table.add_row([&what, word(format.answer), &printable(&format.text)]);
     }
     println!("{table}");
+    if !report.files.is_empty() {
+        println!("{}", files(&report.files));
+    }
     if is_running && !machine.is_preserved_known {
         println!(
             "what is preserved now is not known: this kernel has no handlers of ours, or debugfs \
@@ -117,6 +120,21 @@ fn print(report: &Report, machine: &Machine, is_running: bool) {
             false => "the jump would lose files",
         }
     );
+}
+
+/// What is preserved, file by file.
+fn files(files: &[File]) -> Table {
+    let mut table = table(["session", "token", "file", "handler", "fits"]);
+    for File { file, answer } in files {
+        table.add_row([
+            &printable(&file.session),
+            &file.token,
+            &printable(file.name.as_deref().unwrap_or_default()),
+            &printable(&file.compatible),
+            word(*answer),
+        ]);
+    }
+    table
 }
 
 fn word(answer: Answer) -> &'static str {

@@ -18,7 +18,7 @@ use luo_bench::subject::fill::Fill;
 use luo_bench::subject::pages::Pages;
 use luo_lab::build::built::Built;
 use luo_lab::build::checkout::find_checkout;
-use luo_lab::build::options::{BuildOptions, Init};
+use luo_lab::build::options::{BuildOptions, Init, KernelSource};
 use luo_lab::build::pipeline::build;
 use luo_lab::build::profile::Profile;
 use luo_lab::build::variant::Variant;
@@ -94,7 +94,9 @@ pub enum LabCommand {
         /// argument `before`, after it with `after`. It passes if it exits with 0 both times. A
         /// child of it holds what has to stay open until the kexec. Then it is run many times with
         /// `before` and a name, by which it calls its session, and what the handlers preserved for
-        /// it is forged before anybody reads it. Without names these are the only tests
+        /// it is forged before anybody reads it. With --handler a kernel without those handlers is
+        /// built as well, which must lose that program's files and nothing else. Without names
+        /// these are the only tests
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
         /// Run only the tests whose names contain one of these
@@ -176,6 +178,14 @@ pub struct BuildArguments {
     /// Debian mirror to use instead of the one in the machine's apt set-up
     #[arg(long, value_name = "URI")]
     mirror: Option<String>,
+    /// Debian's package of the kernel's source, such as linux-source-7.2; by default that of the
+    /// series that the handlers are developed on
+    #[arg(long, value_name = "PACKAGE")]
+    source: Option<String>,
+    /// A kernel tree of yours to build instead. It gets the handlers, as by `luo integrate`; objects
+    /// go elsewhere
+    #[arg(long, value_name = "DIR", conflicts_with = "source")]
+    tree: Option<PathBuf>,
     /// The checkout whose handlers go into the kernel; by default the one around the current
     /// directory
     #[arg(long, value_name = "DIR")]
@@ -206,6 +216,11 @@ impl BuildArguments {
             },
             jobs: self.jobs,
             mirror: self.mirror,
+            source: match (self.source, self.tree) {
+                (Some(package), _) => KernelSource::Package(package),
+                (None, Some(tree)) => KernelSource::Tree(tree),
+                (None, None) => KernelSource::Preferred,
+            },
             checkout: self.checkout,
             guest_binary: self.guest_binary,
             init: self.init,
@@ -347,6 +362,10 @@ pub struct LabBenchArguments {
     guest: GuestArguments,
     #[command(flatten)]
     workloads: WorkloadArguments,
+    /// Measure how costs grow: from 256 MiB to two thirds of the guest's memory (--memory), dense
+    /// and shuffled, and 1000 memfds of 1 MiB against one of 1000 MiB
+    #[arg(long, conflicts_with_all = ["size", "fill", "files"])]
+    scale: bool,
     /// Measure another handler as well, in turn with ours
     #[arg(long, value_enum, value_name = "HANDLER")]
     compare: Option<PeerArgument>,
@@ -442,6 +461,7 @@ fn test(
     let selected = Selected {
         names,
         program: program.is_some(),
+        outside: !guest.build.handlers.is_empty(),
     };
     guest.build.program = program;
     guest.build.variants = selected.variants()?;
@@ -519,11 +539,16 @@ fn stick(arguments: StickArguments) -> Result<()> {
 fn measure(arguments: LabBenchArguments) -> Result<ExitCode> {
     let LabBenchArguments {
         guest,
-        workloads,
+        mut workloads,
+        scale,
         compare,
         profile,
         outputs,
     } = arguments;
+    if scale {
+        let memory = guest.memory.unwrap_or(Profile::Release.guest_memory());
+        workloads = workloads.scaled_to(memory);
+    }
     let series = workloads.series(compare).with_profile(profile);
     let outputs = Outputs::from(outputs);
     outputs.check()?;

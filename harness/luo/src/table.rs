@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Tables that fit a terminal.
+//! Tables that fit a terminal, and text that does it no harm.
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
@@ -16,4 +16,14 @@ pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
         .set_width(WIDTH)
         .set_header(header);
     table
+}
+
+/// What a hostile previous kernel wrote must not reach a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c.is_control() {
+            true => c.escape_default().collect::<Vec<_>>(),
+            false => vec![c],
+        })
+        .collect()
 }

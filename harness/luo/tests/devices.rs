@@ -10,11 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use luo_cli::inspect::{inspect, text};
-use luo_handler_api::{Errno, FileRef, OwnedFile, Token};
+use luo_handler_api::{Compatible, Errno, FileRef, OwnedFile, Token};
 use luo_handler_ioport::{IoportHandler, PortBackend};
 use luo_handler_vfio::description::Description;
 use luo_handler_vfio::imagined::{edu, Imagined};
 use luo_handler_vfio::{UserBackend, VfioHandler};
+use luo_orchestrator::devicetree::{decode, encode};
 use luo_orchestrator::error::Error;
 use luo_orchestrator::handover::Handover;
 use luo_orchestrator::orchestrator::Orchestrator;
@@ -58,10 +59,21 @@ impl World {
 
     /// The new side of an update with the device under token 1.
     fn crossed(&self) -> Orchestrator {
+        self.crossed_as("luo-handlers,vfio-v1")
+    }
+
+    /// The same, with another name of the format in what crosses.
+    fn crossed_as(&self, compatible: &str) -> Orchestrator {
         self.update.preserve(Token(1), null()).unwrap();
         self.update.prepare().unwrap();
         self.update.freeze().unwrap();
-        let cross = |handover: Handover<'_>| Ok::<_, Error>(loopback::cross(&handover).unwrap());
+        let cross = |handover: Handover<'_>| {
+            let mut arrival = loopback::cross(&handover).unwrap();
+            let mut tree = decode(&arrival.devicetree).unwrap().tree;
+            tree.files[0].compatible = Compatible::new(compatible);
+            arrival.devicetree = encode(&tree).unwrap();
+            Ok::<_, Error>(arrival)
+        };
         let arrival = self.update.handover(cross).unwrap();
         Orchestrator::arrived(self.registry.clone(), arrival)
     }
@@ -78,6 +90,17 @@ fn a_device_crosses() {
     let again = new.retrieve(Token(1)).unwrap();
     assert!(Arc::ptr_eq(&file, &again));
     assert_eq!(new.finish().unwrap(), []);
+}
+
+/// The format had no vendor once, and somebody else's may have had the same name.
+#[test]
+fn a_device_crosses_under_its_former_name() {
+    let new = World::new().crossed_as("vfio-v1");
+    new.retrieve(Token(1)).unwrap();
+    assert_eq!(new.finish().unwrap(), []);
+    let reason = World::new().crossed_as("vfio-v2").retrieve(Token(1));
+    let reason = reason.unwrap_err().to_string();
+    assert!(reason.contains("no handler for vfio-v2"), "{reason}");
 }
 
 #[test]

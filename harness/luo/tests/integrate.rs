@@ -14,7 +14,7 @@ const MEMFD: &[&str] = &["--handlers", "memfd"];
 const REMOVE: &[&str] = &["--remove"];
 
 /// What a kernel tree has to have.
-const TREE: [(&str, &str); 6] = [
+const TREE: [(&str, &str); 5] = [
     (
         "drivers/Kconfig",
         "menu \"Device Drivers\"\n\nsource \"drivers/amba/Kconfig\"\n\nendmenu\n",
@@ -24,7 +24,6 @@ const TREE: [(&str, &str); 6] = [
         "include/asm-generic/vmlinux.lds.h",
         "\tBOUNDED_SECTION_BY(__dyndbg_classes, ___dyndbg_classes)\t\\\n",
     ),
-    ("include/linux/liveupdate.h", "\tint retrieve_status;\n"),
     ("rust/kernel/lib.rs", ""),
     (
         "rust/bindings/bindings_helper.h",
@@ -72,6 +71,15 @@ impl Tree {
     fn new() -> Self {
         let tree = Self(tempfile::tempdir().unwrap());
         for (name, text) in TREE {
+            let file = tree.0.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        }
+        for part in include_str!("../../../kmod/kernel.interface")
+            .split("=== ")
+            .skip(1)
+        {
+            let (name, text) = part.split_once('\n').unwrap();
             let file = tree.0.path().join(name);
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, text).unwrap();

@@ -39,7 +39,7 @@ pub(crate) fn build(
     profile: Profile,
     jobs: Option<usize>,
 ) -> Result<KernelImage> {
-    let handlers = integrate_handlers(checkout, selection, &trees.source())?;
+    let handlers = integrate_handlers(checkout, selection, trees)?;
     let objects = trees.objects(profile);
     let [_, objects_seen_at] = trees.seen_at(profile);
     trees.begin_objects(profile)?;
@@ -106,7 +106,10 @@ pub(crate) fn build_variant(
     let (origin, objects) = (trees.objects(profile), trees.objects_of(profile, variant));
     let step = format!("kernel-{}-{}", profile.name(), variant.name());
     let what = format!("building the kernel {}", variant.name());
-    let key = Key::of([of.as_str(), variant.options()]);
+    let base = fs::read_to_string(origin.join(".config"))
+        .context("reading the configuration of the kernel before")?;
+    let options = variant.options(&base);
+    let key = Key::of([of.as_str(), &options]);
     trees.part().step(&step, &what, &key, |progress| {
         if !objects.exists() {
             let copy = objects.with_extension("part");
@@ -120,11 +123,9 @@ pub(crate) fn build_variant(
         let make =
             |targets: &[&str]| make(trees, toolchain, (profile, &objects), progress, targets);
         let config = objects.join(".config");
-        let text = fs::read_to_string(origin.join(".config"))
-            .context("reading the configuration of the kernel before")?;
-        write_atomically(&config, (text + variant.options()).as_bytes())?;
+        write_atomically(&config, format!("{base}{options}").as_bytes())?;
         make(&["olddefconfig"])?;
-        config::check(variant.options(), &config)?;
+        config::check(&options, &config)?;
         make(&[&parallel(jobs), "bzImage"])
     })?;
     Ok(objects.join(IMAGE))
@@ -181,9 +182,12 @@ impl Handlers {
 
 /// Puts the checkout's kmod/ into the source tree. A checkout without one gets the kernel's own
 /// handlers only.
-fn integrate_handlers(checkout: &Path, selection: &Selection, source: &Path) -> Result<Handlers> {
-    // The tree is the lab's, so changes in it need not be preserved.
-    let edits = LocalEdits::Overwrite;
+fn integrate_handlers(checkout: &Path, selection: &Selection, trees: &Trees) -> Result<Handlers> {
+    let source = &trees.source();
+    let edits = match trees.source_is_of_user() {
+        true => LocalEdits::Refuse,
+        false => LocalEdits::Overwrite,
+    };
     if !checkout.join("kmod").is_dir() {
         integrate::remove(source, edits)?;
         let empty = || Key::of(["no kmod"]);

@@ -16,6 +16,19 @@ pub enum Init {
     Systemd,
 }
 
+/// Where the kernel's source is from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum KernelSource {
+    /// Debian's package of the series that the handlers are developed on.
+    #[default]
+    Preferred,
+    /// Another package of Debian's, such as `linux-source-7.2`.
+    Package(String),
+    /// A tree of the user's, which gets the handlers as `luo integrate` puts them in. It must not
+    /// have been built in: objects are in the cache.
+    Tree(PathBuf),
+}
+
 /// What to build, and from what. The default builds what `luo lab build` builds.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
@@ -25,6 +38,8 @@ pub struct BuildOptions {
     pub jobs: Option<usize>,
     /// A Debian mirror to use instead of the one in the machine's apt set-up.
     pub mirror: Option<String>,
+    /// The kernel's source.
+    pub source: KernelSource,
     /// The checkout whose handlers go into the kernel; by default the one around the current
     /// directory.
     pub checkout: Option<PathBuf>,

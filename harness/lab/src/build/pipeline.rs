@@ -7,7 +7,7 @@ use crate::build::apt::{Mirror, SOURCE_SUITE, SUITE};
 use crate::build::built::{Artefacts, Built};
 use crate::build::checkout::{find_checkout, select_handlers};
 use crate::build::initramfs::Programs;
-use crate::build::options::{BuildOptions, Init};
+use crate::build::options::{BuildOptions, Init, KernelSource};
 use crate::build::trees::Trees;
 use crate::build::{
     guest_binary, initramfs, kernel_image, requirements, selftests, source, systemd, toolchain,
@@ -27,9 +27,12 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
     requirements::check(cache, options.guest_binary.is_none())?;
     let mirror = Mirror::new(cache, options.mirror.as_deref(), &[SUITE, SOURCE_SUITE]);
     let toolchain = toolchain::prepare(cache, &mirror)?;
-    let source = source::prepare(cache, &mirror)?;
-    let selftests = selftests::build(cache, &toolchain, &source)?;
-    let trees = Trees::of(cache, &source, &checkout)?;
+    let (part, source) = source::prepare(cache, &mirror, &options.source)?;
+    let selftests = selftests::build(&part, &toolchain, &source)?;
+    let trees = match options.handlers.is_empty() {
+        true => Trees::of(&part, &source, &checkout)?,
+        false => Trees::with_more(&part, &source, &checkout, profile)?,
+    };
     let handlers = select_handlers(&checkout, &options.handlers)?;
     let kernel = kernel_image::build(
         &trees,
@@ -42,13 +45,22 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
         .variants
         .iter()
         .map(|&variant| {
-            let image = kernel_image::build_variant(
-                &trees,
-                &toolchain,
-                (profile, variant),
-                options.jobs,
-                &kernel.key,
-            )?;
+            let image = match variant.package() {
+                None => kernel_image::build_variant(
+                    &trees,
+                    &toolchain,
+                    (profile, variant),
+                    options.jobs,
+                    &kernel.key,
+                )?,
+                Some(package) => {
+                    let package = KernelSource::Package(package.to_owned());
+                    let (part, source) = source::prepare(cache, &mirror, &package)?;
+                    let trees = Trees::of(&part, &source, &checkout)?;
+                    let handlers = (&*checkout, &handlers);
+                    kernel_image::build(&trees, &toolchain, handlers, profile, options.jobs)?.image
+                }
+            };
             Ok((variant.name().to_owned(), image))
         })
         .collect::<Result<_>>()?;

@@ -47,6 +47,15 @@ impl Key {
     }
 }
 
+/// The name of a directory that is made for a path: that of its last part, and something by which
+/// it differs from that of any other path.
+pub(crate) fn distinct_name(path: &Path) -> String {
+    const DIGITS: usize = 12;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let key = Key::of([path.as_os_str().as_encoded_bytes()]);
+    format!("{name}-{}", &key.as_str()[..DIGITS])
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

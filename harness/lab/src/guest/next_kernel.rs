@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::MemfdFlags;
@@ -26,8 +26,12 @@ pub(crate) fn load_next(command_line: &str) -> Result<()> {
 
 /// Loads another kernel.
 pub(crate) fn load_variant(kernel: Variant, command_line: &str) -> Result<()> {
-    let file = Path::new("/results").join(kernel.file_in_results());
-    load(&file, command_line)
+    load(&image_of(kernel), command_line)
+}
+
+/// Where the image of another kernel is.
+pub(crate) fn image_of(kernel: Variant) -> PathBuf {
+    Path::new("/results").join(kernel.file_in_results())
 }
 
 fn load(kernel: &Path, command_line: &str) -> Result<()> {

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{ensure, Context, Result};
 
+pub(crate) const LUO: &str = "/bin/luo";
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 /// Makes the commands of busybox known to the shell.

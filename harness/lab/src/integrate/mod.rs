@@ -25,13 +25,15 @@
 //! # Map
 //!
 //! - `crates`: what a handler's crate brings along; `plan`: what goes where
-//! - `tree`, `lines`: the kernel's side; `list`: what is ours in it
+//! - `tree`, `lines`: the kernel's side; `interface`: what of it kmod/ is written for; `list`: what
+//!   is ours in it
 //! - `patches`: what a handler changes in the kernel's own files
 //! - `change`: writes beside and renames
 //! - `wanted`: what a configuration lacks
 
 mod change;
 mod crates;
+mod interface;
 mod lines;
 mod list;
 mod patches;
@@ -137,6 +139,7 @@ pub fn put(
     edits: LocalEdits,
 ) -> Result<Integrated> {
     tree::check(kernel)?;
+    interface::check(checkout, kernel)?;
     let handlers = plan::handlers(checkout, selection)?;
     let names = handlers
         .iter()
@@ -433,6 +436,9 @@ mod tests {
         ),
     ];
 
+    const HEADER: &str = "include/linux/liveupdate.h";
+    const OPS: &str = "struct liveupdate_file_ops {\n\tint x;\n};\n";
+
     /// Of the checkout.
     const PATCH: &str = "handlers/memfd/kmod/shmem.patch";
 
@@ -482,6 +488,8 @@ mod tests {
                 "CONFIG_LUO_HANDLERS=y\n",
             );
             write(checkout.join("kmod/dispatch.rs"), "// dispatch\n");
+            let interface = format!("=== {HEADER}\n{OPS}");
+            write(checkout.join(interface::FILE), &interface);
             write(
                 checkout.join("luo-handler-api/Cargo.toml"),
                 "[package]\nname = \"luo-handler-api\"\n",
@@ -499,6 +507,7 @@ mod tests {
             for (file, text) in TEXTS {
                 write(kernel.join(file), text);
             }
+            write(kernel.join(HEADER), OPS);
             Self {
                 _directory: directory,
                 checkout,
@@ -896,17 +905,15 @@ mod tests {
     #[test]
     fn an_unsuitable_tree_is_refused_with_the_reason() {
         let trees = Trees::new();
-        let header = trees.kernel.join("include/linux/liveupdate.h");
-        write(header.clone(), "struct liveupdate_file_ops;");
-        assert!(trees.refused(&Selection::All).contains("take 7.3"));
-        fs::remove_file(header).unwrap();
+        let header = trees.kernel.join(HEADER);
+        write(header.clone(), &OPS.replace("int", "long"));
+        let reason = "struct liveupdate_file_ops has `long x`";
+        assert!(trees.refused(&Selection::All).contains(reason));
+        fs::remove_file(&header).unwrap();
         let before = trees.files();
-        assert!(trees.refused(&Selection::All).contains("take 7.3"));
+        assert!(trees.refused(&Selection::All).contains("take 7.2 or 7.3"));
         assert_eq!(trees.files(), before);
-        write(
-            trees.kernel.join("include/linux/liveupdate.h"),
-            "retrieve_status",
-        );
+        write(header, OPS);
         write(trees.kernel.join("include/asm-generic/vmlinux.lds.h"), "");
         let before = trees.files();
         assert!(trees

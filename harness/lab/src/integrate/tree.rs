@@ -64,9 +64,8 @@ pub(super) const NEEDED: [(&str, &str, &str); 6] = [
     (LINKER_SCRIPT, "", NOT_A_TREE),
     (
         "include/linux/liveupdate.h",
-        "retrieve_status",
-        "its Live Update Orchestrator has another interface than the one kmod/ is written for; \
-         take 7.3 or later",
+        "liveupdate_file_ops",
+        "it has no Live Update Orchestrator with handlers; take 7.2 or 7.3",
     ),
     ("rust/kernel/lib.rs", "", "its kernel has no Rust support"),
     (BINDINGS, "", "its kernel has no Rust support"),

@@ -88,6 +88,8 @@ pub struct Selected {
     pub names: Vec<String>,
     /// Also the user's own test program, which is part of the build; alone, unless there are names.
     pub program: bool,
+    /// Handlers from outside are in the kernel.
+    pub outside: bool,
 }
 
 impl Selected {
@@ -110,6 +112,8 @@ impl Selected {
             false => table::select(&self.names)?,
         };
         tests.extend(program.into_iter().flatten());
+        let outside = (self.program && self.outside).then_some(table::OUTSIDE_TESTS);
+        tests.extend(outside.into_iter().flatten());
         Ok(tests)
     }
 }

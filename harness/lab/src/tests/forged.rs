@@ -207,7 +207,7 @@ fn forge_all() -> Result<()> {
 }
 
 /// Changes the record of a memfd with the handle `data`, and the first extent of its last block.
-fn change_extents(
+pub(super) fn change_extents(
     memory: &PhysicalMemory,
     data: u64,
     change: fn(&mut MemfdRecord, &mut MemfdExtent),

@@ -3,20 +3,29 @@
 //! of their format are retrieved.
 
 use std::fs;
+use std::os::fd::AsFd;
+use std::process::Output;
 
 use anyhow::{ensure, Context, Result};
 use rustix::io::Errno;
+use serde_json::Value;
 
+use crate::archive::USERS_PROGRAM;
+use crate::build::variant::Variant;
+use crate::guest::next_kernel::image_of;
+use crate::guest::programs::{exit_code, install_shell_commands, program, LUO};
 use crate::tests::expect::{expect_errno, expect_lost};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::incoming::{self, FileEntry};
 use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports::{self, REGISTER};
+use crate::tests::vfio_client::Client;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::vfio::verify;
 use luo_handler_api::Token;
-use luo_liveupdate::Device;
+use luo_liveupdate::{sessions, Device};
 
 const SESSIONS: &str = "/sys/kernel/debug/luo_handlers/sessions";
 const MIXED: &str = "mixed";
@@ -34,7 +43,36 @@ pub(crate) fn preserve(held: &mut HeldOpen) -> Result<()> {
     held.hold(&session)?;
     let session = device.create_session(OTHERS)?;
     memfds::preserve(&session, &[OTHER])?;
-    held.hold(&session)
+    held.hold(&session)?;
+    expect_check()
+}
+
+/// Before the jump `luo check` reports which file would be lost.
+fn expect_check() -> Result<()> {
+    let mut check = program(LUO, &["check", "--json", "--kernel"]);
+    let line = "liveupdate=on kho=on";
+    check
+        .arg(image_of(Variant::Lacking))
+        .args(["--command-line", line]);
+    let Output { status, stdout, .. } = check.output().context("starting luo check")?;
+    let report: Value = serde_json::from_slice(&stdout).context("luo check printed no JSON")?;
+    let files = report["files"].as_array().context("it has no files")?;
+    let word = |file: &Value, key: &str| file[key].as_str().unwrap_or_default().to_owned();
+    let mut files: Vec<[String; 3]> = files
+        .iter()
+        .map(|file| ["session", "token", "answer"].map(|key| word(file, key)))
+        .collect();
+    files.sort_unstable();
+    let expected = [
+        [MIXED, "0x1", "no"],
+        [MIXED, "0x2", "yes"],
+        [OTHERS, "0x3", "yes"],
+    ];
+    ensure!(
+        status.code() == Some(1) && files == expected,
+        "luo check ended with {status} and {files:?}"
+    );
+    Ok(())
 }
 
 /// In a kernel without the handler of ports.
@@ -50,6 +88,47 @@ pub(crate) fn lose_ports_alone(_held: &mut HeldOpen) -> Result<()> {
     let session = device.retrieve_session(OTHERS)?;
     memfds::retrieve(&session, &OTHER)?;
     expect_shown(" retrieved luo-handlers,memfd-v1 ", 1)?;
+    Ok(session.finish()?)
+}
+
+const PROGRAMS: &str = "programs";
+
+/// A session of the user's own test program, and one without it.
+pub(crate) fn preserve_programs(held: &mut HeldOpen) -> Result<()> {
+    install_shell_commands()?;
+    let code = exit_code(&mut program(USERS_PROGRAM, &["before", PROGRAMS]))?;
+    ensure!(
+        code == 0,
+        "{USERS_PROGRAM} before {PROGRAMS}: exited with {code}"
+    );
+    let session = Device::open()?.create_session(OTHERS)?;
+    memfds::preserve(&session, &[OTHER])?;
+    held.hold(&session)
+}
+
+/// In a kernel without the handlers from outside.
+pub(crate) fn lose_programs_alone(_held: &mut HeldOpen) -> Result<()> {
+    let device = Device::open()?;
+    let shown = sessions::read().context("what sessions hold")?;
+    let programs = shown.into_iter().find(|session| session.name == PROGRAMS);
+    let files = programs.context("its session did not cross")?.files;
+    let (missing, others): (Vec<_>, Vec<_>) =
+        files.iter().partition(|file| file.state == "missing");
+    ensure!(
+        !missing.is_empty(),
+        "no file of it is of a handler from outside"
+    );
+    let session = device.retrieve_session(PROGRAMS)?;
+    for file in &missing {
+        expect_lost(&session, file.token, Errno::NOENT)?;
+    }
+    for file in &others {
+        session.retrieve(file.token)?;
+    }
+    session.finish()?;
+    drop(session);
+    let session = device.retrieve_session(OTHERS)?;
+    memfds::retrieve(&session, &OTHER)?;
     Ok(session.finish()?)
 }
 
@@ -71,6 +150,8 @@ const FORMER_PORT: Token = Token(0x10);
 const FORMER_MEMFD: Workload = memfd(1 << 20, Fill::sparse(3000), 0x11);
 /// A memfd as `memfd-v1`, with the `u64` that mainline's handler wrote under this name.
 const MAINLINES: Token = Token(0x12);
+const FORMER_DEVICE: Token = Token(0x16);
+const DEVICE: &str = "0000:00:10.0";
 const ENDLESS: Token = Token(0x13);
 const UNPRINTABLE: Token = Token(0x14);
 const EMPTY: Token = Token(0x15);
@@ -84,6 +165,7 @@ pub(crate) fn preserve_to_rename(held: &mut HeldOpen) -> Result<()> {
         ports::preserve(&session, token, &REGISTER)?;
     }
     memfds::preserve(&session, &[FORMER_MEMFD])?;
+    session.preserve(FORMER_DEVICE, Client::by_cdev(DEVICE)?.as_fd())?;
     for token in MANY.map(Token) {
         ports::preserve(&session, token, &REGISTER)?;
     }
@@ -96,6 +178,7 @@ pub(crate) fn retrieve_renamed(_held: &mut HeldOpen) -> Result<()> {
     for (at, mut entry) in incoming::session_files(&memory, NAMES)? {
         let name: Vec<u8> = match Token(entry.token.get()) {
             FORMER_PORT => b"ioport-v1".into(),
+            FORMER_DEVICE => b"vfio-v1".into(),
             Token(token) if token == FORMER_MEMFD.seed => b"memfd-v1".into(),
             MAINLINES => {
                 // The address of a page.
@@ -117,6 +200,7 @@ pub(crate) fn retrieve_renamed(_held: &mut HeldOpen) -> Result<()> {
         ports::retrieve(&session, token, &REGISTER)?;
     }
     memfds::retrieve(&session, &FORMER_MEMFD)?;
+    verify(session.retrieve(FORMER_DEVICE)?.as_fd(), DEVICE)?;
     expect_lost(&session, MAINLINES, Errno::NOENT)?;
     expect_shown(" missing ", 3 + MANY.count())?;
     for token in [ENDLESS, UNPRINTABLE, EMPTY]

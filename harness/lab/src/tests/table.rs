@@ -12,8 +12,9 @@ use crate::tests::test::{
 };
 use crate::tests::{
     attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings,
-    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet,
-    reserved, session_shell, subsystems, swap, switched_off,
+    hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_sizes, killed_waiter, late_writes, limit,
+    luo_bench, memfd_twice, missing, moved, numa, quiet, reserved, session_shell, subsystems, swap,
+    switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -212,6 +213,126 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 120,
     },
     Test {
+        name: "hugetlb",
+        about: "memfds of huge pages cross twice, with no page of a pool and no reservation more \
+                than they had",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb::preserve_all, 9, 0),
+            check(hugetlb::retrieve_all, 5, 7),
+            check(hugetlb::retrieve_again, 0, 5),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "hugetlb_vmemmap",
+        about: "the same where each kernel gives the descriptors of huge pages away",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: "hugetlb_free_vmemmap=on",
+                ..check(hugetlb::preserve_all, 9, 0)
+            },
+            Stage {
+                parameters: "hugetlb_free_vmemmap=on",
+                ..check(hugetlb::retrieve_all, 5, 7)
+            },
+            check(hugetlb::retrieve_again, 0, 5),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "hugetlb_late_writes",
+        about: "a task that fills huge pages until the last moment, and over a jump that failed \
+                memory refuses, loses none",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(hugetlb_freeze::write_on), 0, 0),
+            check(hugetlb_freeze::compare, 0, 1),
+        ],
+        prints: &["memfd:spoilt: the memory at offset 0x400000 has failed"],
+        seconds: 400,
+    },
+    Test {
+        name: "hugetlb_memory_that_failed",
+        about: "a memfd with a huge page that failed is refused, others cross",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_freeze::spoil_what_is_preserved, 1, 0),
+            check(hugetlb_freeze::take_sound, 0, 1),
+        ],
+        prints: &["memfd:spoilt: the memory at offset 0x600000 has failed"],
+        seconds: 180,
+    },
+    Test {
+        name: "hugetlb_forged",
+        about: "records of huge pages that a hostile previous kernel left fail alone",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_forged::preserve_all, 9, 0),
+            check(hugetlb_forged::refuse_all, 0, 1),
+        ],
+        prints: &["this kernel has no huge pages of 64 KiB"],
+        seconds: 180,
+    },
+    Test {
+        name: "hugetlb_gigantic",
+        about: "a page of 1 GiB that was reserved at boot comes back, and its memory is freed",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: hugetlb_sizes::RESERVED,
+                ..check(hugetlb_sizes::preserve_both_sizes, 2, 0)
+            },
+            check(hugetlb_sizes::retrieve_both_sizes, 0, 2),
+        ],
+        prints: &[],
+        seconds: 300,
+    },
+    Test {
+        name: "hugetlb_missing_size",
+        about: "a kernel without pages of 1 GiB refuses their memfd with a reason, and frees it",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: hugetlb_sizes::RESERVED,
+                ..check(hugetlb_sizes::preserve_gigantic, 1, 0)
+            },
+            Stage {
+                parameters: hugetlb_sizes::WITHOUT,
+                ..check(hugetlb_sizes::lose_gigantic, 0, 0)
+            },
+        ],
+        prints: &["this kernel has no huge pages of 1048576 KiB"],
+        seconds: 300,
+    },
+    Test {
+        name: "hugetlb_numa",
+        about: "huge pages of two NUMA nodes stay where they are, in each node's counters",
+        machine: Machine::Numa,
+        stages: &[
+            check(hugetlb_sizes::preserve_on_both, 2, 0),
+            check(hugetlb_sizes::take_from_both, 0, 2),
+        ],
+        prints: &[],
+        seconds: 180,
+    },
+    Test {
+        name: "hugetlb_limit",
+        about: "the limits of a hugetlb cgroup are found out before anything is taken",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_sizes::preserve_much, 1, 0),
+            check(hugetlb_sizes::retrieve_under_a_limit, 0, 1),
+        ],
+        prints: &[
+            "memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit",
+        ],
+        seconds: 180,
+    },
+    Test {
         name: "memory_limit",
         about: "a memory limit is found out before anything is taken; with a higher one the memfd \
                 comes back",
@@ -254,10 +375,10 @@ pub(crate) static TESTS: &[Test] = &[
     Test {
         name: "names_of_formats",
         about: "former names are retrieved; unknown ones, also such that are not text, fail alone",
-        machine: Machine::Plain,
+        machine: Machine::Vfio,
         stages: &[
-            check(missing::preserve_to_rename, 40, 0),
-            check(missing::retrieve_renamed, 0, 3),
+            check(missing::preserve_to_rename, 41, 0),
+            check(missing::retrieve_renamed, 0, 4),
         ],
         prints: &["luo_handlers: no handler for (others)"],
         seconds: 120,
@@ -499,8 +620,22 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 400,
     },
     Test {
+        name: "bench_missing_handler",
+        about: "luo bench does not jump into a kernel without the handler of what it measures",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(luo_bench::begin_bench_into_lacking), 0, 0),
+            in_kernel(
+                Variant::Lacking,
+                check(luo_bench::continue_bench_in_lacking, 0, 2),
+            ),
+        ],
+        prints: &[],
+        seconds: 200,
+    },
+    Test {
         name: "bench_kexec_devices",
-        about: "luo bench takes devices and port files from kernel to kernel",
+        about: "luo bench takes devices, port files and collapsed memfds from kernel to kernel",
         machine: Machine::Vfio,
         stages: &[
             stage(Action::Jump(luo_bench::begin_device_bench), 0, 0),
@@ -511,11 +646,11 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "session_shell",
-        about: "luo session from a shell: a file crosses, another is given up",
+        about: "luo session from a shell: files cross, one of them collapsed, another is given up",
         machine: Machine::Plain,
         stages: &[
-            check(session_shell::hold_sessions, 2, 0),
-            check(session_shell::take_sessions, 0, 1),
+            check(session_shell::hold_sessions, 3, 0),
+            check(session_shell::take_sessions, 0, 2),
         ],
         prints: &[],
         seconds: 90,
@@ -550,6 +685,115 @@ pub(crate) static USERS_TESTS: &[Test] = &[
     },
 ];
 
+/// With the user's own test program and handlers from outside.
+pub(crate) static OUTSIDE_TESTS: &[Test] = &[Test {
+    name: "program_missing",
+    about: "a kernel without the handlers from outside loses that program's files, nothing else",
+    machine: Machine::Vfio,
+    stages: &[
+        check(missing::preserve_programs, 2, 0),
+        in_kernel(Variant::Lacking, check(missing::lose_programs_alone, 0, 1)),
+    ],
+    prints: &["luo_handlers: finished without a handler for "],
+    seconds: 300,
+}];
+
+/// What the names of [`VERSION_TESTS`] begin with, and no others.
+const VERSIONS: &str = "versions";
+
+/// Between the kernel and that of an earlier series, which is built for them. They run only if they
+/// are named.
+pub(crate) static VERSION_TESTS: &[Test] = &[
+    Test {
+        name: "versions_memfds_up",
+        about: "memfds of every shape go from the earlier kernel to the present one",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Earlier, stage(Action::Depart(MEMFDS), 1000, 0)),
+            stage(Action::Arrive(MEMFDS), 0, 1000),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "versions_memfds_down",
+        about: "memfds of every shape go from the present kernel to the earlier one",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Depart(MEMFDS), 1000, 0),
+            in_kernel(Variant::Earlier, stage(Action::Arrive(MEMFDS), 0, 1000)),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "versions_attributes",
+        about: "what makes a memfd besides its contents goes to the earlier kernel",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Depart(attributes::CASES), 15, 0),
+            in_kernel(
+                Variant::Earlier,
+                stage(Action::Arrive(attributes::CASES), 0, 15),
+            ),
+        ],
+        prints: &[],
+        seconds: 120,
+    },
+    Test {
+        name: "versions_memfds_back",
+        about: "memfds go from the earlier kernel to the present one and back",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Earlier, check(memfd_twice::preserve_memfds, 2, 0)),
+            check(memfd_twice::pass_memfds_on, 2, 2),
+            in_kernel(Variant::Earlier, check(memfd_twice::take_memfds_back, 0, 2)),
+        ],
+        prints: &[],
+        seconds: 150,
+    },
+    Test {
+        name: "versions_devices_up",
+        about: "devices and ports go from the earlier kernel to the present one",
+        machine: Machine::Vfio,
+        stages: &[
+            in_kernel(
+                Variant::Earlier,
+                stage(Action::Depart(devices::DEVICES), 20, 0),
+            ),
+            stage(Action::Arrive(devices::DEVICES), 0, 12),
+        ],
+        prints: &[],
+        seconds: 150,
+    },
+    Test {
+        name: "versions_devices_down",
+        about: "devices and ports go from the present kernel to the earlier one",
+        machine: Machine::Vfio,
+        stages: &[
+            stage(Action::Depart(devices::DEVICES), 20, 0),
+            in_kernel(
+                Variant::Earlier,
+                stage(Action::Arrive(devices::DEVICES), 0, 12),
+            ),
+        ],
+        prints: &[],
+        seconds: 150,
+    },
+    Test {
+        name: "versions_subsystem",
+        about: "a subsystem goes from the earlier kernel to the present one and back",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Earlier, check(subsystems::preserve_first, 4, 0)),
+            check(subsystems::pass_on_first, 2, 2),
+            in_kernel(Variant::Earlier, check(subsystems::pass_on_second, 2, 2)),
+        ],
+        prints: &["subsystem luo-handlers,lineage-v1 came in"],
+        seconds: 150,
+    },
+];
+
 /// Refuses a name that selects no test.
 ///
 /// # Errors
@@ -557,24 +801,37 @@ pub(crate) static USERS_TESTS: &[Test] = &[
 /// It names the list of tests.
 pub fn check_names(names: &[String]) -> Result<()> {
     for name in names {
-        if !TESTS.iter().any(|test| test.is_called(name)) {
+        if !all_tests().any(|test| is_named(test, name)) {
             bail!("no test is called {name}; `luo lab test --list` lists them all");
         }
     }
     Ok(())
 }
 
-/// The tests whose names contain one of `names`; all of them if that is empty.
+/// Those that can be named.
+fn all_tests() -> impl Iterator<Item = &'static Test> {
+    TESTS.iter().chain(VERSION_TESTS)
+}
+
+/// Whether a part of a name means this test. `memfd` alone does not ask for another kernel.
+fn is_named(test: &Test, part: &str) -> bool {
+    test.is_called(part) && (!test.name.starts_with(VERSIONS) || part.starts_with(VERSIONS))
+}
+
+/// The tests whose names contain one of `names`; all of the first table if that is empty.
 pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Test>> {
     check_names(names)?;
-    let wanted = |test: &&Test| names.is_empty() || names.iter().any(|name| test.is_called(name));
-    Ok(TESTS.iter().filter(wanted).collect())
+    if names.is_empty() {
+        return Ok(TESTS.iter().collect());
+    }
+    let wanted = |test: &&Test| names.iter().any(|name| is_named(test, name));
+    Ok(all_tests().filter(wanted).collect())
 }
 
 /// The test of exactly this name.
 pub(crate) fn find(name: &str) -> Option<&'static Test> {
-    let tests = TESTS.iter().chain(USERS_TESTS);
-    tests.into_iter().find(|test| test.name == name)
+    let mut tests = all_tests().chain(USERS_TESTS).chain(OUTSIDE_TESTS);
+    tests.find(|test| test.name == name)
 }
 
 /// The table, for people: a line for each test, and for each of its cases.
@@ -585,6 +842,9 @@ pub fn list() -> String {
         let cases = test.cases().iter();
         lines.extend(cases.map(|case| format!("  {:<22} {}", case.name, case.about)));
     }
+    lines.push("only if they are named, since they take the kernel of an earlier series:".into());
+    let versions = VERSION_TESTS.iter();
+    lines.extend(versions.map(|test| format!("{:<24} {}", test.name, test.about)));
     lines.join("\n")
 }
 
@@ -596,7 +856,7 @@ mod unit_tests {
     #[test]
     fn names_are_single_words_and_unique() {
         let cases = TESTS.iter().flat_map(|test| test.cases());
-        let mut names: Vec<&str> = TESTS.iter().map(|test| test.name).collect();
+        let mut names: Vec<&str> = all_tests().map(|test| test.name).collect();
         names.extend(cases.map(|case| case.name));
         let all = names.len();
         assert!(names.iter().all(|name| name
@@ -617,6 +877,12 @@ mod unit_tests {
             ["luo_stress_files", "luo_stress_sessions"]
         );
         assert_eq!(select(&[]).unwrap().len(), TESTS.len());
+        assert_eq!(
+            select(&["versions".into()]).unwrap().len(),
+            VERSION_TESTS.len()
+        );
+        let memfds = select(&["memfd".into()]).unwrap();
+        assert!(memfds.iter().all(|test| !test.name.starts_with(VERSIONS)));
         assert!(select(&["nonesuch".into()]).is_err());
     }
 
