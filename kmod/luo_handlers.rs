@@ -103,9 +103,14 @@ impl kernel::Module for LuoHandlers {
     }
 }
 
+/// Whether an error has this number. The kernel crate of Linux 7.2 has no names for some.
+fn is(error: Error, errno: Errno) -> bool {
+    error.to_errno() == -errno.code()
+}
+
 /// Logs why something is not registered. If live update is off, that is not an error.
 fn log_refusal(participant: &str, origin: &str, error: Error) {
-    if error.to_errno() == -Errno::EOPNOTSUPP.code() {
+    if is(error, Errno::EOPNOTSUPP) {
         pr_info!("{participant} of {origin}: live update is off; boot with liveupdate=on kho=on\n");
     } else {
         pr_err!("{participant} of {origin} is not registered: {error:?}\n");
@@ -191,7 +196,7 @@ fn register_subsystem(
     pr_info!("subsystem {compatible} of {origin} is registered\n");
     match registration.retrieve() {
         Ok(()) => pr_info!("subsystem {compatible} came in\n"),
-        Err(error) if error == ENODATA || error == ENOENT => {}
+        Err(error) if is(error, Errno::ENODATA) || is(error, Errno::ENOENT) => {}
         Err(error) => pr_err!("subsystem {compatible}: what came in is lost: {error:?}\n"),
     }
     Some(RegisteredSubsystem {

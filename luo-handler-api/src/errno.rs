@@ -44,6 +44,7 @@ errnos! {
     ESPIPE = 29, "illegal seek";
     ERANGE = 34, "result out of range";
     ENOSYS = 38, "not implemented";
+    ENODATA = 61, "no data available";
     EOVERFLOW = 75, "value too large";
     EOPNOTSUPP = 95, "known but not supported";
     ETIMEDOUT = 110, "timed out";

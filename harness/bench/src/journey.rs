@@ -315,11 +315,11 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         let profiler = profiler_if(self.series.has_profile())?;
         let before = Before::look()?;
         let phases = &mut update.outcome.phases;
-        phases
-            .time(Phase::Prepare, || {
-                sampled(profiler.as_ref(), || preserve(&session, &files))
+        phases.time(Phase::Prepare, || {
+            sampled(profiler.as_ref(), || {
+                preserve(&session, &files).map_err(|error| refusal(step, error))
             })
-            .map_err(|error| refusal(step, error))?;
+        })?;
         note_profile(Phase::Prepare, profiler, &mut update.outcome);
         before.compare(step, &mut update.outcome)?;
         state.jump(self, Some(update))

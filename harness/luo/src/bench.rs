@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{ensure, Context, Result};
@@ -161,11 +161,11 @@ pub fn run(arguments: BenchArguments) -> Result<ExitCode> {
     let plugins = arguments
         .plugin
         .iter()
-        .map(absolute)
+        .map(|file| absolute(file))
         .collect::<Result<Vec<_>>>()?;
     // What cannot be used is reported before anything is measured.
     hosted::registry(&plugins)?;
-    let program = arguments.program.as_ref().map(absolute).transpose()?;
+    let program = arguments.program.as_deref().map(absolute).transpose()?;
     let workloads = arguments.workloads;
     let plan = workloads.plan(transports, arguments.image_dir, program);
     outputs.check()?;
@@ -190,7 +190,7 @@ pub fn run(arguments: BenchArguments) -> Result<ExitCode> {
     Ok(exit_code(report.verified() && !has_regressed))
 }
 
-fn absolute(file: &PathBuf) -> Result<PathBuf> {
+fn absolute(file: &Path) -> Result<PathBuf> {
     let absolute = file.canonicalize();
     absolute.with_context(|| format!("cannot find {}", file.display()))
 }

@@ -69,8 +69,7 @@ pub fn collapse(file: BorrowedFd<'_>) -> io::Result<Collapsed> {
     let block = huge_page_size()?;
     let size = fstat(file)?.st_size as u64;
     let mut collapsed = Collapsed::default();
-    // musl and glibc differ in the type of the number.
-    if size == 0 || fstatfs(file)?.f_type as i64 == libc::HUGETLBFS_MAGIC as i64 {
+    if size == 0 || fstatfs(file)?.f_type == libc::HUGETLBFS_MAGIC {
         return Ok(collapsed);
     }
     let mapping = AlignedMapping::new(file, size, block as usize)?;
@@ -182,6 +181,10 @@ mod tests {
         file
     }
 
+    fn dense(size: u64) -> File {
+        memfd(size, std::slice::from_ref(&(0..size)))
+    }
+
     fn huge_bytes(file: &File, size: u64) -> u64 {
         let mapping = AlignedMapping::new(file.as_fd(), size, BLOCK as usize);
         let data = data_ranges(&reopen(file.as_fd()).unwrap(), size).unwrap();
@@ -190,7 +193,7 @@ mod tests {
 
     /// Whether this machine can do it at all; the lab's can.
     fn is_possible() -> bool {
-        let file = memfd(BLOCK, &[0..BLOCK]);
+        let file = dense(BLOCK);
         let collapsed = collapse(file.as_fd());
         let whole = |it: &Collapsed| it.collapsed_bytes == BLOCK;
         let is_possible = collapsed.as_ref().is_ok_and(whole);
@@ -241,7 +244,7 @@ mod tests {
         if !is_possible() {
             return;
         }
-        let file = memfd(2 * BLOCK, &[0..2 * BLOCK]);
+        let file = dense(2 * BLOCK);
         let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK;
         fcntl_add_seals(&file, seals).unwrap();
         let file = reopen(file.as_fd()).unwrap();
@@ -256,7 +259,7 @@ mod tests {
             return;
         }
         // What waits in a pipe is in use.
-        let file = memfd(8 * BLOCK, &[0..8 * BLOCK]);
+        let file = dense(8 * BLOCK);
         let (reader, writer) = io::pipe().unwrap();
         let mut offset = 5 * BLOCK;
         rustix::pipe::splice(

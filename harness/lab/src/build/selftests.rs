@@ -20,17 +20,19 @@ pub(crate) const NAMES: [&str; 4] = [
     "luo_stress_sessions",
 ];
 
-/// `$1` is where to build, the rest are the names. They need no C library: the kernel brings its
+/// `$1` is where to build, the rest are the names. They need no C library where the kernel brings its
 /// own small one.
 const BUILD: &str = r#"
 out=$1
 shift
 tests=tools/testing/selftests/liveupdate
+common=$tests/lib/lu_utils.c
+libc="-nostdinc -nostdlib -I tools/include/nolibc -I $tests/lib/include"
+# Before Linux 7.3 they are for glibc.
+[ -e $common ] || common=$tests/luo_test_utils.c libc=
 make O="$out/headers-build" headers_install INSTALL_HDR_PATH="$out/usr"
 for name; do
-    gcc -static -O2 -nostdinc -nostdlib -I "$out/usr/include" -I tools/include/nolibc \
-        -I "$tests/lib/include" \
-        -o "$out/$name" "$tests/$name.c" "$tests/lib/lu_utils.c"
+    gcc -static -O2 -I "$out/usr/include" $libc -o "$out/$name" "$tests/$name.c" $common
 done
 "#;
 

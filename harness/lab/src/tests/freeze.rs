@@ -90,7 +90,8 @@ fn refuse_a_jump(frozen: u64) -> Result<Session> {
     Ok(session)
 }
 
-const MANY: u64 = 100_000;
+const MANY: u64 = 500_000;
+const FREEZES: usize = 8;
 const MANY_SESSION: &str = "many";
 const LATE: [u8; 4] = *b"late";
 
@@ -107,16 +108,21 @@ pub(super) fn freeze_without_a_change(held: &mut HeldOpen) -> Result<()> {
         bytes - before
     );
     let bad = refuse_a_jump(1)?;
-    // The first freeze looked for memory that had failed; from then on no more did.
-    let before = nanoseconds("freeze")?;
-    let refused = kexec::jump();
-    ensure!(
-        matches!(refused, KexecError::Refused(Errno::IO)),
-        "the second jump: {refused}"
-    );
+    // The first freeze looked for memory that had failed; from then on no more did. On a busy host
+    // a guest stands still at times, so the least of several counts.
+    let freezes = (0..FREEZES).map(|_| {
+        let before = nanoseconds("freeze")?;
+        let refused = kexec::jump();
+        ensure!(
+            matches!(refused, KexecError::Refused(Errno::IO)),
+            "a later jump: {refused}"
+        );
+        // That of the other file is in it.
+        Ok(nanoseconds("freeze")? - before)
+    });
+    let freeze = freezes.collect::<Result<Vec<_>>>()?.into_iter().min();
+    let freeze = freeze.context("nothing was frozen")?;
     drop(bad);
-    // That of the other file is in it.
-    let freeze = nanoseconds("freeze")? - before;
     println!("prepare took {prepare} ns, two freezes took {freeze} ns");
     ensure!(
         freeze < prepare / 100,
@@ -187,7 +193,7 @@ fn available() -> Result<u64> {
 
 /// Fills memory, makes every other page of it free, and holds the others where they are.
 fn fragment_memory() -> Result<Session> {
-    let pages = available()?.saturating_sub(40 << 20) / PAGE;
+    let pages = available()?.saturating_sub(24 << 20) / PAGE;
     let file = File::from(memfd_create("fragments", MemfdFlags::CLOEXEC)?);
     file.set_len(pages * PAGE)?;
     let chunk = vec![7; 64 * PAGE as usize];

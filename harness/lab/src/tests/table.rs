@@ -172,7 +172,7 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "cheap_freeze",
-        about: "with 100000 extents and no change freeze takes no memory, and less than 1 % of \
+        about: "with 500000 extents and no change freeze takes no memory, and less than 1 % of \
                 prepare's time",
         machine: Machine::Plain,
         stages: &[
