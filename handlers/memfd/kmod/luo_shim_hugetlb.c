@@ -15,14 +15,15 @@
 #include <linux/pagemap.h>
 #include <linux/version.h>
 
-#include "../../kernel/liveupdate/kexec_handover_internal.h"
-#include "../../mm/hugetlb_internal.h"
-#include "../../mm/hugetlb_vmemmap.h"
-#include "../../mm/internal.h"
 #include "luo_shim.h"
 #include "luo_shim_memfd.h"
 
 #ifdef CONFIG_HUGETLBFS
+#include "../../kernel/liveupdate/kexec_handover_internal.h"
+#include "../../mm/hugetlb_internal.h"
+#include "../../mm/hugetlb_vmemmap.h"
+#include "../../mm/internal.h"
+
 /* Macros: the binary logarithm of the size of the file's own pages, 0 if it is not of hugetlbfs. */
 u32 luo_hugetlb_shift(struct file *file)
 {

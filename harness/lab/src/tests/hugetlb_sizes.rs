@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Gigantic pages, a kernel that does not have them, two NUMA nodes, limits.
+//! Gigantic pages, a kernel that does not have them, two NUMA nodes.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::AsFd;
-use std::path::Path;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use luo_bench::memory::free_bytes;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
@@ -14,12 +13,11 @@ use luo_handler_api::Token;
 use luo_liveupdate::Device;
 use rustix::fs::{fallocate, FallocateFlags};
 use rustix::io::Errno;
-use rustix::mount::{mount, MountFlags};
 
-use crate::tests::expect::{expect_errno, expect_lost};
+use crate::tests::expect::expect_lost;
 use crate::tests::freeze::nanoseconds;
 use crate::tests::held_open::HeldOpen;
-use crate::tests::hugetlb::{huge_memfd, map, number, number_at, Counters, Pool, HUGE, POOL};
+use crate::tests::hugetlb::{huge_memfd, Counters, Pool, HUGE, POOL};
 use crate::tests::memfds::{preserve, retrieve};
 
 const GIGANTIC: u64 = 1 << 30;
@@ -162,67 +160,4 @@ pub(super) fn take_from_both(_held: &mut HeldOpen) -> Result<()> {
     session.finish()?;
     drop(files);
     POOL.expect(Counters::default(), "after the last close")
-}
-
-const LIMITED: &str = "huge-limited";
-const LIMITED_PAGES: u64 = 8;
-
-pub(super) fn preserve_much(held: &mut HeldOpen) -> Result<()> {
-    POOL.resize(LIMITED_PAGES)?;
-    let session = Device::open()?.create_session(LIMITED)?;
-    let file = huge_memfd("limited", LIMITED_PAGES)?;
-    let mapping = map(&file, LIMITED_PAGES)?;
-    (0..LIMITED_PAGES).for_each(|page| number(&mapping, page));
-    session.preserve(Token(1), file.as_fd())?;
-    held.hold(&session)
-}
-
-/// The limit is found out before anything is taken; what is retrieved is charged, and given back.
-pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
-    let root = Path::new("/sys/fs/cgroup");
-    mount("cgroup", root, c"cgroup2", MountFlags::empty(), None).context("mounting cgroups")?;
-    let group = root.join("limited");
-    fs::create_dir(&group)?;
-    fs::write(root.join("cgroup.subtree_control"), "+hugetlb")?;
-    fs::write(group.join("cgroup.procs"), "0")?;
-    let limit = |name: &str, pages: u64| {
-        fs::write(
-            group.join(format!("hugetlb.2MB.{name}")),
-            (pages * HUGE).to_string(),
-        )
-    };
-    let expect_used = |pages: u64| {
-        for name in ["hugetlb.2MB.current", "hugetlb.2MB.rsvd.current"] {
-            let found = fs::read_to_string(group.join(name))?;
-            let expected = (pages * HUGE).to_string();
-            ensure!(
-                found.trim() == expected,
-                "{name} is {found}, not {expected}"
-            );
-        }
-        Ok(())
-    };
-
-    let session = Device::open()?.retrieve_session(LIMITED)?;
-    let attempt = || session.retrieve(Token(1));
-    limit("max", LIMITED_PAGES - 1)?;
-    expect_errno(attempt(), Errno::AGAIN, "retrieving under a limit of pages")?;
-    limit("max", LIMITED_PAGES)?;
-    limit("rsvd.max", LIMITED_PAGES - 1)?;
-    expect_errno(
-        attempt(),
-        Errno::AGAIN,
-        "retrieving under one of reservations",
-    )?;
-    expect_used(0)?;
-    limit("rsvd.max", LIMITED_PAGES)?;
-    let file = File::from(attempt()?);
-    for page in 0..LIMITED_PAGES {
-        let found = number_at(&file, page)?;
-        ensure!(found == page + 1, "huge page {page} holds {found}");
-    }
-    expect_used(LIMITED_PAGES)?;
-    session.finish()?;
-    drop(file);
-    expect_used(0)
 }

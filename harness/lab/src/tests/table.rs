@@ -320,19 +320,6 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 180,
     },
     Test {
-        name: "hugetlb_limit",
-        about: "the limits of a hugetlb cgroup are found out before anything is taken",
-        machine: Machine::Plain,
-        stages: &[
-            check(hugetlb_sizes::preserve_much, 1, 0),
-            check(hugetlb_sizes::retrieve_under_a_limit, 0, 1),
-        ],
-        prints: &[
-            "memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit",
-        ],
-        seconds: 180,
-    },
-    Test {
         name: "memory_limit",
         about: "a memory limit is found out before anything is taken; with a higher one the memfd \
                 comes back",
