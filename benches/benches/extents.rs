@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use fastrand::Rng;
 use luo_handler_api::Errno;
-use luo_handler_memfd::{Extent, ExtentBuilder, Run};
+use luo_handler_memfd::{Extent, Run, RunBuilder};
 
 const PAGES: u64 = 262_144;
 const FIRST_FRAME: u64 = 1 << 20;
@@ -47,8 +47,8 @@ fn extents(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new(name, pages.len()), |b| {
             b.iter(|| {
                 extents.clear();
-                let mut builder = ExtentBuilder::new(|extent| {
-                    extents.push(extent);
+                let mut builder = RunBuilder::new(|run| {
+                    extents.extend(run.extents());
                     Ok(())
                 });
                 for &(index, frame) in black_box(&pages) {

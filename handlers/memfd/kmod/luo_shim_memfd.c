@@ -11,6 +11,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
+#include <linux/hugetlb.h>
 #include <linux/kho/abi/memfd.h>
 #include <linux/memcontrol.h>
 #include <linux/memfd.h>
@@ -91,7 +92,7 @@ void luo_memfd_owner(u32 *uid, u32 *gid)
 /* shmem_file() is a static inline; the rule is that of mm/memfd_luo.c. */
 bool luo_memfd_is_known(struct file *file)
 {
-	return shmem_file(file) && !file_inode(file)->i_nlink;
+	return (shmem_file(file) || luo_hugetlb_shift(file)) && !file_inode(file)->i_nlink;
 }
 
 /*
@@ -147,9 +148,13 @@ void luo_memfd_fix_size(struct file *file, bool fix)
 {
 	struct inode *inode = file_inode(file);
 
-	inode_lock(inode);
-	shmem_freeze(inode, fix);
-	inode_unlock(inode);
+	if (luo_hugetlb_shift(file)) {
+		luo_hugetlb_fix_size(file, fix);
+	} else {
+		inode_lock(inode);
+		shmem_freeze(inode, fix);
+		inode_unlock(inode);
+	}
 	if (fix)
 		return;
 	guard(mutex)(&moved_files_lock);
@@ -159,13 +164,18 @@ void luo_memfd_fix_size(struct file *file, bool fix)
 /* file_inode() is a static inline. */
 u64 luo_memfd_hold_holes(struct file *file)
 {
+	if (luo_hugetlb_shift(file))
+		return luo_hugetlb_hold_holes(file);
 	return shmem_hold_holes(file_inode(file));
 }
 
 /* As above. */
 void luo_memfd_release_holes(struct file *file)
 {
-	shmem_release_holes(file_inode(file));
+	if (luo_hugetlb_shift(file))
+		luo_hugetlb_release_holes(file);
+	else
+		shmem_release_holes(file_inode(file));
 }
 
 /* Static inlines. Between two steps of anything long: -EINTR if the task is killed. */
@@ -197,110 +207,166 @@ int luo_memfd_attributes(struct file *file, struct luo_memfd_attributes *attribu
 		.mode = inode->i_mode & 01777,
 		.uid = i_uid_read(inode),
 		.gid = i_gid_read(inode),
+		.huge_shift = luo_hugetlb_shift(file),
 	};
 	return 0;
 }
 
-/*
- * Reclaim and collapse take a folio out of the page cache under its lock, and leave
- * alone what has a reference that they did not count. So who has a reference, and after
- * that finds the folio unlocked and in the cache, can rely on it. Otherwise wait and look
- * again.
- */
-static bool folio_is_staying(struct folio *folio, struct address_space *mapping)
-{
-	bool staying;
+/* A walk over a page cache, and what its steps have in common. */
+struct finder {
+	struct address_space *mapping;
+	/* Where the last folios were pinned, and how many pins are not yet counted. */
+	struct pglist_data *node;
+	long pins;
+	/* The pageblock of the last small folio, and whether what is in it may stay there. */
+	unsigned long block;
+	bool may_stay;
+};
 
-	if (likely(!folio_test_locked(folio))) {
-		/* The mapping as it was when the lock was let go, or later. */
-		smp_rmb();
-		return READ_ONCE(folio->mapping) == mapping;
+static void count_pins(struct finder *finder)
+{
+	if (finder->pins)
+		mod_node_page_state(finder->node, NR_FOLL_PIN_ACQUIRED, finder->pins);
+	finder->pins = 0;
+}
+
+/*
+ * Pins the folio at a place of the page cache, unless it went away meanwhile. A pin and not just
+ * a reference, as try_grab_folio() takes it: reclaim leaves pinned folios alone, instead of
+ * unmapping them again and again for nothing. Whose folio it is, and with that whether it is
+ * large, is known once it has our reference and still is in its place. KHO is for 64 bits, where
+ * every large folio has a count of its own for pins.
+ */
+static bool try_pin(struct finder *finder, struct xa_state *xas, struct folio *folio)
+{
+	bool large = test_bit(PG_head, &folio->flags.f);
+	int refs = large ? 1 : GUP_PIN_COUNTING_BIAS;
+
+	if (!folio_ref_try_add(folio, refs))
+		return false;
+	if (unlikely(folio != xas_reload(xas) || folio_test_large(folio) != large)) {
+		folio_put_refs(folio, refs);
+		return false;
 	}
-	folio_lock(folio);
-	staying = folio->mapping == mapping;
-	folio_unlock(folio);
-	return staying;
-}
-
-static enum luo_found_state state_of(struct folio *folio, struct address_space *mapping)
-{
-	if (!folio_is_staying(folio, mapping))
-		return LUO_FOUND_GONE;
-	if (folio_contain_hwpoisoned_page(folio))
-		return LUO_FOUND_POISONED;
-	if (!folio_is_longterm_pinnable(folio))
-		return LUO_FOUND_MOVABLE;
-	if (!folio_test_uptodate(folio))
-		return LUO_FOUND_UNWRITTEN;
-	return LUO_FOUND_HELD;
-}
-
-/*
- * Makes the reference that we have a pin, as try_grab_folio() does with a new one: reclaim
- * leaves pinned folios alone, instead of unmapping them again and again for nothing.
- */
-static void make_pin(struct folio *folio)
-{
-	if (folio_has_pincount(folio))
+	if (large)
 		atomic_inc(&folio->_pincount);
-	else
-		folio_ref_add(folio, GUP_PIN_COUNTING_BIAS - 1);
-}
-
-/* The counter of those that were pinned in one node. */
-static void count_pins(struct pglist_data *node, long pins)
-{
-	if (pins)
-		mod_node_page_state(node, NR_FOLL_PIN_ACQUIRED, pins);
-}
-
-/* Folios with a reference each, and what is swapped out; as find_get_entries(). */
-static u32 get_entries(struct address_space *mapping, u64 *start, u64 last,
-		       struct luo_found *found, u32 room)
-{
-	XA_STATE(xas, &mapping->i_pages, *start);
-	struct folio *folio;
-	u32 count = 0;
-
-	rcu_read_lock();
-	xas_for_each(&xas, folio, last) {
-		if (xas_retry(&xas, folio))
-			continue;
-		if (xa_is_value(folio)) {
-			found[count++] = (struct luo_found) {
-				.index = xas.xa_index,
-				.pages = 1,
-				.state = LUO_FOUND_SWAPPED,
-			};
-		} else if (!folio_try_get(folio)) {
-			xas_reset(&xas);
-			continue;
-		} else if (unlikely(folio != xas_reload(&xas))) {
-			folio_put(folio);
-			xas_reset(&xas);
-			continue;
-		} else {
-			found[count++] = (struct luo_found) {
-				.index = folio->index,
-				.pfn = folio_pfn(folio),
-				.pages = folio_nr_pages(folio),
-				.order = folio_order(folio),
-			};
-		}
-		*start = found[count - 1].index + found[count - 1].pages;
-		if (count == room)
-			break;
+	if (unlikely(folio_pgdat(folio) != finder->node)) {
+		count_pins(finder);
+		finder->node = folio_pgdat(folio);
 	}
-	rcu_read_unlock();
-	return count;
+	finder->pins++;
+	return true;
 }
 
-/* Single pages that follow each other, in the file and in a block of frames. */
-static bool continues(const struct luo_found *run, const struct luo_found *next)
+/*
+ * Nothing can stay in the scratch memory that the next kernel boots in. Shmem's folios move out of
+ * other CMA and movable memory as well, as whatever is pinned does; for hugetlb's there may be no
+ * other place, and what they are made of is theirs (hugetlb_cma).
+ */
+static bool folio_may_stay(struct folio *folio)
 {
-	return run->state == LUO_FOUND_HELD && next->state == LUO_FOUND_HELD &&
-	       !run->order && !next->order && run->index + run->pages == next->index &&
-	       run->pfn + run->pages == next->pfn && next->pfn % LUO_BLOCK_FRAMES;
+	if (folio_test_hugetlb(folio))
+		return luo_hugetlb_can_stay(folio);
+	return folio_is_longterm_pinnable(folio);
+}
+
+/*
+ * The same of small folios once a pageblock. CMA and the movable zone are made of whole
+ * pageblocks, and shmem has no pages of devices.
+ */
+static bool may_stay(struct finder *finder, struct folio *folio, unsigned long pfn)
+{
+	unsigned long block = pfn >> pageblock_order;
+
+	if (folio_test_large(folio))
+		return folio_may_stay(folio);
+	if (block != finder->block) {
+		finder->block = block;
+		finder->may_stay = folio_is_longterm_pinnable(folio);
+	}
+	return finder->may_stay;
+}
+
+/*
+ * Reclaim and collapse take a folio out of the page cache under its lock, and leave alone what
+ * has a reference that they did not count. So who has a reference, and after that finds the folio
+ * unlocked and in the cache, can rely on it. Otherwise wait and look again.
+ */
+static enum luo_found_state state_of(struct finder *finder, struct folio *folio,
+				     unsigned long pfn, struct folio **locked)
+{
+	unsigned long flags = READ_ONCE(folio->flags.f);
+
+	if (unlikely(flags & BIT(PG_locked))) {
+		*locked = folio;
+		return LUO_FOUND_GONE;
+	}
+	/* The mapping as it was when the lock was let go, or later. */
+	smp_rmb();
+	if (unlikely(READ_ONCE(folio->mapping) != finder->mapping))
+		return LUO_FOUND_GONE;
+	if (unlikely(folio_contain_hwpoisoned_page(folio)))
+		return LUO_FOUND_POISONED;
+	if (!may_stay(finder, folio, pfn))
+		return LUO_FOUND_MOVABLE;
+	return flags & BIT(PG_uptodate) ? LUO_FOUND_HELD : LUO_FOUND_UNWRITTEN;
+}
+
+/*
+ * Pins the single page at a place of the page cache, if it is one that can be preserved as it is:
+ * what try_pin() and state_of() do, with nothing that is not needed for that. Of a page that is
+ * anything else nothing has changed.
+ */
+static __always_inline bool pin_single(struct finder *finder, struct xa_state *xas,
+				       struct folio *folio)
+{
+	const unsigned long mask = BIT(PG_head) | BIT(PG_locked) | BIT(PG_uptodate) | __PG_HWPOISON;
+	unsigned long pfn = folio_pfn(folio);
+
+	if (!xas->xa_node || (READ_ONCE(folio->flags.f) & mask) != BIT(PG_uptodate) ||
+	    !folio_ref_try_add(folio, GUP_PIN_COUNTING_BIAS))
+		return false;
+	/* The reference is a full barrier: what follows is read after it. */
+	if (likely(rcu_access_pointer(xas->xa_node->slots[xas->xa_offset]) == folio &&
+		   (READ_ONCE(folio->flags.f) & mask) == BIT(PG_uptodate))) {
+		/* As in state_of(). */
+		smp_rmb();
+		if (likely(READ_ONCE(folio->mapping) == finder->mapping &&
+			   folio_pgdat(folio) == finder->node && may_stay(finder, folio, pfn))) {
+			finder->pins++;
+			return true;
+		}
+	}
+	folio_put_refs(folio, GUP_PIN_COUNTING_BIAS);
+	return false;
+}
+
+/* Whether a page follows a run of single ones, in the file and in a block of frames. */
+static bool continues(const struct luo_found *run, u64 index, u64 pfn)
+{
+	return run->pfn + run->pages == pfn && run->index + run->pages == index &&
+	       run->state == LUO_FOUND_HELD && !run->order && pfn % LUO_BLOCK_FRAMES;
+}
+
+/* What to do with a folio of any kind, which was pinned and stays so only if it is HELD or so. */
+static void find_pinned(struct finder *finder, struct folio *folio, u64 from,
+			struct luo_found *found, struct folio **locked)
+{
+	unsigned long pfn = folio_pfn(folio);
+
+	*found = (struct luo_found) {
+		.index = folio->index,
+		.pfn = pfn,
+		.pages = folio_nr_pages(folio),
+		.order = folio_order(folio),
+		.state = state_of(finder, folio, pfn, locked),
+	};
+	if (found->state <= LUO_FOUND_UNWRITTEN)
+		return;
+	/* Who looks again begins here, not with what is held. */
+	found->index = max(found->index, from);
+	if (!*locked)
+		unpin_folio(folio);
 }
 
 /*
@@ -309,41 +375,59 @@ static bool continues(const struct luo_found *run, const struct luo_found *next)
  */
 u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *found, u32 room)
 {
-	struct address_space *mapping = file->f_mapping;
+	struct finder finder = { .mapping = file->f_mapping, .block = ULONG_MAX };
+	XA_STATE(xas, &finder.mapping->i_pages, *start);
+	struct folio *folio, *locked = NULL;
+	u32 count = 0, steps = 0;
 	u64 from = *start;
-	u32 count = get_entries(mapping, start, last, found, min_t(u32, room, LUO_FOUND_MAX));
-	struct pglist_data *node = NULL;
-	u32 i, kept = 0;
-	long pins = 0;
 
-	for (i = 0; i < count; i++) {
-		struct luo_found next = found[i];
+	rcu_read_lock();
+	xas_for_each(&xas, folio, last) {
+		struct luo_found *next = &found[count];
 
-		if (next.state != LUO_FOUND_SWAPPED) {
-			struct folio *folio = pfn_folio(next.pfn);
+		if (xas_retry(&xas, folio))
+			continue;
+		if (xa_is_value(folio)) {
+			*next = (struct luo_found) {
+				.index = xas.xa_index,
+				.pages = 1,
+				.state = LUO_FOUND_SWAPPED,
+			};
+			count++;
+		} else if (likely(pin_single(&finder, &xas, folio))) {
+			u64 pfn = folio_pfn(folio);
 
-			next.state = state_of(folio, mapping);
-			if (next.state > LUO_FOUND_UNWRITTEN) {
-				/* Who looks again begins here, not with what is held. */
-				next.index = max(next.index, from);
-				folio_put(folio);
+			if (count && continues(next - 1, xas.xa_index, pfn)) {
+				next[-1].pages++;
 			} else {
-				if (folio_pgdat(folio) != node) {
-					count_pins(node, pins);
-					node = folio_pgdat(folio);
-					pins = 0;
-				}
-				make_pin(folio);
-				pins++;
+				*next = (struct luo_found) {
+					.index = xas.xa_index,
+					.pfn = pfn,
+					.pages = 1,
+					.state = LUO_FOUND_HELD,
+				};
+				count++;
 			}
+		} else if (unlikely(!try_pin(&finder, &xas, folio))) {
+			xas_reset(&xas);
+			continue;
+		} else {
+			find_pinned(&finder, folio, from, next, &locked);
+			count++;
 		}
-		if (kept && continues(&found[kept - 1], &next))
-			found[kept - 1].pages++;
-		else
-			found[kept++] = next;
+		if (count == room || ++steps == LUO_FOUND_STEPS_MAX || locked)
+			break;
 	}
-	count_pins(node, pins);
-	return kept;
+	rcu_read_unlock();
+	count_pins(&finder);
+	if (count)
+		*start = found[count - 1].index + found[count - 1].pages;
+	if (locked) {
+		folio_lock(locked);
+		folio_unlock(locked);
+		unpin_folio(locked);
+	}
+	return count;
 }
 
 /* shmem_get_folio() is internal; a hole stays one. What comes in may stay where it is. */
@@ -412,15 +496,18 @@ int luo_memfd_move(struct file *file, u64 index, u64 last)
 {
 	struct folio *folios[LUO_FOUND_MAX];
 	pgoff_t offset;
-	long pinned;
+	long pinned, i;
+	int err = 0;
 
 	pinned = memfd_pin_folios(file, (loff_t)index << PAGE_SHIFT, (loff_t)last << PAGE_SHIFT,
 				  folios, LUO_FOUND_MAX, &offset);
 	if (pinned < 0)
 		return pinned;
+	for (i = 0; i < pinned && !err; i++)
+		err = folio_may_stay(folios[i]) ? 0 : -EBUSY;
 	unpin_folios(folios, pinned);
 	count_moved(file, last - index + 1);
-	return 0;
+	return err;
 }
 
 /* pfn_folio() is a macro, and there are many of them. */
@@ -510,12 +597,15 @@ put:
 struct file *luo_memfd_create(const struct luo_memfd_attributes *attributes)
 {
 	char name[NAME_PREFIX_LEN + LUO_MEMFD_NAME_ROOM] = NAME_PREFIX;
+	unsigned int flags = MFD_ALLOW_SEALING;
 	struct inode *inode;
 	struct file *file;
 	int err;
 
 	memcpy(name + NAME_PREFIX_LEN, attributes->name, LUO_MEMFD_NAME_ROOM);
-	file = memfd_alloc_file(name, MFD_ALLOW_SEALING);
+	if (attributes->huge_shift)
+		flags |= MFD_HUGETLB | attributes->huge_shift << MFD_HUGE_SHIFT;
+	file = memfd_alloc_file(name, flags);
 	if (IS_ERR(file))
 		return file;
 	inode = file_inode(file);
@@ -603,6 +693,75 @@ static int insert_large(struct insertion *insertion, struct folio *folio, pgoff_
 	return err ? : luo_pause();
 }
 
+#ifdef CONFIG_MEMCG
+/* As try_charge_memcg() looks at it, which has whoever is above reclaim. */
+static bool is_below_high(struct mem_cgroup *memcg)
+{
+	for (; memcg; memcg = parent_mem_cgroup(memcg))
+		if (page_counter_read(&memcg->memory) > READ_ONCE(memcg->memory.high) ||
+		    page_counter_read(&memcg->swap) > READ_ONCE(memcg->swap.high))
+			return false;
+	return true;
+}
+#endif
+
+/*
+ * mem_cgroup_charge() for all but the first, to whatever that was charged to. Not if anything has
+ * to be reclaimed for it, or somebody throttled: false then, and each is charged as usual.
+ */
+static bool charge_as_the_first(struct folio **folios, unsigned int count)
+{
+#ifdef CONFIG_MEMCG
+	struct obj_cgroup *objcg = folio_objcg(folios[0]);
+	unsigned int i, more = count - 1;
+	struct page_counter *full;
+	struct mem_cgroup *memcg;
+	bool charged;
+
+	/* The first version of cgroups counts more. */
+	if (!objcg || !cgroup_subsys_on_dfl(memory_cgrp_subsys))
+		return false;
+	if (!obj_cgroup_is_root(objcg)) {
+		rcu_read_lock();
+		memcg = obj_cgroup_memcg(objcg);
+		charged = page_counter_try_charge(&memcg->memory, more, &full);
+		if (charged && !is_below_high(memcg)) {
+			page_counter_uncharge(&memcg->memory, more);
+			charged = false;
+		}
+		rcu_read_unlock();
+		if (!charged)
+			return false;
+	}
+	obj_cgroup_get_many(objcg, more);
+	for (i = 1; i < count; i++)
+		folios[i]->memcg_data = folios[0]->memcg_data;
+	return true;
+#else
+	return true;
+#endif
+}
+
+static int charge(struct folio **folios, unsigned int count, gfp_t gfp)
+{
+	int err = 0;
+
+	while (count && !err) {
+		unsigned int i, same = 1;
+
+		/* Each node has counters of its own. */
+		while (same < count && folio_nid(folios[same]) == folio_nid(folios[0]))
+			same++;
+		err = mem_cgroup_charge(folios[0], NULL, gfp);
+		if (!err && !charge_as_the_first(folios, same))
+			for (i = 1; i < same && !err; i++)
+				err = mem_cgroup_charge(folios[i], NULL, gfp);
+		folios += same;
+		count -= same;
+	}
+	return err;
+}
+
 static bool same_lruvec(struct folio *folio, struct folio *other)
 {
 #ifdef CONFIG_MEMCG
@@ -612,11 +771,31 @@ static bool same_lruvec(struct folio *folio, struct folio *other)
 	return folio_pgdat(folio) == folio_pgdat(other);
 }
 
+/* lruvec_add_folio() for all of them, which have the same flags; the lock is held. */
+static void add_to_lru(struct lruvec *lruvec, struct folio **folios, unsigned int count)
+{
+	enum lru_list lru = folio_lru_list(folios[0]);
+	unsigned int i, in_zone[MAX_NR_ZONES] = {};
+
+	for (i = 0; i < count; i++) {
+		folio_set_lru(folios[i]);
+		if (IS_ENABLED(CONFIG_LRU_GEN)) {
+			lruvec_add_folio(lruvec, folios[i]);
+			continue;
+		}
+		in_zone[folio_zonenum(folios[i])]++;
+		list_add(&folios[i]->lru, &lruvec->lists[lru]);
+	}
+	for (i = 0; i < MAX_NR_ZONES; i++)
+		if (in_zone[i])
+			update_lru_size(lruvec, lru, i, in_zone[i]);
+}
+
 /* What shmem_update_stats() and folio_add_lru() do, once for all that have it in common. */
 static void publish(struct folio **folios, unsigned int count)
 {
 	while (count) {
-		unsigned int i, same = 1;
+		unsigned int same = 1;
 		struct lruvec *lruvec;
 
 		while (same < count && same_lruvec(folios[0], folios[same]))
@@ -624,14 +803,36 @@ static void publish(struct folio **folios, unsigned int count)
 		lruvec_stat_mod_folio(folios[0], NR_FILE_PAGES, same);
 		lruvec_stat_mod_folio(folios[0], NR_SHMEM, same);
 		lruvec = folio_lruvec_lock_irq(folios[0]);
-		for (i = 0; i < same; i++) {
-			folio_set_lru(folios[i]);
-			lruvec_add_folio(lruvec, folios[i]);
-		}
+		add_to_lru(lruvec, folios, same);
 		lruvec_unlock_irq(lruvec);
 		folios += same;
 		count -= same;
 	}
+}
+
+/*
+ * After xas_store(): the free slots after it in the same node take the next folios, as that
+ * would. Returns how many.
+ */
+static unsigned int store_in_node(struct xa_state *xas, struct folio **folios, unsigned int count)
+{
+	struct xa_node *node = xas->xa_node;
+	unsigned int stored;
+
+	if (!node)
+		return 0;
+	count = min_t(unsigned int, count, XA_CHUNK_MASK - xas->xa_offset);
+	for (stored = 0; stored < count; stored++) {
+		void __rcu **slot = &node->slots[xas->xa_offset + 1 + stored];
+
+		if (rcu_access_pointer(*slot))
+			break;
+		rcu_assign_pointer(*slot, folios[stored]);
+	}
+	node->count += stored;
+	xas->xa_offset += stored;
+	xas->xa_index += stored;
+	return stored;
 }
 
 /*
@@ -656,6 +857,8 @@ static int store(struct insertion *insertion, unsigned int *number)
 			if (xas_error(&xas))
 				break;
 			stored++;
+			stored += store_in_node(&xas, insertion->folios + stored,
+						insertion->count - stored);
 			xas_next(&xas);
 		}
 		mapping->nrpages += stored - before;
@@ -676,14 +879,13 @@ static int ready(struct insertion *insertion)
 	int err;
 
 	err = account(insertion, insertion->count);
+	if (!err)
+		err = charge(insertion->folios, insertion->count, gfp);
 	if (err)
 		return err;
 	for (i = 0; i < insertion->count; i++) {
 		struct folio *folio = insertion->folios[i];
 
-		err = mem_cgroup_charge(folio, NULL, gfp);
-		if (err)
-			return err;
 		folio->mapping = insertion->mapping;
 		folio->index = insertion->index + i;
 		folio->flags.f |= BIT(PG_swapbacked) | BIT(PG_uptodate) | BIT(PG_dirty);
@@ -768,6 +970,9 @@ int luo_memfd_insert(struct file *file, struct luo_claim *claim, const struct lu
 	struct insertion insertion = { .mapping = file->f_mapping, .claim = claim };
 	int err = 0, flushed;
 	u32 i;
+
+	if (luo_hugetlb_shift(file))
+		return luo_hugetlb_insert(file, runs, count);
 
 	for (i = 0; i < count && !err; i++)
 		err = insert_run(&insertion, &runs[i]);

@@ -6,6 +6,7 @@
 #include <linux/types.h>
 
 struct file;
+struct folio;
 
 /* The longest name that memfd_create() takes has room, with zeros after it. */
 #define LUO_MEMFD_NAME_ROOM 256
@@ -19,6 +20,7 @@ struct luo_memfd_attributes {
 	u32 mode;
 	u32 uid;
 	u32 gid;
+	u32 huge_shift;		/* of the size of its own pages, 0 for base pages */
 	char name[LUO_MEMFD_NAME_ROOM];
 };
 
@@ -49,6 +51,9 @@ enum luo_found_state {
 };
 
 #define LUO_FOUND_MAX 128
+
+/* Folios after which a walk lets others run. */
+#define LUO_FOUND_STEPS_MAX 2048
 
 /* Frames of a block; in pieces.rs as well. What is held is preserved block by block. */
 #define LUO_BLOCK_FRAMES 512
@@ -93,5 +98,14 @@ u64 luo_take_back(struct luo_claim *claim, u64 pfn, u64 pages, u8 order);
 u8 luo_order_here(u8 order);
 void luo_claim_begin(struct luo_claim *claim);
 void luo_claim_end(struct luo_claim *claim, u64 pfn, u64 pages);
+
+/* luo_shim_hugetlb.c */
+u32 luo_hugetlb_shift(struct file *file);
+void luo_hugetlb_fix_size(struct file *file, bool fix);
+u64 luo_hugetlb_hold_holes(struct file *file);
+void luo_hugetlb_release_holes(struct file *file);
+bool luo_hugetlb_can_stay(struct folio *folio);
+int luo_hugetlb_has_room(u32 shift, u64 pages);
+int luo_hugetlb_insert(struct file *file, const struct luo_run *runs, u32 count);
 
 #endif /* _LUO_SHIM_MEMFD_H */

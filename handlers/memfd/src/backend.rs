@@ -21,7 +21,7 @@ pub trait MemfdBackend: Sync + 'static {
     /// What an implementation has to remember of a file that it preserves.
     type Kept: Send + 'static;
 
-    /// Memory of [`BLOCK_LENGTH`](crate::chain::BLOCK_LENGTH) bytes.
+    /// Memory of its own.
     type Buffer: AsMut<[u8]>;
 
     /// Where the contents are while they cross.
@@ -33,12 +33,12 @@ pub trait MemfdBackend: Sync + 'static {
     /// The machine's frames are below this number.
     fn frame_end(&self) -> u64;
 
-    /// Memory of zeros for one block of extents; for the first of those that are shown.
+    /// As many bytes of zeros; asked for with the first of the extents that are shown.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    fn buffer(&self) -> Result<Self::Buffer, Errno>;
+    fn buffer(&self, length: usize) -> Result<Self::Buffer, Errno>;
 
     /// Whether `file` is for this handler, to preserve or to refuse. Cheap, without side effects.
     fn can_preserve(&self, file: FileRef<'_>) -> bool;

@@ -4,17 +4,20 @@
 use luo_handler_api::{crc32c, Errno, Host};
 
 use crate::{
-    extent::{Extent, INDEX_BITS},
+    extent::{Extent, Run, INDEX_BITS},
     wire::{
         little_endian::{U32, U64},
         FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
     },
-    words::{Decoder, Words},
+    words::{self, Decoder, Words},
 };
 
-/// Bytes of a full block. With pages of 4 KiB eight of them, the most for which the kernel's
-/// allocator frees memory rather than give up.
-pub const BLOCK_LENGTH: usize = 32 << 10;
+/// Bytes of a full block: no more than a page. For several that lie together the kernel would end
+/// processes, where memory is fragmented, rather than give up.
+pub const BLOCK_LENGTH: usize = 4 << 10;
+
+/// Bytes of the longest block that is read: that of earlier versions.
+const LONGEST_BLOCK: usize = 32 << 10;
 
 /// Words of a full block.
 pub const BLOCK_WORDS: u32 = ((BLOCK_LENGTH - HEADER_LENGTH) / WORD_LENGTH) as u32;
@@ -51,7 +54,7 @@ pub struct BlockHeader {
     pub first: U64,
 }
 
-const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_WORDS == 8184);
+const _: () = assert!(HEADER_LENGTH == 32 && BLOCK_WORDS == 1016);
 
 /// Extents as a record names them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,7 +98,8 @@ pub struct Extents<'h> {
     pub(crate) chain: Chain,
     /// Size of the file in pages; no extent reaches beyond, but for the rest of a large folio.
     pub(crate) size_in_pages: u64,
-    /// Pages that come together, a power of two: those of a huge page.
+    /// Pages that come together, a power of two: those of a huge page. 1 for base pages, which may
+    /// come in folios of any order.
     pub(crate) unit: u64,
     /// Frames are below this number.
     pub(crate) frame_end: u64,
@@ -186,7 +190,7 @@ impl Block {
         };
         let sound = has_room
             && length % WORD_LENGTH as u64 == 0
-            && length <= BLOCK_LENGTH as u64
+            && length <= LONGEST_BLOCK as u64
             && (1..=left).contains(&count);
         if sound {
             Ok(Self {
@@ -235,13 +239,24 @@ impl<'a, B: AsMut<[u8]>> ChainWriter<'a, B> {
         }
     }
 
-    /// Adds `extent`, which comes after all others.
+    /// Adds `run`, which comes after all others.
     ///
     /// # Errors
     ///
     /// Those of the host and of the buffer, `EINVAL` if that is not as long as a block; the writer
     /// is of no use then but for [`abandon`](Self::abandon).
-    pub(crate) fn push(&mut self, extent: Extent) -> Result<(), Errno> {
+    #[inline]
+    pub(crate) fn push(&mut self, run: Run) -> Result<(), Errno> {
+        // The usual case where pages are scattered: a word, in a block that has room for it.
+        let word = words::of_next_page(&run, self.place).filter(|_| self.count > 0);
+        if word.is_some_and(|word| self.write_words(&word.to_le_bytes(), 1)) {
+            return Ok(());
+        }
+        run.extents()
+            .try_for_each(|extent| self.push_extent(extent))
+    }
+
+    fn push_extent(&mut self, extent: Extent) -> Result<(), Errno> {
         if self.count > 0 && !self.write(extent)? {
             self.flush()?;
         }
@@ -256,22 +271,29 @@ impl<'a, B: AsMut<[u8]>> ChainWriter<'a, B> {
 
     /// Adds it to the block, if there is room.
     fn write(&mut self, extent: Extent) -> Result<bool, Errno> {
-        let buffer = match &mut self.buffer {
-            Some(buffer) => buffer,
-            none => none.insert((self.make_buffer)()?),
-        };
+        if self.buffer.is_none() {
+            self.buffer = Some((self.make_buffer)()?);
+        }
         let words = Words::new(extent, self.place);
-        let bytes = words.as_bytes();
+        self.place = extent.index();
+        Ok(self.write_words(words.as_bytes(), extent.length()))
+    }
+
+    /// Adds the words of an extent of so many pages, if there is room.
+    #[inline]
+    fn write_words(&mut self, words: &[u8], pages: u64) -> bool {
         let place = block_length(self.words);
-        let Some(room) = buffer.as_mut().get_mut(place..place + bytes.len()) else {
-            return Ok(false);
+        let buffer = self.buffer.as_mut().map(AsMut::as_mut);
+        let Some(room) = buffer.and_then(|buffer| buffer.get_mut(place..place + words.len()))
+        else {
+            return false;
         };
-        room.copy_from_slice(bytes);
+        room.copy_from_slice(words);
         self.count += 1;
-        self.words += (bytes.len() / WORD_LENGTH) as u32;
-        self.place = extent.end();
-        self.written.pages += extent.length();
-        Ok(true)
+        self.words += (words.len() / WORD_LENGTH) as u32;
+        self.place += pages;
+        self.written.pages += pages;
+        true
     }
 
     /// Has the host preserve what is left.
@@ -324,7 +346,7 @@ impl<'h> Extents<'h> {
     ///
     /// As listed above.
     pub fn verify(&self) -> Result<(), Errno> {
-        self.for_each(&mut |_| Ok(()))
+        self.for_each(|_| Ok(()))
     }
 
     /// Shows each extent to `visit`: the blocks from the last to the first, the extents of a block
@@ -334,17 +356,14 @@ impl<'h> Extents<'h> {
     /// # Errors
     ///
     /// As listed above, and those of `visit`.
-    pub fn for_each(
-        &self,
-        visit: &mut dyn FnMut(Extent) -> Result<(), Errno>,
-    ) -> Result<(), Errno> {
+    pub fn for_each(&self, mut visit: impl FnMut(Run) -> Result<(), Errno>) -> Result<(), Errno> {
         let (mut pages, mut end) = (0, self.size_in_pages);
         let mut blocks = self.chain.blocks(self.host);
         while let Some(block) = blocks.next().transpose()? {
-            end = self.for_each_of(&block, end, &mut |extent| {
+            end = self.for_each_of(&block, end, |run| {
                 // Extents do not overlap and end within 2^51 pages, so the sum cannot overflow.
-                pages += extent.length();
-                visit(extent)
+                pages += run.length();
+                visit(run)
             })?;
         }
         // A chain without blocks has the handle 0 as well.
@@ -374,11 +393,11 @@ impl<'h> Extents<'h> {
         let mut end = file_end;
         for block in self.chain.blocks(self.host) {
             let (mut first, mut free) = (None, 0);
-            self.for_each_of(&block?, self.size_in_pages, &mut |extent| {
+            self.for_each_of(&block?, self.size_in_pages, |run| {
                 let gap = first.is_some().then_some(free);
-                first.get_or_insert(extent.index());
-                free = extent.end();
-                gap.map_or(Ok(()), |gap| show(gap, extent.index()))
+                first.get_or_insert(run.index());
+                free = run.end();
+                gap.map_or(Ok(()), |gap| show(gap, run.index()))
             })?;
             show(free, end)?;
             end = first.unwrap_or(end);
@@ -392,7 +411,7 @@ impl<'h> Extents<'h> {
         &self,
         block: &Block,
         end: u64,
-        visit: &mut dyn FnMut(Extent) -> Result<(), Errno>,
+        mut visit: impl FnMut(Run) -> Result<(), Errno>,
     ) -> Result<u64, Errno> {
         let mut some = [U32::ZERO; READ_AT_ONCE];
         let mut decoder = block.decoder();
@@ -405,17 +424,17 @@ impl<'h> Extents<'h> {
                 .read_bytes(block.handle, offset, some.as_mut_bytes())?;
             crc = crc32c(crc, some.as_bytes());
             for word in &*some {
-                let Some(extent) = decoder.push(word.get())? else {
+                let Some(run) = decoder.push(word.get())? else {
                     continue;
                 };
                 count += 1;
                 if count > block.header.count.get() {
                     return Err(Errno::EINVAL);
                 }
-                self.check(extent, free, end)?;
-                visit(extent)?;
-                first.get_or_insert(extent.index());
-                free = extent.end();
+                self.check(&run, free, end)?;
+                visit(run)?;
+                first.get_or_insert(run.index());
+                free = run.end();
             }
             done += some.len() as u32;
         }
@@ -426,20 +445,23 @@ impl<'h> Extents<'h> {
         first.filter(|_| complete).ok_or(Errno::EINVAL)
     }
 
-    /// Whether `extent` may lie between the pages `free` and `end`.
-    fn check(&self, extent: Extent, free: u64, end: u64) -> Result<(), Errno> {
-        let there = extent.frame() + extent.length() <= self.frame_end;
-        let whole = (extent.index() | extent.length()) & (self.unit - 1) == 0;
-        let reach = extent.end();
-        // The last page of the file may be the first of a large folio.
-        let placed = free <= extent.index()
-            && (reach <= end
-                || end == self.size_in_pages && reach <= end.next_multiple_of(1 << extent.order()));
+    /// Whether `run` may lie between the pages `free` and `end`.
+    #[inline]
+    fn check(&self, run: &Run, free: u64, end: u64) -> Result<(), Errno> {
+        let there = run.frame() + run.length() <= self.frame_end;
+        // Index, frame and length are multiples of the order, by the run's own rules.
+        let whole = self.unit == 1 || 1 << run.order() == self.unit;
+        let placed = free <= run.index() && (run.end() <= end || self.is_last_folio(run, end));
         if there && whole && placed {
             Ok(())
         } else {
             Err(Errno::EINVAL)
         }
+    }
+
+    /// Whether `run` ends with a large folio of which the last page of the file is the first.
+    fn is_last_folio(&self, run: &Run, end: u64) -> bool {
+        end == self.size_in_pages && run.end() <= end.next_multiple_of(1 << run.order())
     }
 
     /// Bytes that the host keeps for them.
@@ -471,7 +493,7 @@ mod tests {
         for &count in counts {
             for _ in 0..count {
                 writer
-                    .push(Extent::new(index, 1 + index, 1).unwrap())
+                    .push(Run::new(index, 1 + index, 1, 0).unwrap())
                     .unwrap();
                 index += 2;
             }
@@ -512,8 +534,8 @@ mod tests {
         let mut extents = Vec::new();
         let chain = Chain::default();
         extents_of(host, chain)
-            .for_each_of(&block, 1 << 20, &mut |extent| {
-                extents.push(extent);
+            .for_each_of(&block, 1 << 20, |run| {
+                extents.extend(run.extents());
                 Ok(())
             })
             .unwrap();
@@ -630,7 +652,7 @@ mod tests {
             ..chain
         };
         let mut shown = 0;
-        let read = extents_of(&host, chain).for_each(&mut |_| {
+        let read = extents_of(&host, chain).for_each(|_| {
             shown += 1;
             Ok(())
         });
@@ -643,11 +665,17 @@ mod tests {
         let mut extents = extents_of(&host, chain_of(&host, &[1]));
         extents.unit = 512;
         assert_eq!(extents.verify(), Err(Errno::EINVAL));
-        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(512, 7, 1024));
         extents.chain.pages = 1024;
-        assert_eq!(extents.verify(), Ok(()));
-        change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = extent(511, 7, 1024));
-        assert_eq!(extents.verify(), Err(Errno::EINVAL));
+        for (order, expected) in [
+            (9, Ok(())),
+            (0, Err(Errno::EINVAL)),
+            (8, Err(Errno::EINVAL)),
+            (10, Err(Errno::EINVAL)),
+        ] {
+            let folios = Extent::of_folios(1024, 2048, 1024, order).unwrap();
+            change_block(&host, 1, BLOCK_MAGIC, |_, e| e[0] = folios);
+            assert_eq!(extents.verify(), expected, "order {order}");
+        }
     }
 
     #[test]
@@ -688,7 +716,8 @@ mod tests {
         let no_memory = || Err::<Vec<u8>, _>(Errno::ENOMEM);
         let mut writer = ChainWriter::new(host.lend(), &no_memory);
         assert_eq!(writer.finish(), Ok(Chain::default()));
-        assert_eq!(writer.push(extent(0, 1, 1)), Err(Errno::ENOMEM));
+        let page = Run::new(0, 1, 1, 0).unwrap();
+        assert_eq!(writer.push(page), Err(Errno::ENOMEM));
     }
 
     #[test]
@@ -799,9 +828,9 @@ mod tests {
             }
             host.replace(handle, &bytes);
             let (mut count, mut pages) = (0, 0);
-            let read = extents_of(&host, chain).for_each(&mut |extent| {
+            let read = extents_of(&host, chain).for_each(|run| {
                 count += 1;
-                pages += extent.length();
+                pages += run.length();
                 Ok(())
             });
             prop_assert!(count <= chain.extents);

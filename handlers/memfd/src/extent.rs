@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Runs of pages, the 16 bytes that describe each, and the builder that merges runs.
+//! Runs of pages, the builder that merges them, and the 16 bytes that an extent of them crosses in.
 
 use core::fmt;
 use luo_handler_api::Errno;
@@ -150,7 +150,7 @@ impl fmt::Debug for Extent {
 
 /// A run of pages: consecutive places of a file in consecutive frames, in folios of one order.
 ///
-/// This is what a page cache is walked in, and what [`ExtentBuilder`] makes extents of.
+/// This is what a page cache is walked in, and what a record's extents are read as.
 ///
 /// # Invariants
 ///
@@ -223,6 +223,16 @@ impl Run {
         continues
     }
 
+    /// The fewest extents that it is.
+    pub fn extents(self) -> impl Iterator<Item = Extent> {
+        let mut left = Some(self);
+        core::iter::from_fn(move || {
+            let (first, rest) = left?.split();
+            left = rest;
+            Some(first)
+        })
+    }
+
     /// Splits off the longest extent at the beginning.
     fn split(self) -> (Extent, Option<Self>) {
         if self.length <= LENGTH_MAX {
@@ -237,34 +247,34 @@ impl Run {
     }
 }
 
-/// Merges pages into extents and hands each to `sink` as soon as it cannot grow any more.
+/// Merges runs of pages and hands each to `sink` as soon as it cannot grow any more.
 ///
-/// It holds one extent and allocates nothing, so a file of any size is walked in the same memory.
+/// It holds one run and allocates nothing, so a file of any size is walked in the same memory.
 ///
 /// ```
-/// use luo_handler_memfd::{Extent, ExtentBuilder, Run};
+/// use luo_handler_memfd::{Run, RunBuilder};
 ///
-/// let mut extents = Vec::new();
-/// let mut builder = ExtentBuilder::new(|extent| {
-///     extents.push(extent);
+/// let mut runs = Vec::new();
+/// let mut builder = RunBuilder::new(|run| {
+///     runs.push(run);
 ///     Ok(())
 /// });
 /// let page = |index, frame| Run::new(index, frame, 1, 0).expect("a page");
 /// builder.push(page(0, 100))?; // page 0 of the file lies in frame 100,
 /// builder.push(page(1, 101))?; // page 1 in the next one:
-/// builder.push(page(2, 200))?; // one extent; page 2 lies elsewhere.
+/// builder.push(page(2, 200))?; // one run; page 2 lies elsewhere.
 /// builder.finish()?;
-/// assert_eq!(extents, [Extent::new(0, 100, 2).unwrap(), Extent::new(2, 200, 1).unwrap()]);
+/// assert_eq!(runs, [Run::new(0, 100, 2, 0).unwrap(), page(2, 200)]);
 /// # Ok::<(), luo_handler_api::Errno>(())
 /// ```
 #[derive(Debug)]
-pub struct ExtentBuilder<S> {
+pub struct RunBuilder<S> {
     run: Option<Run>,
     sink: S,
 }
 
-impl<S: FnMut(Extent) -> Result<(), Errno>> ExtentBuilder<S> {
-    /// A builder that hands its extents to `sink`, in ascending order.
+impl<S: FnMut(Run) -> Result<(), Errno>> RunBuilder<S> {
+    /// A builder that hands its runs to `sink`, in ascending order.
     pub const fn new(sink: S) -> Self {
         Self { run: None, sink }
     }
@@ -284,27 +294,22 @@ impl<S: FnMut(Extent) -> Result<(), Errno>> ExtentBuilder<S> {
                 return Err(Errno::EINVAL);
             }
         }
-        let done = self.run.replace(next);
-        self.emit(done)
+        match self.run.replace(next) {
+            Some(done) => (self.sink)(done),
+            None => Ok(()),
+        }
     }
 
-    /// Hands over the last extent.
+    /// Hands over the last run.
     ///
     /// # Errors
     ///
     /// Those of `sink`.
     pub fn finish(mut self) -> Result<(), Errno> {
-        let done = self.run.take();
-        self.emit(done)
-    }
-
-    fn emit(&mut self, mut done: Option<Run>) -> Result<(), Errno> {
-        while let Some(run) = done {
-            let (extent, rest) = run.split();
-            (self.sink)(extent)?;
-            done = rest;
+        match self.run.take() {
+            Some(done) => (self.sink)(done),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -321,8 +326,8 @@ mod tests {
 
     fn build(pages: &[Page]) -> Result<Vec<Extent>, Errno> {
         let mut extents = Vec::new();
-        let mut builder = ExtentBuilder::new(|extent| {
-            extents.push(extent);
+        let mut builder = RunBuilder::new(|run| {
+            extents.extend(run.extents());
             Ok(())
         });
         for &(index, frame) in pages {
@@ -389,8 +394,8 @@ mod tests {
     #[test]
     fn folios_of_another_order_are_another_extent() {
         let mut extents = Vec::new();
-        let mut builder = ExtentBuilder::new(|extent| {
-            extents.push(extent);
+        let mut builder = RunBuilder::new(|run| {
+            extents.extend(run.extents());
             Ok(())
         });
         builder.push(run(0, 1024, 512, 9)).unwrap();
@@ -407,8 +412,8 @@ mod tests {
     #[test]
     fn a_folio_is_never_split() {
         let mut extents = Vec::new();
-        let mut builder = ExtentBuilder::new(|extent| {
-            extents.push(extent);
+        let mut builder = RunBuilder::new(|run| {
+            extents.extend(run.extents());
             Ok(())
         });
         builder.push(run(0, 512, 1 << 33, 9)).unwrap();
@@ -431,8 +436,8 @@ mod tests {
     #[test]
     fn a_run_longer_than_an_extent_is_split() {
         let mut extents = Vec::new();
-        let mut builder = ExtentBuilder::new(|extent| {
-            extents.push(extent);
+        let mut builder = RunBuilder::new(|run| {
+            extents.extend(run.extents());
             Ok(())
         });
         builder.push(run(3, 9, 2 * LENGTH_MAX, 0)).unwrap();
@@ -450,7 +455,7 @@ mod tests {
 
     #[test]
     fn what_the_sink_says_is_told() {
-        let mut builder = ExtentBuilder::new(|_| Err(Errno::ENOSPC));
+        let mut builder = RunBuilder::new(|_| Err(Errno::ENOSPC));
         builder.push(run(0, 1, 1, 0)).unwrap();
         assert_eq!(builder.push(run(9, 1, 1, 0)), Err(Errno::ENOSPC));
     }

@@ -15,7 +15,7 @@ use rustix::fs::{fstat, memfd_create, MemfdFlags};
 
 use crate::{
     backend::{MainlineBackend, MemfdBackend, ShowRun},
-    chain::{Extents, BLOCK_LENGTH},
+    chain::Extents,
     extent::{self, Contents},
     name::{name, Name},
     record::{Attributes, Kind, Record},
@@ -155,8 +155,8 @@ impl MemfdBackend for &'static FakeBackend {
         FRAME_END
     }
 
-    fn buffer(&self) -> Result<Vec<u8>, Errno> {
-        Ok(vec![0; BLOCK_LENGTH])
+    fn buffer(&self, length: usize) -> Result<Vec<u8>, Errno> {
+        Ok(vec![0; length])
     }
 
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
@@ -230,8 +230,8 @@ impl MemfdBackend for &'static FakeBackend {
         let mut runs = Vec::new();
         let chains = record.chains(FRAME_END, host).into_iter();
         for extents in chains.filter(|_| self.contents_in == Contents::Frames) {
-            extents.for_each(&mut |extent| {
-                runs.push((extent.index(), extent.frame(), extent.length()));
+            extents.for_each(|run| {
+                runs.push((run.index(), run.frame(), run.length()));
                 Ok(())
             })?;
         }

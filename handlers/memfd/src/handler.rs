@@ -8,8 +8,8 @@ use luo_handler_api::{
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
-    chain::{Chain, ChainWriter},
-    extent::{Contents, ExtentBuilder},
+    chain::{Chain, ChainWriter, BLOCK_LENGTH},
+    extent::{Contents, RunBuilder},
     record::{Attributes, Record},
     summary::Summary,
 };
@@ -43,10 +43,10 @@ impl<B: MemfdBackend> MemfdHandler<B> {
         host: Host<'_>,
         walk: impl FnOnce(&mut ShowRun<'_>) -> Result<(), Errno>,
     ) -> Result<Chain, Errno> {
-        let make_buffer = || self.0.buffer();
+        let make_buffer = || self.0.buffer(BLOCK_LENGTH);
         let mut writer = ChainWriter::new(host, &make_buffer);
-        let mut extents = ExtentBuilder::new(|extent| writer.push(extent));
-        let walked = walk(&mut |run| extents.push(run)).and_then(|()| extents.finish());
+        let mut runs = RunBuilder::new(|run| writer.push(run));
+        let walked = walk(&mut |run| runs.push(run)).and_then(|()| runs.finish());
         let chain = walked.and_then(|()| writer.finish());
         if chain.is_err() {
             writer.abandon();

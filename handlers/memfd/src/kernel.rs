@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The backend of the kernel: files are `struct file`s of shmem, and their frames cross.
+//! The backend of the kernel: files are `struct file`s of shmem or hugetlbfs, and their frames
+//! cross.
 //!
 //! # How a memfd is preserved
 //!
@@ -25,7 +26,8 @@
 //! (`luo_shim_pieces.c`), and what it does not name in the end is freed. Pages that follow each
 //! other in the file go into the page cache, its accounts and the LRU together. They come back
 //! dirty and up to date: a clean page could be reclaimed, and would be lost. A large folio comes
-//! back as one; on a kernel without large folios as single pages.
+//! back as one; on a kernel without large folios as single pages. One of hugetlbfs becomes a huge
+//! page again (`luo_shim_hugetlb.c`), which is not in this kernel's pool.
 
 #![allow(unsafe_code)]
 
@@ -37,7 +39,7 @@ use luo_handler_api::{
 
 use crate::{
     backend::{MainlineBackend, MemfdBackend, ShowRun},
-    chain::{Extents, BLOCK_LENGTH},
+    chain::Extents,
     extent::{Contents, Extent, Run},
     handler::MemfdHandler,
     name::Name,
@@ -143,14 +145,14 @@ impl MemfdBackend for KernelBackend {
         unsafe { shim::luo_frame_end() }
     }
 
-    fn buffer(&self) -> Result<Buffer, Errno> {
-        let buffer = KVVec::from_elem(0, BLOCK_LENGTH, GFP_KERNEL);
+    fn buffer(&self, length: usize) -> Result<Buffer, Errno> {
+        let buffer = KVVec::from_elem(0, length, GFP_KERNEL);
         buffer.map(Buffer).map_err(|_| Errno::ENOMEM)
     }
 
-    /// Files of shmem that only descriptors and mappings lead to. Those that are not memfds are
-    /// taken to be refused with a reason: mainline's handler would lose what makes them other
-    /// files.
+    /// Files of shmem and hugetlbfs that only descriptors and mappings lead to. Those that are not
+    /// memfds are taken to be refused with a reason: mainline's handler would lose what makes them
+    /// other files.
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
         // SAFETY: it reads a parameter.
         let format = unsafe { shim::luo_memfd_writes_mainlines() };
@@ -165,16 +167,25 @@ impl MemfdBackend for KernelBackend {
     }
 
     fn keep(&self, file: FileRef<'_>, host: Host<'_>) -> Result<(u64, PreservedFrames), Errno> {
-        let shmem = Shmem::new(file).ok_or_else(|| {
+        let memfd = Memfd::new(file).ok_or_else(|| {
             host.refuse(
                 Errno::EOPNOTSUPP,
                 format_args!(
-                    "only memfds are preserved, not files of other tmpfs mounts, of SysV shared \
-                     memory or of drivers"
+                    "only memfds are preserved, not files of other tmpfs and hugetlbfs mounts, of \
+                     SysV shared memory or of drivers"
                 ),
             )
         })?;
-        shmem.fix_size(true);
+        if self.folio_by_folio && memfd.huge_shift() != 0 {
+            return Err(host.refuse(
+                Errno::EOPNOTSUPP,
+                format_args!(
+                    "memfd:{}: mainline's format has no huge pages",
+                    memfd.name()
+                ),
+            ));
+        }
+        memfd.fix_size(true);
         let frames = PreservedFrames {
             single: Pieces::default(),
             single_preserved: false,
@@ -189,15 +200,15 @@ impl MemfdBackend for KernelBackend {
 
     fn release(&self, file: FileRef<'_>, _: u64, frames: &mut PreservedFrames, _: Host<'_>) {
         frames.give_up();
-        if let Some(shmem) = Shmem::new(file) {
+        if let Some(memfd) = Memfd::new(file) {
             // Who waits to fill a hole may hold the lock that the size is changed under.
-            shmem.release_holes();
-            shmem.fix_size(false);
+            memfd.release_holes();
+            memfd.fix_size(false);
         }
     }
 
     fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno> {
-        let found = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?.attributes()?;
+        let found = Memfd::new(file).ok_or(Errno::EOPNOTSUPP)?.attributes()?;
         Ok(Attributes {
             size: found.size,
             position: found.position,
@@ -206,13 +217,19 @@ impl MemfdBackend for KernelBackend {
             mode: found.mode,
             uid: found.uid,
             gid: found.gid,
-            kind: Kind::Shmem,
-            file_page_shift: PAGE_SHIFT,
+            kind: match found.huge_shift {
+                0 => Kind::Shmem,
+                _ => Kind::Hugetlb,
+            },
+            file_page_shift: match found.huge_shift {
+                0 => PAGE_SHIFT,
+                shift => shift as u8,
+            },
         })
     }
 
     fn name(&self, file: FileRef<'_>) -> Name {
-        Shmem::new(file).map_or(Name::EMPTY, |shmem| shmem.name())
+        Memfd::new(file).map_or(Name::EMPTY, |memfd| memfd.name())
     }
 
     fn populated(
@@ -223,8 +240,8 @@ impl MemfdBackend for KernelBackend {
         host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
-        let shmem = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?;
-        walk(shmem, 0, pages_of(size), host, &mut |held| {
+        let memfd = Memfd::new(file).ok_or(Errno::EOPNOTSUPP)?;
+        walk(memfd, 0, pages_of(size), host, |held| {
             let run = held.0;
             frames.hold(held)?;
             show(run)
@@ -241,34 +258,29 @@ impl MemfdBackend for KernelBackend {
         host: Host<'_>,
         show: &mut ShowRun<'_>,
     ) -> Result<(), Errno> {
-        let shmem = Shmem::new(file).ok_or(Errno::EOPNOTSUPP)?;
-        if shmem.hold_holes() != frames.pages {
-            frames.fill_gaps(shmem, held, size, host)?;
+        let memfd = Memfd::new(file).ok_or(Errno::EOPNOTSUPP)?;
+        if memfd.hold_holes() != frames.pages {
+            frames.fill_gaps(memfd, held, size, host)?;
         }
-        frames.look_for_poison(shmem, host)?;
+        frames.look_for_poison(memfd, host)?;
         let mut late = frames.late.iter().filter_map(|extent| extent.run());
         late.try_for_each(show)
     }
 
     fn thaw(&self, file: FileRef<'_>) {
-        if let Some(shmem) = Shmem::new(file) {
-            shmem.release_holes();
+        if let Some(memfd) = Memfd::new(file) {
+            memfd.release_holes();
         }
     }
 
     fn restore(&self, record: &Record, host: Host<'_>) -> Result<OwnedFile, Errno> {
-        if record.attributes.kind != Kind::Shmem {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        expect_room(record.pages(), &record.name, host)?;
+        expect_room(&record.attributes, record.pages(), &record.name, host)?;
         let file = create(&record.attributes, &record.name)?;
         let chains = record.chains(self.frame_end(), host);
         let mut insertion = Insertion::new(&file)?;
         let mut filled = Ok(());
         for extents in &chains {
-            filled = filled.and_then(|()| {
-                extents.for_each(&mut |extent| insertion.push(extent.run().ok_or(Errno::EINVAL)?))
-            });
+            filled = filled.and_then(|()| extents.for_each(|run| insertion.push(run)));
         }
         filled = filled.and_then(|()| insertion.flush());
         insertion.claim.give_back(&chains);
@@ -281,8 +293,8 @@ impl MemfdBackend for KernelBackend {
         let chains = record.chains(self.frame_end(), host);
         let mut claim = Claim::new();
         for extents in &chains {
-            let _ = extents.for_each(&mut |extent| {
-                claim.discard(extent.frame(), extent.length(), extent.order());
+            let _ = extents.for_each(|run| {
+                claim.discard(run.frame(), run.length(), run.order());
                 Ok(())
             });
         }
@@ -320,7 +332,7 @@ impl MainlineBackend for KernelBackend {
         host: Host<'_>,
         walk: &mut dyn FnMut(&mut ShowRun<'_>) -> Result<(), Errno>,
     ) -> Result<OwnedFile, Errno> {
-        expect_room(pages, &Name::EMPTY, host)?;
+        expect_room(attributes, pages, &Name::EMPTY, host)?;
         let file = create(attributes, &Name::EMPTY)?;
         let mut insertion = Insertion::new(&file)?;
         let filled = walk(&mut |run| insertion.push(run)).and_then(|()| insertion.flush());
@@ -351,19 +363,25 @@ fn pause() -> Result<(), Errno> {
     Errno::check(unsafe { shim::luo_pause() })
 }
 
-/// An open memfd of shmem.
+/// An open memfd, of shmem or hugetlbfs.
 ///
 /// # Invariants
 ///
-/// [`new`](Self::new) has looked: the file is one of shmem's own mount, whose inode and name stay
-/// what they are while it is open.
+/// [`new`](Self::new) has looked: the file is one of a mount of the kernel's own, whose inode and
+/// name stay what they are while it is open.
 #[derive(Clone, Copy)]
-struct Shmem<'a>(FileRef<'a>);
+struct Memfd<'a>(FileRef<'a>);
 
-impl<'a> Shmem<'a> {
+impl<'a> Memfd<'a> {
     fn new(file: FileRef<'a>) -> Option<Self> {
         // SAFETY: a `FileRef` is an open file.
         unsafe { shim::luo_memfd_is_memfd(file.as_ptr()) }.then_some(Self(file))
+    }
+
+    /// As [`huge_shift`] of its attributes.
+    fn huge_shift(self) -> u32 {
+        // SAFETY: by the type's invariant it is an open memfd.
+        unsafe { shim::luo_hugetlb_shift(self.0.as_ptr()) }
     }
 
     fn fix_size(self, fix: bool) {
@@ -420,6 +438,21 @@ impl<'a> Shmem<'a> {
         Errno::check(unsafe { shim::luo_memfd_move(self.0.as_ptr(), index, last) })
     }
 
+    /// What to return for pages that have to move and cannot.
+    fn cannot_move(self, index: u64, errno: Errno, host: Host<'_>) -> Errno {
+        let (name, offset) = (self.name(), index << PAGE_SHIFT);
+        match (self.huge_shift(), errno) {
+            (0, _) | (_, Errno::EINTR) => errno,
+            _ => host.refuse(
+                errno,
+                format_args!(
+                    "memfd:{name}: the huge page at offset {offset:#x} lies where the next kernel \
+                     boots, and there is no free one to move it to"
+                ),
+            ),
+        }
+    }
+
     /// What to return for a page whose memory has failed.
     fn has_failed(self, index: u64, host: Host<'_>) -> Errno {
         let (name, offset) = (self.name(), index << PAGE_SHIFT);
@@ -432,11 +465,11 @@ impl<'a> Shmem<'a> {
 
 /// Shows `take` the folios from page `next` up to `end`, pinned.
 fn walk(
-    file: Shmem<'_>,
+    file: Memfd<'_>,
     mut next: u64,
     end: u64,
     host: Host<'_>,
-    take: &mut dyn FnMut(PinnedRun) -> Result<(), Errno>,
+    mut take: impl FnMut(PinnedRun) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     let memory = KVVec::from_elem(shim::Found::default(), FOUND_AT_ONCE, GFP_KERNEL);
     let mut memory = memory.map_err(|_| Errno::ENOMEM)?;
@@ -500,7 +533,7 @@ impl PreservedFrames {
     /// Pins and preserves every folio in the first `size` bytes that is not held yet.
     fn fill_gaps(
         &mut self,
-        file: Shmem<'_>,
+        file: Memfd<'_>,
         held: Option<&Extents<'_>>,
         size: u64,
         host: Host<'_>,
@@ -516,7 +549,7 @@ impl PreservedFrames {
         let mut fill = |first, end| {
             let mut gaps = Gaps::new(late, known, first);
             while let Some((first, gap_end)) = gaps.next(late, end) {
-                walk(file, first, gap_end, host, &mut |held| {
+                walk(file, first, gap_end, host, |held| {
                     let length = held.0.length();
                     hold_alone(late, held, *folio_by_folio)?;
                     *pages += length;
@@ -543,7 +576,7 @@ impl PreservedFrames {
     }
 
     /// Refuses memory that has failed, without a look at all of it if no page of the machine did.
-    fn look_for_poison(&mut self, file: Shmem<'_>, host: Host<'_>) -> Result<(), Errno> {
+    fn look_for_poison(&mut self, file: Memfd<'_>, host: Host<'_>) -> Result<(), Errno> {
         // A page is marked before it is counted. One that fails from here on fails too late.
         let poisoned = poisoned_pages();
         if poisoned == self.poisoned {
@@ -714,7 +747,7 @@ impl Batch<'_> {
     fn make_way(
         &mut self,
         found: &shim::Found,
-        file: Shmem<'_>,
+        file: Memfd<'_>,
         end: u64,
         host: Host<'_>,
     ) -> Result<(), Errno> {
@@ -722,7 +755,8 @@ impl Batch<'_> {
             shim::FOUND_SWAPPED => file.swap_in(found.index),
             shim::FOUND_MOVABLE => {
                 let last = self.end_of_movable(found).min(end) - 1;
-                file.move_pages(found.index, last)
+                let moved = file.move_pages(found.index, last);
+                moved.map_err(|errno| file.cannot_move(found.index, errno, host))
             }
             shim::FOUND_GONE => Ok(()),
             _ => Err(file.has_failed(found.index, host)),
@@ -784,15 +818,39 @@ impl shim::Found {
 
 /// Refuses what the memory limits have no room for, before anything is taken. The kernel's core
 /// remembers every other failure for good (`retry.patch`, in kmod/).
-fn expect_room(pages: u64, name: &Name, host: Host<'_>) -> Result<(), Errno> {
-    // SAFETY: a handler is called where it may sleep.
-    Errno::check(unsafe { shim::luo_memfd_has_room(pages) }).inspect_err(|_| {
-        let bytes = pages << PAGE_SHIFT;
-        host.explain(format_args!(
-            "memfd:{name}: the cgroup has no room for {bytes} bytes; raise its memory limit, then \
-             retrieve again"
-        ));
+fn expect_room(
+    attributes: &Attributes,
+    pages: u64,
+    name: &Name,
+    host: Host<'_>,
+) -> Result<(), Errno> {
+    let shift = huge_shift(attributes);
+    let room = match shift {
+        // SAFETY: a handler is called where it may sleep.
+        0 => unsafe { shim::luo_memfd_has_room(pages) },
+        // SAFETY: as above; it takes any number.
+        _ => unsafe { shim::luo_hugetlb_has_room(shift, pages) },
+    };
+    Errno::check(room).inspect_err(|&errno| match errno {
+        Errno::EOPNOTSUPP => host.explain(format_args!(
+            "memfd:{name}: this kernel has no huge pages of {} KiB",
+            (1_u64 << shift) >> 10
+        )),
+        _ => host.explain(format_args!(
+            "memfd:{name}: the cgroup has no room for {} bytes; raise its {} limit, then retrieve \
+             again",
+            pages << PAGE_SHIFT,
+            if shift == 0 { "memory" } else { "hugetlb" }
+        )),
     })
+}
+
+/// Binary logarithm of the size of the file's huge pages; 0 if it has base pages.
+fn huge_shift(attributes: &Attributes) -> u32 {
+    match attributes.kind {
+        Kind::Shmem => 0,
+        Kind::Hugetlb => attributes.file_page_shift.into(),
+    }
 }
 
 /// A memfd with these attributes and no contents.
@@ -805,6 +863,7 @@ fn create(attributes: &Attributes, name: &Name) -> Result<OwnedFile, Errno> {
         mode: attributes.mode,
         uid: attributes.uid,
         gid: attributes.gid,
+        huge_shift: huge_shift(attributes),
         name: name.to_bytes(),
     };
     // SAFETY: `wanted` is valid for reads and its name ends with a zero, by the invariant of
@@ -833,8 +892,7 @@ impl Claim {
     /// if the record is forged, or could not be retrieved.
     fn give_back(&mut self, chains: &[Extents<'_>]) {
         for extents in chains {
-            let _ =
-                extents.for_each(&mut |extent| self.give_back_in(extent.frame(), extent.length()));
+            let _ = extents.for_each(|run| self.give_back_in(run.frame(), run.length()));
         }
     }
 
@@ -890,7 +948,7 @@ impl<'a> Insertion<'a> {
 
     fn flush(&mut self) -> Result<(), Errno> {
         let count = core::mem::take(&mut self.count);
-        // SAFETY: the file is one of shmem, made by `create`; a place that is taken already is an
+        // SAFETY: the file was made by `create`; a place that is taken already is an
         // error, and what is not preserved in these frames is left alone. `count` is at most the
         // length of the array.
         Errno::check(unsafe {
@@ -926,6 +984,7 @@ mod shim {
         pub(super) mode: u32,
         pub(super) uid: u32,
         pub(super) gid: u32,
+        pub(super) huge_shift: u32,
         pub(super) name: [u8; NAME_ROOM],
     }
 
@@ -941,6 +1000,7 @@ mod shim {
                 mode: 0,
                 uid: 0,
                 gid: 0,
+                huge_shift: 0,
                 name: [0; NAME_ROOM],
             }
         }
@@ -1029,6 +1089,8 @@ mod shim {
         pub(super) fn luo_claim_begin(claim: *mut Claim);
         pub(super) fn luo_claim_end(claim: *mut Claim, pfn: u64, pages: u64);
         pub(super) fn luo_memfd_has_room(pages: u64) -> i32;
+        pub(super) fn luo_hugetlb_has_room(shift: u32, pages: u64) -> i32;
+        pub(super) fn luo_hugetlb_shift(file: *mut c_void) -> u32;
         pub(super) fn luo_memfd_create(attributes: *const MemfdAttributes) -> *mut c_void;
         pub(super) fn luo_memfd_insert(
             file: *mut c_void,

@@ -31,6 +31,39 @@
 //! - [`summary`]: what a record contains, for people
 //! - kmod/: patches that the kernel's side needs; `luo integrate` puts them in
 //!
+//! # Huge pages
+//!
+//! A memfd of `MFD_HUGETLB` crosses a kexec in the pages that it is made of, whatever their size.
+//! The next kernel has to know that size (`CONFIG_HUGETLBFS`; for 1 GiB also the processor), and
+//! needs no `hugepages=`:
+//!
+//! - *While the file lives* its pages are surplus pages of their own. They count in
+//!   `nr_hugepages` and `surplus_hugepages` and in nothing else: they are not free, not reserved,
+//!   and take nothing of what `nr_overcommit_hugepages` allows. The pool, with its reservations,
+//!   works as if they were not there; a write to `nr_hugepages` does not make them part of it.
+//! - *When a page leaves the file*, because it is closed, truncated or punched, its memory goes
+//!   back to the kernel's page allocator, and both counters fall. No other page takes its place.
+//!   One that is migrated leaves its place to the page that it became.
+//! - *Holes* stay holes. Reservations belong to mappings, which do not cross: what a mapping had
+//!   reserved for holes is reserved again when the file is mapped, from the next kernel's pool. As
+//!   for a new file, that fails with `ENOMEM` if it has too few pages, and not with
+//!   `MAP_NORESERVE`.
+//! - *hugetlb cgroups* charge pages and reservations to who retrieves, and memory cgroups with
+//!   `memory_hugetlb_accounting` as well. If they have no room nothing is taken, retrieve fails
+//!   with `EAGAIN`, and can be repeated with a higher limit.
+//! - *Before the jump* no counter changes, at prepare or at cancel. Size and holes are fixed:
+//!   truncate, fallocate and mappings beyond the end fail with `EPERM`. From freeze on a task that
+//!   fills a hole waits, as in a file of base pages; one that asks in kernel mode is refused after
+//!   some seconds, userfaultfd and pins of holes at once with `EAGAIN`.
+//! - *Pages that have to move*: those that lie in the scratch memory of kexec handover, to a free
+//!   page of the pool elsewhere or to new memory. A gigantic page never lies there. Pages of
+//!   `hugetlb_cma` and of boot-time reservations stay where they are; after the jump they are
+//!   memory like any other.
+//! - Where the next kernel lacks the size, retrieve fails with `EOPNOTSUPP` and the log has the
+//!   reason; finish frees the memory. An optimised vmemmap (HVO) is a matter of each kernel.
+//!
+//! Mainline's format has no such files; under `memfd_format=mainline` they are refused.
+//!
 //! # Mainline's format
 //!
 //! A kernel that has our handlers and not its own for memfds (`LIVEUPDATE_MEMFD`) has a second one
@@ -42,11 +75,10 @@
 //! # What is preserved
 //!
 //! The preservation follows the kernel's `mm/memfd_luo.c` and goes further where that fills holes
-//! or refuses a file. A process takes both kinds of memfd, those of shmem and those of hugetlbfs;
-//! the kernel those of shmem. To a process, a file of tmpfs or hugetlbfs that has lost its last
-//! name is as good as a memfd: it lives on as it is. In the kernel it would come back without the
-//! limits and the huge page policy of its mount, so it is refused; SysV shared memory and that of
-//! drivers likewise.
+//! or refuses a file. Both kinds of memfd are taken, those of shmem and those of hugetlbfs. To a
+//! process, a file of tmpfs or hugetlbfs that has lost its last name is as good as a memfd: it
+//! lives on as it is. In the kernel it would come back without the limits and the huge page policy
+//! of its mount, so it is refused; SysV shared memory and that of drivers likewise.
 //!
 //! *Contents and size.* Every byte that was written is there afterwards, and a hole is a hole. From
 //! a process the file itself crosses: what its contents are is nobody's business but that of a host
@@ -112,7 +144,7 @@ mod wire;
 pub mod words;
 
 pub use backend::{MainlineBackend, MemfdBackend, ShowRun};
-pub use extent::{Contents, Extent, ExtentBuilder, Run};
+pub use extent::{Contents, Extent, Run, RunBuilder};
 pub use handler::{MemfdHandler, Private};
 #[cfg(luo_kernel)]
 pub use kernel::{KernelBackend, MEMFD};

@@ -454,7 +454,7 @@ impl<'a, B: MainlineBackend> ListWriter<'a, B> {
         let length = page_bytes(self.backend) as usize;
         let buffer = match &mut self.buffer {
             Some(buffer) => buffer,
-            none => none.insert(self.backend.buffer()?),
+            none => none.insert(self.backend.buffer(2 * length)?),
         };
         let both = buffer.as_mut().get_mut(..2 * length).ok_or(Errno::EINVAL)?;
         Ok(both.split_at_mut(length))

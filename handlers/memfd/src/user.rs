@@ -50,7 +50,7 @@ impl MemfdBackend for UserBackend {
     }
 
     /// No extents are shown.
-    fn buffer(&self) -> Result<[u8; 0], Errno> {
+    fn buffer(&self, _: usize) -> Result<[u8; 0], Errno> {
         Err(Errno::EOPNOTSUPP)
     }
 
@@ -111,8 +111,13 @@ impl MemfdBackend for UserBackend {
 fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
     let stat = stat(fd)?;
     let (kind, file_page_shift) = kind(fd)?;
+    let size = stat.st_size as u64;
+    // fallocate(2) makes such a size, but a copy cannot be given it.
+    if kind == Kind::Hugetlb && size % (1 << file_page_shift) != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
     Ok(Attributes {
-        size: stat.st_size as u64,
+        size,
         position: rustix::fs::tell(fd).map_err(errno)?,
         seals: seals(fd)?,
         status: status_of(fd)?,

@@ -17,7 +17,7 @@
 use luo_handler_api::Errno;
 
 use crate::{
-    extent::Extent,
+    extent::{Extent, Run},
     wire::{little_endian::U32, FromBytes, IntoBytes},
 };
 
@@ -88,6 +88,13 @@ impl Words {
     }
 }
 
+/// The word of a single page, if it is at `place`, and one is enough.
+#[inline]
+pub(crate) fn of_next_page(run: &Run, place: u64) -> Option<u32> {
+    let is_next = run.index() == place && run.length() == 1 && run.order() == 0;
+    (is_next && run.frame() <= FRAME_MAX).then_some(run.frame() as u32)
+}
+
 /// Reads words one by one. Any words are valid extents or an error; whether they overlap, or where
 /// they lie, is for the caller to look at.
 #[derive(Debug)]
@@ -133,7 +140,18 @@ impl Decoder {
     ///
     /// `EINVAL` for what is not an extent.
     #[inline]
-    pub fn push(&mut self, word: u32) -> Result<Option<Extent>, Errno> {
+    pub fn push(&mut self, word: u32) -> Result<Option<Run>, Errno> {
+        if self.missing > 0 || word >= HOLE {
+            return self.push_other(word);
+        }
+        let length = self.length.take().unwrap_or(1);
+        let run = Run::new(self.place, word.into(), length, 0).ok_or(Errno::EINVAL)?;
+        (self.place, self.open) = (run.end(), false);
+        Ok(Some(run))
+    }
+
+    /// Takes a word that is not a frame.
+    fn push_other(&mut self, word: u32) -> Result<Option<Run>, Errno> {
         if self.missing > 0 {
             return self.push_whole(word);
         }
@@ -142,20 +160,13 @@ impl Decoder {
             WHOLE => self.missing = WORDS_OF_EXTENT,
             RUN.. if self.length.is_none() => self.length = Some(number),
             RUN.. => return Err(Errno::EINVAL),
-            HOLE.. => self.place = self.place.checked_add(number).ok_or(Errno::EINVAL)?,
-            frame => {
-                let length = self.length.take().unwrap_or(1);
-                let extent = Extent::new(self.place, frame.into(), length);
-                let extent = extent.ok_or(Errno::EINVAL)?;
-                (self.place, self.open) = (extent.end(), false);
-                return Ok(Some(extent));
-            }
+            _ => self.place = self.place.checked_add(number).ok_or(Errno::EINVAL)?,
         }
         self.open = true;
         Ok(None)
     }
 
-    fn push_whole(&mut self, word: u32) -> Result<Option<Extent>, Errno> {
+    fn push_whole(&mut self, word: u32) -> Result<Option<Run>, Errno> {
         self.whole[WORDS_OF_EXTENT - self.missing] = U32::new(word);
         self.missing -= 1;
         self.open = self.missing > 0;
@@ -170,10 +181,9 @@ impl Decoder {
             self.missing = WORDS_OF_EXTENT;
         }
         let extent = Extent::read_from_bytes(self.whole.as_bytes()).ok();
-        let extent = extent.filter(|extent| extent.is_valid());
-        let extent = extent.ok_or(Errno::EINVAL)?;
-        self.place = extent.end();
-        Ok(Some(extent))
+        let run = extent.and_then(Extent::run).ok_or(Errno::EINVAL)?;
+        self.place = run.end();
+        Ok(Some(run))
     }
 
     /// Whether the last word has ended an extent.
@@ -201,10 +211,11 @@ mod tests {
     }
 
     fn decode(decoder: &mut Decoder, words: &[u32]) -> Result<Vec<Extent>, Errno> {
-        let extents = words
+        let runs = words
             .iter()
             .filter_map(|&word| decoder.push(word).transpose());
-        extents.collect()
+        runs.map(|run| run.map(|run| run.extents().next().unwrap()))
+            .collect()
     }
 
     #[test]
@@ -220,6 +231,23 @@ mod tests {
             words_of(folio, 0),
             [&[u32::MAX], halves.as_flattened()].concat()
         );
+    }
+
+    #[test]
+    fn a_word_is_enough_for_the_next_page_alone() {
+        for (index, frame, length, order) in [
+            (7, 9, 1, 0),
+            (8, 9, 1, 0),
+            (7, 9, 2, 0),
+            (7, FRAME_MAX, 1, 0),
+            (7, FRAME_MAX + 1, 1, 0),
+            (8, 8, 2, 1),
+        ] {
+            let run = Run::new(index, frame, length, order).unwrap();
+            let words = words_of(run.extents().next().unwrap(), 7);
+            let one = (words.len() == 1).then(|| words[0]);
+            assert_eq!(of_next_page(&run, 7), one, "{run:?}");
+        }
     }
 
     #[test]
@@ -314,8 +342,8 @@ mod tests {
                 decoder = Decoder::of_whole_extents();
             }
             for word in words {
-                let Ok(extent) = decoder.push(word) else { break };
-                prop_assert!(extent.is_none_or(|extent| extent.is_valid()));
+                let Ok(run) = decoder.push(word) else { break };
+                prop_assert!(run.is_none_or(|run| run.extents().count() == 1));
             }
         }
     }

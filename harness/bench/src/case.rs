@@ -36,7 +36,7 @@ impl Case {
     /// The files of this case, in the order of their tokens, which begin at 1.
     pub fn samples(&self) -> Vec<Sample> {
         let numbers = 1..=u64::from(self.files);
-        let sample = |number| Sample::new(self.subject, number);
+        let sample = |number| Sample::new(&self.subject, number);
         numbers.map(sample).collect()
     }
 

@@ -11,17 +11,28 @@ use crate::spread::Spread;
 
 /// Ours against the peer's, a line for each case that both were measured with.
 pub fn comparison(report: &Report) -> Vec<String> {
-    let pairs = report.results.windows(2).filter_map(|pair| match pair {
-        [ours, theirs] if is_pair(ours, theirs) => Some((ours, theirs)),
-        _ => None,
-    });
+    let pairs = report
+        .results
+        .iter()
+        .filter_map(|ours| Some((ours, peer_of(ours, report)?)));
     pairs.map(|(ours, theirs)| compare(ours, theirs)).collect()
+}
+
+/// The peer's row of the same case.
+pub fn peer_of<'r>(ours: &Row, report: &'r Report) -> Option<&'r Row> {
+    report.results.iter().find(|theirs| is_pair(ours, theirs))
 }
 
 fn is_pair(ours: &Row, theirs: &Row) -> bool {
     let case = |row: &Row| {
         let case = &row.case;
-        (case.size_bytes, case.pages, case.fill, case.files)
+        (
+            case.transport,
+            case.size_bytes,
+            case.pages,
+            case.fill,
+            case.files,
+        )
     };
     theirs.case.implementation == Implementation::MainlineC
         && ours.case.implementation == Implementation::Ours

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -22,11 +22,13 @@ use crate::limits::allow_many_files;
 use crate::message::{send_bytes, Message};
 use crate::phase::{monotonic_ns, timed, Phase};
 use crate::subject::memfd::MakeError;
+use crate::subject::Subject;
 use crate::transport::Transport;
 use crate::update::{allocated, Files, NewSide, Update};
 use crate::worker::{Task, Worker};
 use luo_orchestrator::handover::Arrival;
 use luo_orchestrator::orchestrator::Orchestrator;
+use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
 use luo_orchestrator::transport::program::Program;
 use luo_orchestrator::transport::{
@@ -57,8 +59,26 @@ pub fn work(task: &str) -> Result<()> {
             handover_ns,
             jumped_at_ns,
             image,
-        } => arrive(handover_ns, jumped_at_ns, image.as_deref()),
+            plugins,
+        } => {
+            let registry = registry(&plugins)?;
+            arrive(registry, handover_ns, jumped_at_ns, image.as_deref())
+        }
     }
+}
+
+/// The handlers of plugins, which are asked first, and those that are linked in and have other
+/// compatibles.
+///
+/// # Errors
+///
+/// The first plugin that cannot be used.
+pub fn registry(plugins: &[PathBuf]) -> Result<Arc<Registry>> {
+    let first = Registry::new();
+    for file in plugins {
+        plugin::load(file, &first)?;
+    }
+    Ok(Arc::new(Registry::linked_after(&first)?))
 }
 
 /// Bytes that the two sides of a case report in all.
@@ -101,6 +121,14 @@ fn depart(case: &Case, directory: &Path, worker: &Worker) -> Result<()> {
         Message::Skipped(format!("{error:#}; mount /proc: it is missing")).send();
         return Ok(());
     }
+    let has_contents = !matches!(case.subject, Subject::Program(_));
+    if case.transport == Transport::Image && !has_contents {
+        Message::Skipped(format!(
+            "{error:#}; an image holds contents, exec passes open files on"
+        ))
+        .send();
+        return Ok(());
+    }
     Err(error)
 }
 
@@ -111,10 +139,11 @@ fn jump(
     worker: &Worker,
 ) -> Result<Infallible> {
     let state = File::from(memfd_create("luo-bench-state", MemfdFlags::CLOEXEC)?);
-    let orchestrator = Orchestrator::new(Arc::new(Registry::linked()?));
+    let orchestrator = Orchestrator::new(registry(&worker.plugins)?);
     orchestrator.preserve(STATE, &state)?;
     for (token, file) in files {
-        orchestrator.preserve(*token, file)?;
+        let handler = orchestrator.preserve(*token, file)?.to_string();
+        update.outcome.handler.get_or_insert(handler);
     }
     let before = allocated(files)?;
     let phases = &mut update.outcome.phases;
@@ -140,6 +169,7 @@ fn jump(
             handover_ns,
             jumped_at_ns: monotonic_ns(),
             image: image.map(Path::to_owned),
+            plugins: worker.plugins.clone(),
         })
     };
     let mut handover_ns = 0;
@@ -204,8 +234,13 @@ fn write(source: &[u8], bytes: u64, file: &mut File) -> std::io::Result<()> {
 }
 
 /// The new side.
-fn arrive(handover_ns: u64, jumped_at_ns: u64, image: Option<&Path>) -> Result<()> {
-    let orchestrator = Orchestrator::arrived(Arc::new(Registry::linked()?), arrival(image)?);
+fn arrive(
+    registry: Arc<Registry>,
+    handover_ns: u64,
+    jumped_at_ns: u64,
+    image: Option<&Path>,
+) -> Result<()> {
+    let orchestrator = Orchestrator::arrived(registry, arrival(image)?);
     // Before it can retrieve, the file table has to be there.
     orchestrator.files()?;
     let blackout_ns = monotonic_ns() - jumped_at_ns;

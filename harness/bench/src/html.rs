@@ -11,6 +11,7 @@ use plotters::prelude::*;
 use crate::format::duration;
 use crate::phase::Phase;
 use crate::report::{Report, Row};
+use crate::scale;
 use crate::spread::Spread;
 use crate::subject::fill::Fill;
 use crate::subject::pages::Pages;
@@ -95,7 +96,9 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
         .results
         .iter()
         .filter(|row| row.case.kind().is_some());
-    let rows: Vec<&Row> = memfds.collect();
+    // Other numbers of files would be other curves.
+    let files = memfds.clone().next().map_or(1, |row| row.case.files);
+    let rows: Vec<&Row> = memfds.filter(|row| row.case.files == files).collect();
     vec![
         (
             "Downtime against size",
@@ -109,6 +112,13 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Vec<Plot>)> {
             "What each phase of the update costs as the memfd grows. Prepare and finish \
              happen while the workload runs.",
             phases_against_size(&rows),
+        ),
+        (
+            "Cost of a GiB",
+            "What each GiB of data costs: where the cost goes by the data alone, the line is flat. \
+             What is the same for any size, such as the boot of a kernel, is more for each GiB of \
+             a small memfd.",
+            cost_of_a_gib(report),
         ),
         (
             "Ways against each other",
@@ -208,6 +218,27 @@ fn ways_against_each_other(rows: &[&Row]) -> Vec<Plot> {
     ]
 }
 
+fn cost_of_a_gib(report: &Report) -> Vec<Plot> {
+    let plot = |rows: Vec<&Row>| {
+        let curves = scale::PHASES.map(|phase| {
+            let point = |row: &&Row| {
+                let time = scale::per_gib(&row.phases[phase], row);
+                (row.case.size_bytes, time)
+            };
+            Curve {
+                name: format!("{} a GiB", phase.name()),
+                points: rows.iter().map(point).collect(),
+            }
+        });
+        let (fill, pages) = rows.first()?.case.kind()?;
+        Some(Plot {
+            title: format!("{}, {fill}, {pages}", rows.first()?.way()),
+            curves: curves.into_iter().filter(is_measured).collect(),
+        })
+    };
+    scale::series(report).into_iter().filter_map(plot).collect()
+}
+
 fn figure(plot: &Plot) -> Result<String> {
     let mut figure = format!(
         "<figure><figcaption>{}</figcaption><p class=\"legend\">",
@@ -294,8 +325,8 @@ fn table(report: &Report) -> Result<String> {
         write!(table, "<th>{}</th>", phase.name())?;
     }
     table.push_str(
-        "<th>downtime a GiB</th><th>metadata</th><th>memory taken</th><th>moved</th>\
-         <th>in huge pages</th></tr></thead><tbody>",
+        "<th>collapse, before</th><th>collapsed</th><th>downtime a GiB</th><th>metadata</th>\
+         <th>memory taken</th><th>moved</th><th>in huge pages</th></tr></thead><tbody>",
     );
     for row in &report.results {
         let verified = match &row.mismatch {
@@ -314,6 +345,13 @@ fn table(report: &Report) -> Result<String> {
         }
         let per_gib = row.downtime_ms_per_gib();
         let huge = row.huge_page_bytes;
+        table.push_str(&match &row.collapse {
+            None => "<td>–</td><td>–</td>".to_owned(),
+            Some(it) => {
+                let (done, asked) = (ByteSize(it.collapsed_bytes), ByteSize(it.asked_bytes));
+                format!("{}<td>{done} of {asked}</td>", cell(&it.collapse_ns))
+            }
+        });
         write!(
             table,
             "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",

@@ -21,24 +21,27 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use luo_handler_api::Token;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-use crate::case::Implementation;
+use crate::case::{Case, Implementation};
 use crate::clock::Moment;
 use crate::counters::{self, moved_bytes, preserved_bytes, Counters};
 use crate::limits::allow_many_files;
 use crate::memory::free_bytes;
 use crate::outcome::Outcome;
 use crate::phase::Phase;
-use crate::report::Row;
+use crate::profile::{Profiler, PROFILE_ROOM};
+use crate::report::{Row, Skipped};
 use crate::series::{Series, Step, OURS_OFF};
 use crate::subject::fill::Fill;
-use crate::subject::pages::Pages;
+use crate::subject::memfd::MakeError;
+use crate::subject::pages::{thp_size, Pages};
 use crate::subject::Subject;
 use crate::update::{Files, NewSide, Update};
 use luo_liveupdate::kexec;
@@ -89,6 +92,11 @@ pub struct Journey<E> {
 fn syncing() -> fn() {
     rustix::fs::sync
 }
+
+/// Why a step cannot be measured on this machine or with this kernel, which is not an error.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Unmeasurable(String);
 
 /// What crosses beside the files.
 #[derive(Serialize, Deserialize)]
@@ -152,7 +160,8 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         journey.fresh = departure.is_none();
         if let Some(departure) = departure {
             let step = journey.step().context("nothing is left to measure")?;
-            let outcome = arrive(&device, &step, departure, &arrived);
+            let profile = journey.series.has_profile();
+            let outcome = arrive(&device, &step, departure, &arrived, profile);
             journey.outcomes.push(outcome);
         }
         Ok(Some(journey))
@@ -194,21 +203,28 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         formats
     }
 
-    /// The figures so far.
-    pub fn rows(&self) -> Vec<Row> {
-        self.series.rows(&self.outcomes)
+    /// The figures so far, and what could not be measured.
+    pub fn results(&self) -> (Vec<Row>, Vec<Skipped>) {
+        self.series.results(&self.outcomes)
     }
 
-    /// Jumps on; at its end, returns.
+    /// Jumps on. Returns at its end, without anything; and with a step that this machine or its
+    /// kernel cannot do, and its outcome, to be called again.
     ///
     /// # Errors
     ///
     /// The reason why it did not jump. Then nothing is loaded any more, the sessions are given up,
     /// and all runs on.
-    pub fn go_on(&self, load: impl FnOnce(&E, &str) -> Result<()>) -> Result<()> {
+    pub fn go_on(
+        &mut self,
+        load: impl FnOnce(&E, &str) -> Result<()>,
+    ) -> Result<Option<(Step, Outcome)>> {
         let Some(step) = self.step() else {
-            return Ok(());
+            return Ok(None);
         };
+        if let Some(reason) = self.skipped_before(&step) {
+            return Ok(Some(self.skip(step, reason)));
+        }
         // Loaded first: it takes memory, and between prepare and the jump there should be as
         // little as possible.
         load(&self.extra, &self.next_command_line(&step))?;
@@ -219,10 +235,32 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         } else {
             self.jump_with_state()
         };
-        Err(match kexec::unload() {
-            Ok(()) => error,
-            Err(still_loaded) => error.context(still_loaded),
-        })
+        if let Err(still_loaded) = kexec::unload() {
+            return Err(error.context(still_loaded));
+        }
+        let Unmeasurable(reason) = error.downcast()?;
+        // What was tried has left its traces in this kernel.
+        self.fresh = false;
+        Ok(Some(self.skip(step, reason)))
+    }
+
+    /// Why this case was skipped in an earlier round.
+    fn skipped_before(&self, step: &Step) -> Option<String> {
+        let steps = self.series.steps();
+        let mut same = steps
+            .iter()
+            .zip(&self.outcomes)
+            .filter(|(it, _)| *it == step);
+        same.find_map(|(_, outcome)| outcome.skipped.clone())
+    }
+
+    fn skip(&mut self, step: Step, reason: String) -> (Step, Outcome) {
+        let outcome = Outcome {
+            skipped: Some(reason),
+            ..Outcome::default()
+        };
+        self.outcomes.push(outcome.clone());
+        (step, outcome)
     }
 
     fn next_command_line(&self, step: &Step) -> String {
@@ -265,14 +303,24 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
             bail!("{reason}");
         }
         allow_many_files()?;
-        allow_huge_pages(&step.case.subject)?;
+        provide_pages(&step.case)?;
         let device = Device::open()?;
         let state = HeldState::new(&device, self, step.case.files as usize)?;
-        let (mut update, files) = Update::begin(&step.case, |_| ())?;
+        let (mut update, files) =
+            Update::begin(&step.case, |_| ()).map_err(|error| match error {
+                MakeError::Unavailable(reason) => Unmeasurable(reason).into(),
+                error => anyhow!(error),
+            })?;
         let session = device.create_session(SESSION)?;
+        let profiler = profiler_if(self.series.has_profile())?;
         let before = Before::look()?;
         let phases = &mut update.outcome.phases;
-        phases.time(Phase::Prepare, || preserve(&session, &files))?;
+        phases.time(Phase::Prepare, || {
+            sampled(profiler.as_ref(), || {
+                preserve(&session, &files).map_err(|error| refusal(step, error))
+            })
+        })?;
+        note_profile(Phase::Prepare, profiler, &mut update.outcome);
         before.compare(step, &mut update.outcome)?;
         state.jump(self, Some(update))
     }
@@ -289,6 +337,12 @@ impl HeldState {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create(STATE_SESSION, flags)?);
         let room = serde_json::to_vec(journey)?.len() + STATE_ROOM + files * FILE_ROOM;
+        let room = room
+            + if journey.series.has_profile() {
+                PROFILE_ROOM
+            } else {
+                0
+            };
         file.write_all_at(&vec![b' '; room], 0)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
         let session = device.create_session(STATE_SESSION)?;
@@ -373,18 +427,46 @@ fn parse_state<J: DeserializeOwned>(state: &File) -> Result<J> {
     serde_json::from_slice(&text).context("it is garbled, or another version of luo wrote it")
 }
 
-fn allow_huge_pages(subject: &Subject) -> Result<()> {
+/// Each kernel has the pages of one case alone.
+fn provide_pages(case: &Case) -> Result<()> {
     const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    if let Subject::Memfd {
-        pages: Pages::Thp, ..
-    } = subject
-    {
-        fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}"))?;
+    let Subject::Memfd { pages, .. } = case.subject else {
+        return Ok(());
+    };
+    match pages {
+        Pages::Base | Pages::Collapsed => Ok(()),
+        Pages::Thp => fs::write(SWITCH, "advise").with_context(|| format!("writing to {SWITCH}")),
+        Pages::Hugetlb | Pages::HugetlbOf(_) => {
+            let bytes = case.data_bytes();
+            pages
+                .reserve(bytes)
+                .with_context(|| format!("reserving pages for {case}"))?;
+            let scattered = |reason| format!("memory has no more of them in one piece: {reason}");
+            let found_none = || pages.obstacle(bytes).map(scattered);
+            match pages.missing().or_else(found_none) {
+                None => Ok(()),
+                Some(reason) => Err(Unmeasurable(reason).into()),
+            }
+        }
     }
-    Ok(())
 }
 
-fn preserve(session: &Session, files: &Files) -> Result<()> {
+/// A handler that does not know hugetlb pages has done what it can; any other refusal is an error.
+fn refusal(step: &Step, error: luo_liveupdate::Error) -> anyhow::Error {
+    let hugetlb = matches!(step.case.subject, Subject::Memfd { pages, .. } if pages.are_hugetlb());
+    match error.errno() {
+        Some(Errno::NOENT | Errno::OPNOTSUPP) if hugetlb => {
+            let handler = match step.implementation {
+                Implementation::Ours => "this kernel's handlers refuse",
+                Implementation::MainlineC => "the kernel's own handler refuses",
+            };
+            Unmeasurable(format!("{handler} memfds of hugetlb pages: {error}")).into()
+        }
+        _ => error.into(),
+    }
+}
+
+fn preserve(session: &Session, files: &Files) -> Result<(), luo_liveupdate::Error> {
     for (token, file) in files {
         session.preserve(*token, file.as_fd())?;
     }
@@ -425,7 +507,10 @@ impl Before {
         outcome.moved_bytes = moved_bytes()?.saturating_sub(self.moved_bytes);
         outcome.metadata_bytes = match step.implementation {
             Implementation::Ours => preserved_bytes()?.saturating_sub(self.preserved_bytes),
-            Implementation::MainlineC => mainline_metadata(step),
+            Implementation::MainlineC => {
+                let collapse = outcome.collapse.as_ref();
+                mainline_metadata(step, collapse.map_or(0, |it| it.collapsed_bytes))
+            }
         };
         Ok(())
     }
@@ -433,18 +518,29 @@ impl Before {
 
 /// Mainline's handler does not report it; it writes a record of every folio, those of holes that
 /// it has filled among them.
-fn mainline_metadata(step: &Step) -> u64 {
+fn mainline_metadata(step: &Step, collapsed: u64) -> u64 {
     let Subject::Memfd { size, pages, .. } = step.case.subject else {
         return 0;
     };
-    size.div_ceil(pages.size()) * u64::from(step.case.files) * MAINLINE_FOLIO_BYTES
+    let whole = size.div_ceil(pages.size()) * u64::from(step.case.files);
+    let folios = match (pages, thp_size()) {
+        (Pages::Collapsed, Some(huge)) => whole - collapsed / pages.size() + collapsed / huge,
+        _ => whole,
+    };
+    folios * MAINLINE_FOLIO_BYTES
 }
 
 /// The new side of a live update. What fails there makes it one that went wrong, and the series
 /// goes on.
-fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) -> Outcome {
+fn arrive(
+    device: &Device,
+    step: &Step,
+    departure: Departure,
+    arrived: &Moment,
+    profile: bool,
+) -> Outcome {
     let Departure { mut update, jumped } = departure;
-    let taken = take_back(device, step, &mut update);
+    let taken = take_back(device, step, &mut update, profile);
     // Long after the arrival, so that the rate is known well.
     let blackout = Moment::now()
         .and_then(|now| arrived.rate_until(&now))
@@ -457,7 +553,7 @@ fn arrive(device: &Device, step: &Step, departure: Departure, arrived: &Moment) 
     outcome
 }
 
-fn take_back(device: &Device, step: &Step, update: &mut Update) -> Result<()> {
+fn take_back(device: &Device, step: &Step, update: &mut Update, profile: bool) -> Result<()> {
     ensure!(
         update.case == step.case,
         "the previous kernel measured {}, expected {}",
@@ -465,19 +561,51 @@ fn take_back(device: &Device, step: &Step, update: &mut Update) -> Result<()> {
         step.case
     );
     allow_many_files()?;
-    update.take_back(&device.retrieve_session(SESSION)?, |_| ())
+    let side = SampledSession {
+        session: device.retrieve_session(SESSION)?,
+        profiler: profiler_if(profile)?,
+    };
+    update.take_back(&side, |_| ())?;
+    note_profile(Phase::Retrieve, side.profiler, &mut update.outcome);
+    Ok(())
 }
 
-impl NewSide for Session {
+/// A session on the new side, with a profiler if there is one.
+struct SampledSession {
+    session: Session,
+    profiler: Option<Profiler>,
+}
+
+impl NewSide for SampledSession {
     type File = OwnedFd;
 
     fn retrieve(&self, token: Token) -> Result<OwnedFd> {
-        Ok(self.retrieve(token)?)
+        sampled(self.profiler.as_ref(), || {
+            Ok(self.session.retrieve(token)?)
+        })
     }
 
     fn finish(&self) -> Result<Option<String>> {
-        self.finish()?;
+        self.session.finish()?;
         Ok(None)
+    }
+}
+
+fn profiler_if(wanted: bool) -> Result<Option<Profiler>> {
+    wanted.then(Profiler::new).transpose()
+}
+
+fn sampled<R>(profiler: Option<&Profiler>, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    match profiler {
+        Some(profiler) => profiler.sample(work),
+        None => work(),
+    }
+}
+
+fn note_profile(phase: Phase, profiler: Option<Profiler>, outcome: &mut Outcome) {
+    if let Some(profiler) = profiler {
+        let profile = profiler.finish();
+        outcome.profiles.insert(phase.name().to_owned(), profile);
     }
 }
 
@@ -555,5 +683,21 @@ mod tests {
             journey.news().unwrap().0.implementation,
             Implementation::Ours
         );
+    }
+
+    #[test]
+    fn what_was_skipped_once_is_not_tried_again() {
+        let mut journey = Journey::new(series(true), "a", "/note".into(), ());
+        let step = journey.step().unwrap();
+        journey.skip(step.clone(), "no room".into());
+        assert_eq!(journey.skipped_before(&step).as_deref(), Some("no room"));
+        let next = journey.step().unwrap();
+        assert_eq!(
+            journey.skipped_before(&next),
+            None,
+            "that is the peer's turn"
+        );
+        let (rows, skipped) = journey.results();
+        assert_eq!((rows.len(), skipped.len()), (0, 1));
     }
 }

@@ -33,13 +33,17 @@
 //!   early
 //! - [`obstacle`], [`place`]: what this machine cannot do, and where images go
 //! - [`series`], [`journey`]: rounds of updates over real kexecs; [`machine`]: on a real machine
+//! - [`profile`]: which functions of the kernel a phase spends its time in
 //! - [`clock`]: goes on through the jump; [`memory`]: how much there is; [`counters`]: what the
 //!   kernel module reports; `limits`: of this process; `sys`: what needs `unsafe`
 //!
 //! What comes out:
 //!
 //! - [`report`]: figures, as JSON of [`spread`]s; [`environment`]: where they were taken
-//! - [`text`]: a table and a few sentences; [`html`]: a page with plots; [`outputs`]: the files
+//! - [`text`]: a table and a few sentences; [`html`]: a page with plots; [`markdown`]: a table for
+//!   documentation; [`outputs`]: the files
+//! - [`scale`]: how costs grow with the size, and with the number of files
+//! - [`trade`]: what collapsing pages costs and wins
 //! - [`comparison`]: ours against a peer; [`regression`]: against an older report; `format`:
 //!   numbers
 
@@ -56,6 +60,7 @@ pub mod html;
 pub mod journey;
 mod limits;
 pub mod machine;
+pub mod markdown;
 pub mod measure;
 pub mod memory;
 mod message;
@@ -65,15 +70,18 @@ pub mod outputs;
 pub mod phase;
 pub mod place;
 pub mod plan;
+pub mod profile;
 pub mod regression;
 pub mod report;
 pub mod sample;
+pub mod scale;
 pub mod series;
 pub mod spread;
 pub mod stop;
 pub mod subject;
 mod sys;
 pub mod text;
+pub mod trade;
 pub mod transport;
 pub mod update;
 pub mod worker;

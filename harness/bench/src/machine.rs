@@ -221,15 +221,20 @@ impl Ready {
     /// # Errors
     ///
     /// The reason why this machine did not jump; then it runs on as before.
-    pub fn go(&self, notify: &dyn Fn(&str)) -> Result<Infallible> {
-        go_on(&self.journey, notify)?;
+    pub fn go(&mut self, notify: &dyn Fn(&str)) -> Result<Infallible> {
+        go_on(&mut self.journey, notify)?;
         bail!("there was nothing to measure")
     }
 }
 
-fn go_on(journey: &Journey<Baggage>, notify: &dyn Fn(&str)) -> Result<()> {
+/// Jumps on, past what this machine cannot do; at its end, returns.
+fn go_on(journey: &mut Journey<Baggage>, notify: &dyn Fn(&str)) -> Result<()> {
     let formats = journey.formats();
-    journey.go_on(|baggage, command_line| baggage.load(&formats, command_line, notify))
+    let load = |baggage: &Baggage, command_line: &str| baggage.load(&formats, command_line, notify);
+    while let Some((step, outcome)) = journey.go_on(load)? {
+        notify(&format!("{step}: {}", outcome.summary()));
+    }
+    Ok(())
 }
 
 fn command_line(next: &NextKernel) -> Result<String> {
@@ -300,14 +305,15 @@ impl Underway {
     /// # Errors
     ///
     /// The reason why the machine did not jump.
-    pub fn go_on(&self, notify: &dyn Fn(&str)) -> Result<()> {
-        go_on(&self.0, notify)
+    pub fn go_on(&mut self, notify: &dyn Fn(&str)) -> Result<()> {
+        go_on(&mut self.0, notify)
     }
 
     /// What was measured so far.
     pub fn report(&self) -> Report {
         let environment = Environment::of_this_machine(Path::new("/"));
-        Report::new(environment, self.0.rows(), Vec::new())
+        let (rows, skipped) = self.0.results();
+        Report::new(environment, rows, skipped)
     }
 
     /// Where the report goes.

@@ -180,7 +180,8 @@ impl Measurement<'_> {
             case: &case,
             reason: &reason,
         });
-        self.skipped.push(Skipped::new(&case, reason));
+        self.skipped
+            .push(Skipped::new(&case, Implementation::Ours, reason));
     }
 
     /// One live update in a process of its own.

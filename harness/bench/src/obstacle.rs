@@ -26,6 +26,7 @@ pub fn image_bytes(case: &Case) -> u64 {
 /// Why a case cannot be measured. `place` is where its image would go.
 pub fn obstacle(case: &Case, place: Option<&Place>) -> Option<String> {
     match case.subject {
+        Subject::Program(_) => None,
         Subject::Memfd { pages, .. } => memfds_obstacle(case, pages, place),
         Subject::Vfio if case.transport == Transport::Image => Some(
             "an image holds contents, which a device does not have; exec passes open files on"
@@ -36,16 +37,13 @@ pub fn obstacle(case: &Case, place: Option<&Place>) -> Option<String> {
             (found < needed).then(|| vfio::too_few_devices(needed, found))
         }
         Subject::Ioport => {
-            let port = Sample::new(case.subject, 1).make(|_| ());
+            let port = Sample::new(&case.subject, 1).make(|_| ());
             port.err().map(|error| error.to_string())
         }
     }
 }
 
 fn memfds_obstacle(case: &Case, pages: Pages, place: Option<&Place>) -> Option<String> {
-    if case.transport == Transport::Kexec && pages.are_hugetlb() {
-        return Some("the kernel preserves no memfds of hugetlb pages".to_owned());
-    }
     if case.transport == Transport::Image {
         let (needed, place) = (image_bytes(case), place?);
         if place.room < needed {
@@ -58,14 +56,14 @@ fn memfds_obstacle(case: &Case, pages: Pages, place: Option<&Place>) -> Option<S
             ));
         }
     }
-    // A kexec bench is root's, and switches huge pages of shmem on itself.
-    if case.transport != Transport::Kexec {
-        if let Some(reason) = pages.obstacle(case.data_bytes()) {
-            return Some(reason);
-        }
-    }
-    if pages.are_hugetlb() {
-        return None;
+    // A kexec bench is root's, and switches huge pages of shmem on and reserves others itself.
+    let is_kexec = case.transport == Transport::Kexec;
+    let reason = match is_kexec {
+        true => pages.missing(),
+        false => pages.obstacle(case.data_bytes()),
+    };
+    if reason.is_some() || (pages.are_hugetlb() && !is_kexec) {
+        return reason;
     }
     // An image in memory is there beside the memfds.
     let copies = match place {

@@ -10,6 +10,7 @@ use rustix::fs::{access, Access};
 use serde::{Deserialize, Serialize};
 
 use crate::html;
+use crate::markdown;
 use crate::report::Report;
 use crate::text;
 
@@ -20,6 +21,9 @@ pub struct Outputs {
     pub json: Option<PathBuf>,
     /// A page with plots.
     pub html: Option<PathBuf>,
+    /// A table for documentation.
+    #[serde(default)]
+    pub markdown: Option<PathBuf>,
     /// What a terminal shows.
     pub text: Option<PathBuf>,
 }
@@ -34,7 +38,9 @@ impl Outputs {
     }
 
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        let files = [&self.json, &self.html, &self.text].into_iter().flatten();
+        let files = [&self.json, &self.html, &self.markdown, &self.text]
+            .into_iter()
+            .flatten();
         files.filter(|file| *file != Path::new("-"))
     }
 
@@ -64,6 +70,7 @@ impl Outputs {
         Ok(Self {
             json: absolute(&self.json)?,
             html: absolute(&self.html)?,
+            markdown: absolute(&self.markdown)?,
             text: absolute(&self.text)?,
         })
     }
@@ -76,6 +83,9 @@ impl Outputs {
     pub fn write(&self, report: &Report) -> Result<()> {
         if let Some(file) = &self.html {
             write(file, html::page(report)?.as_bytes())?;
+        }
+        if let Some(file) = &self.markdown {
+            write(file, markdown::page(report).as_bytes())?;
         }
         if let Some(file) = &self.text {
             write(file, text::page(report, TEXT_WIDTH).as_bytes())?;

@@ -30,8 +30,13 @@ pub struct Plan {
     pub transports: Vec<Transport>,
     /// Types of files. Sizes, page kinds and fills are of memfds only.
     pub file_types: Vec<FileType>,
+    /// A program that makes files of another type, and compares them after the jump.
+    pub program: Option<PathBuf>,
     /// Sizes of one memfd, in bytes, up to [`SIZE_MAX`].
     pub sizes: Vec<u64>,
+    /// Memfds of one size each, in numbers of their own.
+    #[serde(default)]
+    pub sets: Vec<Set>,
     /// Page kinds.
     pub pages: Vec<Pages>,
     /// What is filled.
@@ -43,6 +48,15 @@ pub struct Plan {
     /// Where images are written; a directory inside it is made and removed. By default memory, or
     /// else where there is room.
     pub image_directory: Option<PathBuf>,
+}
+
+/// Memfds that cross together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Set {
+    /// How many.
+    pub files: u32,
+    /// Of each, in bytes.
+    pub size: u64,
 }
 
 /// Why a plan cannot be measured anywhere.
@@ -75,7 +89,9 @@ impl Default for Plan {
         Self {
             transports: vec![Transport::Exec, Transport::Image],
             file_types: vec![FileType::Memfd],
+            program: None,
             sizes: vec![64 << 20, 256 << 20, 1 << 30],
+            sets: Vec::new(),
             pages: vec![Pages::Base],
             fills: vec![Fill::Dense, Fill::sparse(500), Fill::Shuffled],
             files: 1,
@@ -94,7 +110,9 @@ impl Plan {
     pub fn check(&self) -> Result<(), BadPlan> {
         let in_bounds = (1..=RUNS_MAX).contains(&self.runs)
             && (1..=FILES_MAX).contains(&self.files)
-            && self.sizes.iter().all(|size| (1..=SIZE_MAX).contains(size));
+            && self.all_sets().all(|set| {
+                (1..=SIZE_MAX).contains(&set.size) && (1..=FILES_MAX).contains(&set.files)
+            });
         if !in_bounds {
             return Err(BadPlan::Bounds);
         }
@@ -109,7 +127,7 @@ impl Plan {
         let empty = self
             .subjects()
             .into_iter()
-            .find_map(|subject| match subject {
+            .find_map(|(subject, _)| match subject {
                 Subject::Memfd { size, pages, fill } => {
                     let workload = Workload {
                         size,
@@ -119,7 +137,7 @@ impl Plan {
                     };
                     (workload.count() == 0).then_some(BadPlan::NoPage { size, pages, fill })
                 }
-                Subject::Vfio | Subject::Ioport => None,
+                Subject::Vfio | Subject::Ioport | Subject::Program(_) => None,
             });
         empty.map_or(Ok(()), Err)
     }
@@ -127,31 +145,41 @@ impl Plan {
     /// Every combination; of memfds the smallest first.
     pub fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
-        for subject in self.subjects() {
+        for (subject, files) in self.subjects() {
             cases.extend(self.transports.iter().map(|&transport| Case {
                 transport,
-                subject,
-                files: self.files,
+                subject: subject.clone(),
+                files,
             }));
         }
         cases
     }
 
-    fn subjects(&self) -> Vec<Subject> {
+    fn all_sets(&self) -> impl Iterator<Item = Set> + '_ {
+        let files = self.files;
+        let sizes = self.sizes.iter().map(move |&size| Set { files, size });
+        sizes.chain(self.sets.iter().copied())
+    }
+
+    /// With how many files there are of each.
+    fn subjects(&self) -> Vec<(Subject, u32)> {
         let subjects = self
             .file_types
             .iter()
             .flat_map(|file_type| match file_type {
                 FileType::Memfd => self.memfds(),
-                FileType::Vfio => vec![Subject::Vfio],
-                FileType::Ioport => vec![Subject::Ioport],
+                FileType::Vfio => vec![(Subject::Vfio, self.files)],
+                FileType::Ioport => vec![(Subject::Ioport, self.files)],
             });
-        subjects.collect()
+        let program = self.program.iter().cloned().map(Subject::Program);
+        let program = program.map(|subject| (subject, self.files));
+        subjects.chain(program).collect()
     }
 
     /// How many cases there are of each transport, without listing them.
     fn subject_count(&self) -> usize {
-        let lists = [self.sizes.len(), self.pages.len(), self.fills.len()];
+        let sets = self.sizes.len().saturating_add(self.sets.len());
+        let lists = [sets, self.pages.len(), self.fills.len()];
         let memfds = lists
             .iter()
             .fold(1, |product: usize, length| product.saturating_mul(*length));
@@ -159,15 +187,16 @@ impl Plan {
             FileType::Memfd => memfds,
             FileType::Vfio | FileType::Ioport => 1,
         });
-        counts.fold(0, usize::saturating_add)
+        counts.fold(self.program.iter().count(), usize::saturating_add)
     }
 
-    fn memfds(&self) -> Vec<Subject> {
+    fn memfds(&self) -> Vec<(Subject, u32)> {
         let mut memfds = Vec::new();
-        for &size in &self.sizes {
+        for Set { files, size } in self.all_sets() {
             for &pages in &self.pages {
                 let fills = self.fills.iter();
-                memfds.extend(fills.map(|&fill| Subject::Memfd { size, pages, fill }));
+                let memfd = |&fill| (Subject::Memfd { size, pages, fill }, files);
+                memfds.extend(fills.map(memfd));
             }
         }
         memfds
@@ -203,6 +232,37 @@ mod tests {
         for case in cases {
             let text = serde_json::to_string(&case).unwrap();
             assert_eq!(serde_json::from_str::<Case>(&text).unwrap(), case);
+        }
+    }
+
+    #[test]
+    fn a_set_has_a_number_of_files_of_its_own() {
+        let set = Set {
+            files: 1000,
+            size: 1 << 20,
+        };
+        let plan = Plan {
+            transports: vec![Transport::Exec],
+            sizes: vec![2 << 20],
+            sets: vec![set],
+            fills: vec![Fill::Dense],
+            ..Plan::default()
+        };
+        let names: Vec<String> = plan.cases().iter().map(ToString::to_string).collect();
+        let expected = ["exec 2.0 MiB 4k dense", "exec 1.0 MiB 4k dense x1000"];
+        assert_eq!(names, expected);
+        assert_eq!(plan.cases().len(), plan.subject_count());
+        assert_eq!(plan.check(), Ok(()));
+        for wrong in [Set { files: 0, ..set }, Set { size: 0, ..set }] {
+            let sets = vec![wrong];
+            assert_eq!(
+                Plan {
+                    sets,
+                    ..plan.clone()
+                }
+                .check(),
+                Err(BadPlan::Bounds)
+            );
         }
     }
 

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::case::{Case, Implementation};
 use crate::environment::Environment;
 use crate::format::times;
-use crate::outcome::Outcome;
+use crate::outcome::{Collapse, Outcome, RefusedBlocks};
 use crate::phase::{PerPhase, Phase};
+use crate::profile::Profiles;
 use crate::spread::Spread;
 use crate::subject::fill::Fill;
 use crate::subject::pages::Pages;
@@ -49,6 +50,9 @@ pub struct Name {
     pub fill: Option<Fill>,
     /// How many files crossed together.
     pub files: u32,
+    /// The name of the program that made them, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
 }
 
 /// A case that was not measured.
@@ -84,9 +88,15 @@ pub struct Row {
     pub moved_bytes: u64,
     /// Bytes that lay in huge pages before the jump; `None` where that is not known.
     pub huge_page_bytes: Option<u64>,
+    /// Collapsing single pages before prepare, which is not downtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collapse: Option<CollapseRow>,
     /// One thread copying as many bytes of memory to a fresh file beside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_write_ns: Option<Spread>,
+    /// Where the time of some phases went, in all runs together, if that was asked for.
+    #[serde(default, skip_serializing_if = "Profiles::is_empty")]
+    pub profiles: Profiles,
     /// Whether every byte, size, seal, position and hole was as before, in every run; of devices
     /// where they are and what, of port files position, access mode and flags.
     pub verified: bool,
@@ -95,11 +105,40 @@ pub struct Row {
     pub mismatch: Option<String>,
 }
 
+/// What collapsing came to in all runs of a case.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CollapseRow {
+    /// How long it took, while the workload ran.
+    pub collapse_ns: Spread,
+    /// What the kernel was asked for: data in whole blocks of the size of a huge page.
+    pub asked_bytes: u64,
+    /// What lay in huge pages then, in the run in which it was least.
+    pub collapsed_bytes: u64,
+    /// What did not, in that run.
+    pub refused: Vec<RefusedBlocks>,
+}
+
+impl CollapseRow {
+    fn of(outcomes: &[Outcome]) -> Option<Self> {
+        let runs: Vec<&Collapse> = outcomes
+            .iter()
+            .filter_map(|it| it.collapse.as_ref())
+            .collect();
+        let worst = runs.iter().min_by_key(|run| run.collapsed_bytes)?;
+        Some(Self {
+            collapse_ns: Spread::of(runs.iter().map(|run| run.nanoseconds)),
+            asked_bytes: worst.asked_bytes,
+            collapsed_bytes: worst.collapsed_bytes,
+            refused: worst.refused.clone(),
+        })
+    }
+}
+
 impl Name {
     fn new(case: &Case, implementation: Implementation) -> Self {
         let (pages, fill) = match case.subject {
             Subject::Memfd { pages, fill, .. } => (Some(pages), Some(fill)),
-            Subject::Vfio | Subject::Ioport => (None, None),
+            Subject::Vfio | Subject::Ioport | Subject::Program(_) => (None, None),
         };
         Self {
             transport: case.transport,
@@ -109,6 +148,7 @@ impl Name {
             pages,
             fill,
             files: case.files,
+            program: case.subject.program(),
         }
     }
 
@@ -120,6 +160,7 @@ impl Name {
                 let size = self.size_bytes;
                 Subject::Memfd { size, pages, fill }.to_string()
             }
+            None if self.program.is_some() => self.program.clone().unwrap_or_default(),
             None => {
                 let name = self.handler.rsplit(',').next().unwrap_or_default();
                 name.split('-').next().unwrap_or_default().to_owned()
@@ -149,10 +190,10 @@ impl std::fmt::Display for Name {
 }
 
 impl Skipped {
-    /// A case of ours, and why it was not measured.
-    pub fn new(case: &Case, reason: String) -> Self {
+    /// A case, and why it was not measured.
+    pub fn new(case: &Case, implementation: Implementation, reason: String) -> Self {
         Self {
-            case: Name::new(case, Implementation::Ours),
+            case: Name::new(case, implementation),
             reason,
         }
     }
@@ -167,8 +208,16 @@ impl Row {
         let references: Vec<u64> = references.collect();
         let huge_pages = outcomes.iter().map(|run| run.huge_page_bytes);
         let mismatch = outcomes.iter().find_map(|run| run.mismatch.clone());
+        let mut name = Name::new(case, implementation);
+        if let Some(handler) = outcomes.iter().find_map(|run| run.handler.clone()) {
+            name.handler = handler;
+        }
+        let mut profiles = Profiles::new();
+        for (phase, profile) in outcomes.iter().flat_map(|run| &run.profiles) {
+            profiles.entry(phase.clone()).or_default().merge(profile);
+        }
         Self {
-            case: Name::new(case, implementation),
+            case: name,
             runs: outcomes.len() as u32,
             phases: PerPhase::from_fn(spread),
             downtime_ns: Spread::of(outcomes.iter().map(|run| run.phases.downtime())),
@@ -177,7 +226,9 @@ impl Row {
             extra_memory_bytes: greatest(|run| run.extra_memory_bytes),
             moved_bytes: greatest(|run| run.moved_bytes),
             huge_page_bytes: huge_pages.min().flatten(),
+            collapse: CollapseRow::of(outcomes),
             reference_write_ns: (!references.is_empty()).then(|| Spread::of(references)),
+            profiles,
             verified: mismatch.is_none() && !outcomes.is_empty(),
             mismatch,
         }
@@ -230,10 +281,11 @@ impl Report {
         }
     }
 
-    /// Whether everything that was measured of ours was also right.
+    /// Whether something was measured, and everything of ours was also right.
     pub fn verified(&self) -> bool {
         let ours = |row: &&Row| row.case.implementation == Implementation::Ours;
-        self.results.iter().filter(ours).all(|row| row.verified)
+        let mut ours = self.results.iter().filter(ours);
+        !self.results.is_empty() && ours.all(|row| row.verified)
     }
 }
 
@@ -271,10 +323,11 @@ mod tests {
             pages: Pages::Thp,
             fill: Fill::sparse(500),
         };
-        for subject in [memfd, Subject::Vfio, Subject::Ioport] {
+        let program = Subject::Program("/a/pipe.sh".into());
+        for subject in [memfd, Subject::Vfio, Subject::Ioport, program] {
             for files in [1, 3] {
                 let case = Case {
-                    subject,
+                    subject: subject.clone(),
                     files,
                     ..CASE
                 };

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 
 use anyhow::{ensure, Context, Result};
 use luo_handler_api::Token;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::subject::ioport::PortFile;
 use crate::subject::memfd::{MakeError, MemfdBefore, Workload};
-use crate::subject::{vfio, Subject};
+use crate::subject::{program, vfio, Subject};
 
 /// One file of a case: the same values always make the same file.
 pub struct Sample {
@@ -25,6 +26,8 @@ enum Contents {
     /// The device that is the so-manyth by its address, counted from 0.
     Vfio(usize),
     Ioport(PortFile),
+    /// A program, and the number of the file that it makes.
+    Program(PathBuf, u64),
 }
 
 /// What was known of a sample before the jump, beside what it is made from.
@@ -49,8 +52,8 @@ impl Before {
 
 impl Sample {
     /// File `number` of a case; they are counted from 1.
-    pub fn new(subject: Subject, number: u64) -> Self {
-        let contents = match subject {
+    pub fn new(subject: &Subject, number: u64) -> Self {
+        let contents = match *subject {
             Subject::Memfd { size, pages, fill } => Contents::Memfd(Workload {
                 size,
                 pages,
@@ -59,6 +62,7 @@ impl Sample {
             }),
             Subject::Vfio => Contents::Vfio(number as usize - 1),
             Subject::Ioport => Contents::Ioport(PortFile::numbered(number)),
+            Subject::Program(ref path) => Contents::Program(path.clone(), number),
         };
         Self {
             token: Token(number),
@@ -70,7 +74,7 @@ impl Sample {
     pub fn data_bytes(&self) -> u64 {
         match &self.contents {
             Contents::Memfd(workload) => workload.data_bytes(),
-            Contents::Vfio(_) | Contents::Ioport(_) => 0,
+            Contents::Vfio(_) | Contents::Ioport(_) | Contents::Program(..) => 0,
         }
     }
 
@@ -87,6 +91,8 @@ impl Sample {
                 .and_then(|address| vfio::make(&address))
                 .map_err(unavailable),
             Contents::Ioport(port) => port.make().map_err(unavailable),
+            Contents::Program(path, number) => program::make(path, *number)
+                .map_err(|error| MakeError::Program(format!("{error:#}"))),
         }
     }
 
@@ -98,7 +104,7 @@ impl Sample {
     pub fn look(&self, file: &File) -> io::Result<Before> {
         match &self.contents {
             Contents::Memfd(workload) => workload.look(file).map(Before::Memfd),
-            Contents::Vfio(_) | Contents::Ioport(_) => Ok(Before::Nothing),
+            Contents::Vfio(_) | Contents::Ioport(_) | Contents::Program(..) => Ok(Before::Nothing),
         }
     }
 
@@ -122,6 +128,7 @@ impl Sample {
                 vfio::device(*index).and_then(|address| vfio::verify(file, &address))
             }
             (Contents::Ioport(port), _) => port.verify(file),
+            (Contents::Program(path, number), _) => program::verify(path, *number, file),
             (Contents::Memfd(_), Before::Nothing) => {
                 ensure!(false, "what was known of it before the jump is missing");
                 Ok(())

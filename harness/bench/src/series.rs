@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::case::{Case, Implementation};
 use crate::outcome::Outcome;
 use crate::plan::{Plan, UPDATES_MAX};
-use crate::report::Row;
+use crate::report::{Row, Skipped};
 use crate::subject::FileType;
 
 /// With this the kernel's own handler takes memfds.
@@ -30,6 +30,9 @@ pub fn mainline_takes(file_types: &[FileType]) -> bool {
 pub struct Series {
     plan: Plan,
     compare: bool,
+    /// Whether the kernel is sampled meanwhile.
+    #[serde(default)]
+    profile: bool,
 }
 
 /// One live update of a series.
@@ -44,7 +47,22 @@ pub struct Step {
 impl Series {
     /// A plan, measured with our handlers, and if `compare` also with the kernel's own.
     pub const fn new(plan: Plan, compare: bool) -> Self {
-        Self { plan, compare }
+        Self {
+            plan,
+            compare,
+            profile: false,
+        }
+    }
+
+    /// The same with a profile of prepare and retrieve.
+    #[must_use]
+    pub fn with_profile(self, profile: bool) -> Self {
+        Self { profile, ..self }
+    }
+
+    /// Whether the kernel is sampled.
+    pub const fn has_profile(&self) -> bool {
+        self.profile
     }
 
     /// Refuses what would take for ever, or cannot have been asked for: a series also comes from a
@@ -58,6 +76,10 @@ impl Series {
         ensure!(
             !self.compare || mainline_takes(&self.plan.file_types),
             "the kernel's own handler takes memfds alone"
+        );
+        ensure!(
+            self.plan.program.is_none(),
+            "files of a program are measured in processes alone"
         );
         let rounds = self.plan.runs as usize * self.implementations().len();
         let updates = rounds.saturating_mul(self.plan.cases().len());
@@ -114,24 +136,25 @@ impl Series {
         steps
     }
 
-    /// A row for each case and implementation that was measured; `outcomes` are those of the first
-    /// steps.
-    pub fn rows(&self, outcomes: &[Outcome]) -> Vec<Row> {
+    /// A row for each case and implementation that was measured, and what was not, with the first
+    /// reason; `outcomes` are those of the first steps.
+    pub fn results(&self, outcomes: &[Outcome]) -> (Vec<Row>, Vec<Skipped>) {
         let steps = self.steps();
-        let mut rows = Vec::new();
+        let (mut rows, mut skipped) = (Vec::new(), Vec::new());
         for case in self.plan.cases() {
             for &implementation in self.implementations() {
-                let mine = steps
-                    .iter()
-                    .zip(outcomes)
-                    .filter(|(step, _)| step.case == case && step.implementation == implementation);
+                let is_mine =
+                    |step: &Step| step.case == case && step.implementation == implementation;
+                let mine = steps.iter().zip(outcomes).filter(|(step, _)| is_mine(step));
                 let mine: Vec<Outcome> = mine.map(|(_, outcome)| outcome.clone()).collect();
-                if !mine.is_empty() {
+                if let Some(reason) = mine.iter().find_map(|outcome| outcome.skipped.clone()) {
+                    skipped.push(Skipped::new(&case, implementation, reason));
+                } else if !mine.is_empty() {
                     rows.push(Row::new(&case, implementation, &mine));
                 }
             }
         }
-        rows
+        (rows, skipped)
     }
 }
 
@@ -167,6 +190,7 @@ pub(crate) mod tests {
                 ..Plan::default()
             },
             compare,
+            profile: false,
         }
     }
 
@@ -194,11 +218,33 @@ pub(crate) mod tests {
                 ..Outcome::default()
             })
             .collect();
-        let rows = series.rows(&outcomes);
+        let (rows, skipped) = series.results(&outcomes);
+        assert!(skipped.is_empty());
         let greatest: Vec<u64> = rows.iter().map(|row| row.extra_memory_bytes).collect();
         assert_eq!(greatest, [5, 4, 7, 6]);
         assert!(rows.iter().all(|row| row.runs == 2));
-        assert_eq!(series.rows(&outcomes[..1]).len(), 1);
+        assert_eq!(series.results(&outcomes[..1]).0.len(), 1);
+    }
+
+    #[test]
+    fn what_a_kernel_cannot_do_is_no_row() {
+        let series = series(true);
+        let outcome = |number| Outcome {
+            skipped: (number % 4 == 1).then(|| format!("refused, step {number}")),
+            ..Outcome::default()
+        };
+        let outcomes: Vec<Outcome> = (0..8).map(outcome).collect();
+        let (rows, skipped) = series.results(&outcomes);
+        assert_eq!((rows.len(), skipped.len()), (2, 2));
+        let names = skipped
+            .iter()
+            .map(|it| format!("{}: {}", it.case, it.reason));
+        let names: Vec<String> = names.collect();
+        assert_eq!(names[0], "kexec 1.0 MiB 4k dense: refused, step 5");
+        assert_eq!(
+            names[1],
+            "kexec mainline-c 1.0 MiB 4k dense: refused, step 1"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! - [`memfd`]: large memfds, by [`pages`], [`fill`], `pattern` and `permutation`
 //! - [`vfio`]: devices that are bound to vfio-pci
 //! - [`ioport`]: files of `/dev/port`
+//! - [`program`]: files of any type, which a program of the user makes and compares
 
 pub mod fill;
 pub mod ioport;
@@ -11,9 +12,11 @@ pub mod memfd;
 pub mod pages;
 mod pattern;
 mod permutation;
+pub mod program;
 pub mod vfio;
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -34,7 +37,7 @@ pub enum FileType {
 }
 
 /// The files of a case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Subject {
     /// Memfds.
@@ -50,6 +53,8 @@ pub enum Subject {
     Vfio,
     /// Files of `/dev/port`.
     Ioport,
+    /// What this program makes.
+    Program(PathBuf),
 }
 
 impl Subject {
@@ -57,16 +62,36 @@ impl Subject {
     pub const fn size(&self) -> u64 {
         match self {
             Self::Memfd { size, .. } => *size,
-            Self::Vfio | Self::Ioport => 0,
+            Self::Vfio | Self::Ioport | Self::Program(_) => 0,
         }
     }
 
-    /// The compatible of this project's handler of such files.
+    /// Whether its pages are put into huge ones before prepare.
+    pub const fn is_collapsed(&self) -> bool {
+        matches!(
+            self,
+            Self::Memfd {
+                pages: Pages::Collapsed,
+                ..
+            }
+        )
+    }
+
+    /// The compatible of this project's handler of such files, if there is one.
     pub const fn compatible(&self) -> &'static str {
         match self {
             Self::Memfd { .. } => "luo-handlers,memfd-v1",
             Self::Vfio => "luo-handlers,vfio-v1",
             Self::Ioport => "luo-handlers,ioport-v1",
+            Self::Program(_) => "",
+        }
+    }
+
+    /// The name of the program that makes them, if one does.
+    pub fn program(&self) -> Option<String> {
+        match self {
+            Self::Program(path) => Some(name_of(path)),
+            _ => None,
         }
     }
 }
@@ -77,6 +102,12 @@ impl fmt::Display for Subject {
             Self::Memfd { size, pages, fill } => write!(f, "{} {pages} {fill}", ByteSize(*size)),
             Self::Vfio => f.write_str("vfio"),
             Self::Ioport => f.write_str("ioport"),
+            Self::Program(path) => f.write_str(&name_of(path)),
         }
     }
+}
+
+fn name_of(program: &Path) -> String {
+    let name = program.file_name().unwrap_or(program.as_os_str());
+    name.to_string_lossy().into_owned()
 }

@@ -7,7 +7,9 @@ use crate::comparison::comparison;
 use crate::format::{duration, wrap};
 use crate::phase::Phase;
 use crate::report::{Report, Row};
+use crate::scale;
 use crate::spread::Spread;
+use crate::trade::trades;
 use crate::transport::Transport;
 
 const KEXEC_REMARK: &str =
@@ -33,7 +35,7 @@ struct Column {
 }
 
 /// In the order in which they are read.
-const COLUMNS: [Column; 13] = [
+const COLUMNS: [Column; 14] = [
     column(0, "measured", |row| row.case.to_string()),
     column(0, "downtime", |row| duration(row.downtime_ns.median)),
     column(3, "least–greatest", |row| range(&row.downtime_ns)),
@@ -43,6 +45,10 @@ const COLUMNS: [Column; 13] = [
             false => "NO",
         }
         .to_owned()
+    }),
+    column(3, "collapse", |row| {
+        let collapse = row.collapse.as_ref();
+        collapse.map_or_else(String::new, |it| duration(it.collapse_ns.median))
     }),
     column(1, "prepare", |row| phase(row, Phase::Prepare)),
     column(2, "finish", |row| phase(row, Phase::Finish)),
@@ -104,6 +110,8 @@ pub fn table(report: &Report, width: usize) -> String {
     let filled: Vec<(&Column, Vec<String>)> = COLUMNS
         .iter()
         .map(|column| (column, cells(column)))
+        // What no case has is no column.
+        .filter(|(_, cells)| cells.iter().any(|cell| !cell.is_empty()))
         .collect();
     let widths: Vec<usize> = filled
         .iter()
@@ -112,7 +120,8 @@ pub fn table(report: &Report, width: usize) -> String {
             cells.chain([width_of(column.heading)]).max().unwrap_or(0)
         })
         .collect();
-    let shown = fitting(&widths, width);
+    let ranks: Vec<u32> = filled.iter().map(|(column, _)| column.rank).collect();
+    let shown = fitting(&ranks, &widths, width);
 
     let mut lines = Vec::new();
     let headings = filled.iter().map(|(column, _)| column.heading.to_owned());
@@ -127,15 +136,15 @@ pub fn table(report: &Report, width: usize) -> String {
 }
 
 /// Which columns fit: by rank, those that are needed in any case.
-fn fitting(widths: &[usize], width: usize) -> Vec<bool> {
+fn fitting(ranks: &[u32], widths: &[usize], width: usize) -> Vec<bool> {
     let mut order: Vec<usize> = (0..widths.len()).collect();
-    order.sort_by_key(|&index| COLUMNS[index].rank);
+    order.sort_by_key(|&index| ranks[index]);
     let mut shown = vec![false; widths.len()];
     let mut used = 0;
     for index in order {
         let gap = if used == 0 { 0 } else { GAP.len() };
         let needed = used + gap + widths[index];
-        if needed > width && COLUMNS[index].rank > 0 {
+        if needed > width && ranks[index] > 0 {
             break;
         }
         shown[index] = true;
@@ -171,6 +180,8 @@ pub fn sentences(report: &Report) -> Vec<String> {
     sentences.extend(cost(report));
     sentences.extend(verification(report));
     sentences.extend(image_speed(report));
+    sentences.extend(trades(report));
+    sentences.extend(scale::sentences(report));
     sentences.extend(report.results.iter().filter_map(per_file));
     sentences.extend(report.results.iter().filter_map(moved));
     let is_kexec = |row: &Row| row.case.transport == Transport::Kexec;
@@ -209,6 +220,9 @@ fn cost(report: &Report) -> Option<String> {
 }
 
 fn verification(report: &Report) -> Vec<String> {
+    if report.results.is_empty() {
+        return vec!["Nothing was measured.".to_owned()];
+    }
     let wrong: Vec<&Row> = report.results.iter().filter(|row| !row.verified).collect();
     if wrong.is_empty() {
         return vec![
@@ -283,7 +297,8 @@ fn moved(row: &Row) -> Option<String> {
     })
 }
 
-fn place(report: &Report) -> String {
+/// Where it was measured.
+pub fn place(report: &Report) -> String {
     let environment = &report.environment;
     format!(
         "Linux {}, {}, {} cpus, {} of memory, hypervisor: {}.",
@@ -375,9 +390,11 @@ pub(crate) mod tests {
 
         report.results[4].refute("the seals differ");
         let case = &Plan::default().cases()[0];
-        report
-            .skipped
-            .push(Skipped::new(case, "no room".to_owned()));
+        report.skipped.push(Skipped::new(
+            case,
+            Implementation::Ours,
+            "no room".to_owned(),
+        ));
         let text = summary(&report, 1000);
         let wrong = report.results[4].case.to_string();
         assert!(

@@ -68,11 +68,20 @@ impl Update {
         let mut files = Files::new();
         for sample in case.samples() {
             let file = sample.make(&progress)?;
+            if case.subject.is_collapsed() {
+                let collapse = update.outcome.collapse.get_or_insert_default();
+                collapse.add(&file).map_err(|error| {
+                    MakeError::Unavailable(format!("it cannot be collapsed: {error}"))
+                })?;
+            }
             update.before.push(sample.look(&file)?);
             files.push((sample.token, file));
         }
         let huge_pages = update.before.iter().map(Before::huge_page_bytes);
-        update.outcome.huge_page_bytes = huge_pages.sum();
+        update.outcome.huge_page_bytes = match &update.outcome.collapse {
+            Some(collapse) => Some(collapse.collapsed_bytes),
+            None => huge_pages.sum(),
+        };
         update.outcome.data_bytes = case.data_bytes();
         Ok((update, files))
     }

@@ -17,6 +17,8 @@ pub struct Worker {
     pub program: PathBuf,
     /// What it gets before the last argument.
     pub arguments: Vec<String>,
+    /// Plugins, whose handlers are asked before those that are linked in.
+    pub plugins: Vec<PathBuf>,
 }
 
 /// What a worker is to do.
@@ -40,6 +42,8 @@ pub enum Task {
         jumped_at_ns: u64,
         /// The directory with the image; without it, an exec brought everything.
         image: Option<PathBuf>,
+        /// As on the old side.
+        plugins: Vec<PathBuf>,
     },
 }
 
@@ -62,6 +66,7 @@ impl Worker {
         Ok(Self {
             program,
             arguments: arguments.iter().map(|&argument| argument.into()).collect(),
+            plugins: Vec::new(),
         })
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{ensure, Context, Result};
@@ -14,6 +14,7 @@ use crate::bench_arguments::{
     wrong_usage, OutputArguments, PeerArgument, TransportArgument, WorkloadArguments,
 };
 use luo_bench::comparison::comparison;
+use luo_bench::hosted;
 use luo_bench::machine::{self, NextKernel, Ready, Underway, NOTE};
 use luo_bench::measure::{measure, Event};
 use luo_bench::outputs::Outputs;
@@ -44,6 +45,15 @@ pub struct BenchArguments {
     /// directory for temporary files, /var/tmp or the current one
     #[arg(long, value_name = "DIR")]
     image_dir: Option<PathBuf>,
+    /// Also use the handlers of this plugin, before those that are built in; may be given several
+    /// times
+    #[arg(long, value_name = "FILE")]
+    plugin: Vec<PathBuf>,
+    /// Measure with files of another type: `FILE make N` opens one as descriptor 3, prints a line
+    /// and waits until its input ends; `FILE verify N` has it as descriptor 3 after the jump and
+    /// exits with 0 if it is as it was
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     #[command(flatten)]
     outputs: OutputArguments,
     /// Compare the downtime with that of an older report, case by case; exit code 1 if a case got
@@ -134,6 +144,12 @@ pub fn run(arguments: BenchArguments) -> Result<ExitCode> {
                 "the end of a kexec bench is in another kernel; --against compares exec and image",
             );
         }
+        if !arguments.plugin.is_empty() || arguments.program.is_some() {
+            wrong_usage(
+                "plugins have handlers for processes, and --program files for them; a kernel has \
+                 its own, which `luo lab test --handler PATH --program FILE` takes over kexecs",
+            );
+        }
         return begin(arguments.workloads, arguments.kexec, &outputs);
     }
     if arguments.kexec.are_given() || transports.contains(&Transport::Kexec) {
@@ -142,7 +158,16 @@ pub fn run(arguments: BenchArguments) -> Result<ExitCode> {
              goes with --transport kexec",
         );
     }
-    let plan = arguments.workloads.plan(transports, arguments.image_dir);
+    let plugins = arguments
+        .plugin
+        .iter()
+        .map(|file| absolute(file))
+        .collect::<Result<Vec<_>>>()?;
+    // What cannot be used is reported before anything is measured.
+    hosted::registry(&plugins)?;
+    let program = arguments.program.as_deref().map(absolute).transpose()?;
+    let workloads = arguments.workloads;
+    let plan = workloads.plan(transports, arguments.image_dir, program);
     outputs.check()?;
     // Read before the work, and before --json writes to the same file.
     let old = match &arguments.against {
@@ -152,7 +177,8 @@ pub fn run(arguments: BenchArguments) -> Result<ExitCode> {
     let stop = Stop::default();
     let stopped = stop.clone();
     ctrlc::set_handler(move || stopped.stop()).context("cannot listen for interrupts")?;
-    let worker = Worker::this_program(&[WORKER_COMMAND])?;
+    let mut worker = Worker::this_program(&[WORKER_COMMAND])?;
+    worker.plugins = plugins;
     let mut progress = Progress::new();
     let report = measure(&plan, &worker, &stop, &mut |event| progress.show(&event))?;
     progress.bar.finish_and_clear();
@@ -162,6 +188,11 @@ pub fn run(arguments: BenchArguments) -> Result<ExitCode> {
         None => false,
     };
     Ok(exit_code(report.verified() && !has_regressed))
+}
+
+fn absolute(file: &Path) -> Result<PathBuf> {
+    let absolute = file.canonicalize();
+    absolute.with_context(|| format!("cannot find {}", file.display()))
 }
 
 fn exit_code(is_good: bool) -> ExitCode {
@@ -214,6 +245,16 @@ pub fn print_comparison(report: &Report) {
     let width = terminal_width();
     for line in comparison(report) {
         println!("{}", luo_bench::format::wrap(&line, width).join("\n"));
+    }
+}
+
+/// Prints where the time of each phase went, where that was sampled.
+pub fn print_profiles(report: &Report) {
+    for row in &report.results {
+        for (phase, profile) in &row.profiles {
+            println!("\n{}, {phase}: by itself, with what it calls", row.case);
+            println!("{}", profile.table());
+        }
     }
 }
 
@@ -303,7 +344,7 @@ fn begin(
         append: kexec.append,
         note: Some(kexec.note),
     };
-    let ready = Ready::new(series, &next, outputs)?;
+    let mut ready = Ready::new(series, &next, outputs)?;
     eprintln!("{}", ready.announcement());
     if !kexec.yes && !consents()? {
         eprintln!("Nothing was done.");
@@ -351,7 +392,7 @@ fn resume() -> Result<ExitCode> {
         println!("{NOTHING}: this kernel has no {device}.");
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(journey) = Underway::arrived()? else {
+    let Some(mut journey) = Underway::arrived()? else {
         println!("{NOTHING}: no bench came from the previous kernel.");
         return Ok(ExitCode::SUCCESS);
     };

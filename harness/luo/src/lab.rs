@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
-use crate::bench::{print_comparison, publish};
+use crate::bench::{print_comparison, print_profiles, publish};
 use crate::bench_arguments::{
     parse_size, wrong_usage, OutputArguments, PeerArgument, WorkloadArguments,
 };
@@ -362,9 +362,17 @@ pub struct LabBenchArguments {
     guest: GuestArguments,
     #[command(flatten)]
     workloads: WorkloadArguments,
+    /// Measure how costs grow: from 256 MiB to two thirds of the guest's memory (--memory), dense
+    /// and shuffled, and 1000 memfds of 1 MiB against one of 1000 MiB
+    #[arg(long, conflicts_with_all = ["size", "fill", "files"])]
+    scale: bool,
     /// Measure another handler as well, in turn with ours
     #[arg(long, value_enum, value_name = "HANDLER")]
     compare: Option<PeerArgument>,
+    /// Sample the kernel during prepare and retrieve, and print which functions the time goes to;
+    /// figures are a little higher then
+    #[arg(long)]
+    profile: bool,
     #[command(flatten)]
     outputs: OutputArguments,
 }
@@ -531,17 +539,24 @@ fn stick(arguments: StickArguments) -> Result<()> {
 fn measure(arguments: LabBenchArguments) -> Result<ExitCode> {
     let LabBenchArguments {
         guest,
-        workloads,
+        mut workloads,
+        scale,
         compare,
+        profile,
         outputs,
     } = arguments;
-    let series = workloads.series(compare);
+    if scale {
+        let memory = guest.memory.unwrap_or(Profile::Release.guest_memory());
+        workloads = workloads.scaled_to(memory);
+    }
+    let series = workloads.series(compare).with_profile(profile);
     let outputs = Outputs::from(outputs);
     outputs.check()?;
     let (cache, built, options) = guest.prepare()?;
     let report = bench::measure(&cache, &built, &options, &series)?;
     publish(&report, &outputs)?;
     print_comparison(&report);
+    print_profiles(&report);
     Ok(match report.verified() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,

@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
 use bytesize::ByteSize;
@@ -28,6 +29,7 @@ use luo_bench::memory::allocated_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::sessions::{self, Direction, ShownSession, SESSIONS_PATH};
 use luo_liveupdate::{Device, Session};
+use luo_orchestrator::collapse::collapse;
 
 /// The name of a session among a process's open files.
 const LINK_PREFIX: &str = "anon_inode:[luo_session]";
@@ -46,6 +48,10 @@ pub enum SessionCommand {
         /// Return when all is preserved; a process in the background holds the session
         #[arg(long)]
         background: bool,
+        /// Before that, put memfds of single pages into huge pages as far as the kernel can, while
+        /// their programs run: it makes the update cheaper
+        #[arg(long)]
+        collapse: bool,
         /// Up to 63 bytes
         name: String,
         /// A number of your choice and the file: PID:FD for an open file of a running process, as
@@ -124,9 +130,10 @@ pub fn run(command: SessionCommand) -> Result<ExitCode> {
         }
         SessionCommand::Preserve {
             background,
+            collapse,
             name,
             files,
-        } => preserve(&name, &files, background)?,
+        } => preserve(&name, &files, background, collapse)?,
         SessionCommand::Retrieve {
             name,
             files,
@@ -139,10 +146,19 @@ pub fn run(command: SessionCommand) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn preserve(name: &str, files: &[SessionFile], in_background: bool) -> Result<()> {
+fn preserve(name: &str, files: &[SessionFile], in_background: bool, collapses: bool) -> Result<()> {
     let session = Device::open()?.create_session(name)?;
     for SessionFile { token, file } in files {
         let offered = offered(file)?;
+        if collapses {
+            let started = Instant::now();
+            // What cannot be collapsed can be preserved.
+            let outcome = match collapse(offered.as_fd()) {
+                Ok(collapsed) => format!("{collapsed}, after {:.3?}", started.elapsed()),
+                Err(error) => format!("not collapsed: {error}"),
+            };
+            eprintln!("{token}: {}: {outcome}", file.display());
+        }
         session
             .preserve(*token, offered.as_fd())
             .with_context(|| format!("preserving {}", file.display()))?;

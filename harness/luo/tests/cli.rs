@@ -118,6 +118,45 @@ fn every_combination_crosses_verified_and_is_reported() {
 }
 
 #[test]
+fn collapsed_cases_are_measured_beside_their_plain_ones() {
+    let arguments = [
+        "bench",
+        "--transport",
+        "exec",
+        "--size",
+        "8M",
+        "--fill",
+        "dense",
+    ];
+    let output = luo(&arguments)
+        .args(["--runs", "1", "--collapse", "--json", "-"])
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let report = json(&output.stdout);
+    let rows = report["results"].as_array().unwrap();
+    assert!(rows[0]["collapse"].is_null(), "{}", rows[0]);
+    let Some(row) = rows.get(1) else {
+        // A host without transparent huge pages, or that forbids them for shmem.
+        let reason = report["skipped"][0]["reason"].as_str().unwrap();
+        return assert!(reason.contains("huge pages"), "{reason}");
+    };
+    assert_eq!(
+        (&row["pages"], &row["verified"]),
+        (&"collapsed".into(), &true.into())
+    );
+    let collapse = &row["collapse"];
+    assert!(collapse["collapse_ns"]["median"].as_u64() > Some(0));
+    assert_eq!(collapse["asked_bytes"], 8 << 20);
+    let bytes = |value: &Value| value.as_u64().unwrap();
+    let refused = collapse["refused"].as_array().unwrap().iter();
+    let refused: u64 = refused.map(|it| bytes(&it["bytes"])).sum();
+    assert_eq!(bytes(&collapse["collapsed_bytes"]) + refused, 8 << 20);
+    assert_eq!(row["huge_page_bytes"], collapse["collapsed_bytes"]);
+}
+
+#[test]
 fn a_sparse_memfd_of_64_gib_costs_what_its_data_costs() {
     let output = luo(&[
         "bench",
@@ -240,7 +279,10 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         (&["bench", "--size", "many"][..], "64M, 4G or 1.5GiB"),
         (&["bench", "--size", "0"], "from 1 byte to 16.0 TiB"),
         (&["bench", "--size", "17T"], "from 1 byte to 16.0 TiB"),
-        (&["bench", "--plugin", "x.so"], "--plugin"),
+        (
+            &["bench", "--transport", "kexec", "--plugin", "x.so"],
+            "lab test --handler",
+        ),
         (
             &["bench", "--fill", "half"],
             "dense, shuffled and sparse:P%",
@@ -251,7 +293,7 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         ),
         (&["bench", "--pages", "hugetlb:3M"], "power of two"),
         (&["bench", "--threshold", "5"], "--against"),
-        (&["bench", "--pages", "2M"], "4k, thp and hugetlb"),
+        (&["bench", "--pages", "2M"], "thp and hugetlb"),
         (&["bench", "--transport", "pigeon"], "exec"),
         (&["bench", "--runs", "0"], "--runs"),
         (

@@ -120,6 +120,9 @@
 //! The devicetree has one node a file; hundreds of thousands work, and cost time while the program
 //! stands still. Memory belongs into few large memfds, not into many small ones.
 //!
+//! Over a kexec, single pages are what costs: [`collapse`](mod@crate::collapse) puts a memfd into
+//! huge pages while the program runs.
+//!
 //! # `/proc/self/exe`
 //!
 //! It is the file that runs, not the name that it has. Once an installer has put another file under

@@ -39,6 +39,7 @@
 //! - [`files`]: the files that crossed; [`memory_file`]: the layout of the bytes
 //! - [`devicetree`]: what crosses, as numbers and names
 //! - [`error`]: what can fail; `reason`: what handlers report about it
+//! - [`collapse`](mod@collapse): into huge pages before an update, which makes it cheaper
 //! - [`holes`]: where a file has data; `sys`: the system calls that need `unsafe`
 //!
 //! # Features
@@ -51,6 +52,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod collapse;
 pub mod devicetree;
 #[cfg(feature = "state")]
 pub mod envelope;

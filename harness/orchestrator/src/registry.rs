@@ -13,6 +13,8 @@ use luo_handler_api::{Compatible, Errno, HandlerOps, InvalidHandler, InvalidReas
 pub struct Registry {
     handlers: RwLock<Vec<Handler>>,
     subsystems: RwLock<Vec<SubsystemRef>>,
+    /// Those of them that are asked before the others.
+    first: Vec<Compatible>,
 }
 
 impl Registry {
@@ -21,6 +23,7 @@ impl Registry {
         Self {
             handlers: RwLock::new(Vec::new()),
             subsystems: RwLock::new(Vec::new()),
+            first: Vec::new(),
         }
     }
 
@@ -37,6 +40,26 @@ impl Registry {
         for ops in registered_subsystems() {
             registry.register_subsystem(ops)?;
         }
+        Ok(registry)
+    }
+
+    /// What `others` has, such as the handlers of plugins, and everything that is linked into this
+    /// program, except what `others` has under the same compatible. The handlers of `others` are
+    /// asked first whether they take a file.
+    ///
+    /// # Errors
+    ///
+    /// As [`linked`](Self::linked).
+    pub fn linked_after(others: &Self) -> Result<Self, InvalidHandler> {
+        let registry = Self {
+            first: others.handlers().iter().map(Named::name).collect(),
+            ..Self::new()
+        };
+        registry.register_all(&others.handlers(), &others.subsystems())?;
+        let linked = Self::linked()?;
+        let handlers = unnamed_in(&others.handlers(), linked.handlers());
+        let subsystems = unnamed_in(&others.subsystems(), linked.subsystems());
+        registry.register_all(&handlers, &subsystems)?;
         Ok(registry)
     }
 
@@ -106,7 +129,9 @@ impl Registry {
         &self,
         file: BorrowedFd<'_>,
     ) -> Result<Handler, (Option<Compatible>, Errno)> {
-        for handler in self.handlers() {
+        let is_first = |handler: &Handler| self.first.contains(handler.compatible());
+        let (first, others): (Vec<_>, Vec<_>) = self.handlers().into_iter().partition(is_first);
+        for handler in first.into_iter().chain(others) {
             match handler.can_preserve(file) {
                 Ok(true) => return Ok(handler),
                 Ok(false) => {}
@@ -158,6 +183,12 @@ fn insert<T: Named>(entries: &mut Vec<T>, added: &[T]) -> Result<(), InvalidHand
     }
     *entries = all;
     Ok(())
+}
+
+/// Those of `all` that have no namesake among `others`.
+fn unnamed_in<T: Named>(others: &[T], mut all: Vec<T>) -> Vec<T> {
+    all.retain(|entry| others.iter().all(|other| other.name() != entry.name()));
+    all
 }
 
 fn find<T: Named>(entries: &[T], compatible: &Compatible) -> Option<T> {

@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{c_char, CString};
+use std::ffi::{c_char, c_void, CString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
 
 use memmap2::Mmap;
 use rustix::fs::{fcntl_get_seals, SealFlags};
-use rustix::io::{fcntl_setfd, FdFlags};
-use rustix::mm::{madvise, mmap, munmap, Advice, MapFlags, ProtFlags};
+use rustix::io::{fcntl_setfd, Errno, FdFlags};
+use rustix::mm::{madvise, mmap, mmap_anonymous, munmap, Advice, MapFlags, ProtFlags};
 
 /// A program as `execve(2)` takes it.
 #[derive(Debug)]
@@ -349,6 +349,112 @@ impl Drop for SharedMapping {
         // SAFETY: by the invariant this is a mapping, of which nothing is used after this.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// A file from its first byte on, mapped to be read, at a multiple of an address.
+///
+/// # Invariants
+///
+/// `length` bytes from `start` on are mapped until this is dropped, and nobody else refers to them.
+#[derive(Debug)]
+pub(crate) struct AlignedMapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+impl AlignedMapping {
+    /// Another thread may take a place before it is used.
+    const TRIES: u32 = 16;
+
+    /// Maps `length` bytes of a file at a multiple of `alignment`, a power of two.
+    pub(crate) fn new(file: BorrowedFd<'_>, length: u64, alignment: usize) -> io::Result<Self> {
+        let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+        for _ in 0..Self::TRIES {
+            let place = free_place(length.saturating_add(alignment))?;
+            let place = place.next_multiple_of(alignment);
+            let flags = MapFlags::SHARED | MapFlags::FIXED_NOREPLACE;
+            // SAFETY: with MAP_FIXED_NOREPLACE nothing that is mapped is replaced; a kernel that
+            // does not know the flag chooses a place where nothing is mapped.
+            let start = unsafe {
+                mmap(
+                    place as *mut c_void,
+                    length,
+                    ProtFlags::READ,
+                    flags,
+                    file,
+                    0,
+                )
+            };
+            let start = match start {
+                Err(Errno::EXIST) => continue,
+                start => NonNull::new(start?.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            };
+            let mapping = Self { start, length };
+            if start.as_ptr() as usize == place {
+                return Ok(mapping);
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Has the kernel put a range into huge pages.
+    pub(crate) fn collapse(&self, range: Range<usize>) -> io::Result<()> {
+        /// Of `include/uapi/asm-generic/mman-common.h`, since 6.1; musl does not have it.
+        const MADV_COLLAPSE: libc::c_int = 25;
+        self.advise(range, MADV_COLLAPSE)
+    }
+
+    /// Takes an advice that changes which pages hold the bytes, and no byte.
+    fn advise(&self, range: Range<usize>, advice: libc::c_int) -> io::Result<()> {
+        if range.start > range.end || range.end > self.length {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the range is in the mapping, by the invariant and the comparison. No byte
+        // changes.
+        let done = unsafe {
+            let start = self.start.add(range.start);
+            libc::madvise(start.as_ptr().cast(), range.len(), advice)
+        };
+        match done {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Bytes that are mapped as huge pages once these ranges are touched, which fills holes.
+    #[cfg(test)]
+    pub(crate) fn huge_bytes(&self, ranges: &[Range<u64>]) -> u64 {
+        for range in ranges {
+            let range = range.start as usize..range.end as usize;
+            self.advise(range, libc::MADV_POPULATE_READ).unwrap();
+        }
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let entry = smaps.find(&format!("{:x}-", self.start.as_ptr() as usize));
+        let mut lines = smaps[entry.unwrap()..].lines();
+        let line = lines.find_map(|line| line.strip_prefix("ShmemPmdMapped:"));
+        let number = line.unwrap().trim().trim_end_matches(" kB");
+        number.parse::<u64>().unwrap() << 10
+    }
+}
+
+impl Drop for AlignedMapping {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant this is a mapping, of which nothing is used after this.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// An address at which so many bytes were free a moment ago.
+fn free_place(length: usize) -> io::Result<usize> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel chooses a place where nothing is mapped; what is mapped
+    // there is unmapped at once, and nobody has used it.
+    unsafe {
+        let start = mmap_anonymous(null_mut(), length, ProtFlags::empty(), flags)?;
+        munmap(start, length)?;
+        Ok(start as usize)
     }
 }
 

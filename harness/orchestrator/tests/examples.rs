@@ -1,23 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The examples do what they promise.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 #[path = "../examples/server/load.rs"]
 mod load;
+mod support;
 
-/// An example that cargo built, with this test or now.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let built = test.ancestors().nth(2).unwrap().join("examples").join(name);
-    if !built.exists() {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let build = ["build", "--package", "luo-orchestrator", "--example", name];
-        assert!(Command::new(cargo).args(build).status().unwrap().success());
-    }
-    built
-}
+use support::example;
 
 #[test]
 fn a_memfd_goes_through_the_execs_of_its_program() {

@@ -58,10 +58,11 @@ impl Drop for Slip {
 /// Keeps the contents of any memfd as bytes; there are three such handlers.
 struct Notes<const N: usize>(Arc<Desk>);
 
-const NOTES: [Compatible; 3] = [
+const NOTES: [Compatible; 4] = [
     Compatible::new("notes-0"),
     Compatible::new("notes-1"),
     Compatible::new("notes-2"),
+    Compatible::new("luo-handlers,memfd-v1"),
 ];
 
 impl<const N: usize> FileHandler for Notes<N> {
@@ -616,6 +617,30 @@ fn the_first_handler_to_say_yes_takes_the_file() {
     registry.register(ops(Notes::<1>(desk))).unwrap();
     let update = Orchestrator::new(Arc::new(registry));
     assert_eq!(update.preserve(Token(1), memfd(b"")), Ok(NOTES[1]));
+}
+
+#[test]
+fn what_comes_before_the_linked_handlers_is_asked_first_and_replaces_its_namesakes() {
+    let others = Registry::new();
+    let desk = Arc::<Desk>::default();
+    others.register(ops(Notes::<0>(desk.clone()))).unwrap();
+    let registry = Registry::linked_after(&others).unwrap();
+    let last = registry.handlers().last().map(|it| *it.compatible());
+    assert_eq!(
+        last,
+        Some(NOTES[0]),
+        "the order of names is not that of asking"
+    );
+    let update = Orchestrator::new(Arc::new(registry));
+    assert_eq!(update.preserve(Token(1), memfd(b"")), Ok(NOTES[0]));
+
+    let others = Registry::new();
+    others.register(ops(Notes::<3>(desk))).unwrap();
+    let registry = Registry::linked_after(&others).unwrap();
+    let count = |registry: &Registry| registry.handlers().len();
+    assert_eq!(count(&registry), count(&Registry::linked().unwrap()));
+    let replaced = registry.handler(&NOTES[3]).unwrap();
+    assert_ne!(replaced.origin(), "luo_handler_memfd");
 }
 
 #[test]

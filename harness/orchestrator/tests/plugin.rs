@@ -14,7 +14,7 @@ use luo_handler_api::{Errno, Token};
 use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::plugin::{self, PluginErrorCause};
 use luo_orchestrator::registry::Registry;
-use support::Crossing;
+use support::{example, Crossing};
 use tempfile::TempDir;
 
 /// Builds the plugin with these features, with the workspace's own dependencies: the sources are
@@ -83,6 +83,23 @@ fn a_handler_of_a_plugin_takes_a_file_across() {
         assert!(message.contains(part), "{message}");
     }
     assert_eq!(registry.handlers().len(), 1);
+}
+
+#[test]
+fn an_example_program_uses_a_plugin() {
+    let (_directory, path) = build(&[]);
+    let output = Command::new(example("plugin"))
+        .arg(path)
+        .arg("/dev/null")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        printed,
+        "null-v1 takes the file\n/dev/null is open after the exec\n"
+    );
 }
 
 #[test]

@@ -58,6 +58,9 @@ pub enum MakeError {
     /// The machine cannot give such pages, or not so many.
     #[error("{0}")]
     Unavailable(String),
+    /// The program that is to make it failed.
+    #[error("{0}")]
+    Program(String),
     /// Anything else.
     #[error("cannot fill a memfd: {0}")]
     Failed(#[from] io::Error),
@@ -149,7 +152,9 @@ impl Workload {
         match self.pages {
             Pages::Thp => mapping.advise(Advice::HugePage)?,
             // A kernel without huge pages does not know how to refuse them.
-            Pages::Base => mapping.advise(Advice::NoHugePage).or_else(ignore_unknown)?,
+            Pages::Base | Pages::Collapsed => {
+                mapping.advise(Advice::NoHugePage).or_else(ignore_unknown)?;
+            }
             Pages::Hugetlb | Pages::HugetlbOf(_) => {}
         }
         let mut block = vec![0; BLOCK_BYTES as usize];
@@ -194,7 +199,7 @@ impl Workload {
         let found = self.huge_page_bytes(file)?;
         let whole_pages = self.data_bytes() / self.pages.size() * self.pages.size();
         match (self.pages, found) {
-            (Pages::Base, Some(1..)) => Err(MakeError::Unavailable(format!(
+            (Pages::Base | Pages::Collapsed, Some(1..)) => Err(MakeError::Unavailable(format!(
                 "the kernel gave huge pages for {} bytes of it",
                 found.unwrap_or(0)
             ))),
@@ -245,7 +250,11 @@ impl Workload {
     pub fn look(&self, file: &File) -> io::Result<MemfdBefore> {
         Ok(MemfdBefore {
             seals: fcntl_get_seals(file)?.bits(),
-            huge_page_bytes: self.huge_page_bytes(file)?,
+            // The kernel has reported it, and mappings show it with some settings only.
+            huge_page_bytes: match self.pages {
+                Pages::Collapsed => None,
+                _ => self.huge_page_bytes(file)?,
+            },
         })
     }
 

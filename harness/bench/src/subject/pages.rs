@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::str::FromStr;
 
 use bytesize::ByteSize;
@@ -23,6 +24,8 @@ const USUAL_HUGE_PAGE: u64 = 2 << 20;
 pub enum Pages {
     /// The machine's base pages; 4 KiB on most.
     Base,
+    /// Base pages, put into huge pages before prepare as far as the kernel can.
+    Collapsed,
     /// Transparent huge pages of shmem.
     Thp,
     /// Pages of hugetlbfs, of the default huge page size.
@@ -35,7 +38,7 @@ impl Pages {
     /// The size of a page, in bytes: what is filled or left out as a whole.
     pub fn size(self) -> u64 {
         match self {
-            Self::Base => page_size() as u64,
+            Self::Base | Self::Collapsed => page_size() as u64,
             Self::Thp => thp_size().unwrap_or(USUAL_HUGE_PAGE),
             Self::Hugetlb => meminfo("Hugepagesize:").unwrap_or(USUAL_HUGE_PAGE),
             Self::HugetlbOf(size) => size,
@@ -47,10 +50,45 @@ impl Pages {
         matches!(self, Self::Hugetlb | Self::HugetlbOf(_))
     }
 
+    /// Has the kernel reserve pages of hugetlbfs for so many bytes, as far as it can; for root.
+    ///
+    /// Those of 1 GiB take that much free memory in one piece, so a machine with memory to spare.
+    /// The kernel parameter `hugepages=` cannot help after a kexec: a kernel that has taken a
+    /// handover allocates from scratch memory alone at the time when it would reserve them.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing to sysfs; without such pages there is nothing to write to.
+    pub fn reserve(self, bytes: u64) -> io::Result<()> {
+        let missing = |free: u64| bytes.div_ceil(self.size()).saturating_sub(free);
+        let missing = self.free_hugetlb().map_or(0, missing);
+        if missing == 0 {
+            return Ok(());
+        }
+        let file = format!("{}/nr_hugepages", self.directory());
+        let reserved = read_number(&file).unwrap_or(0);
+        fs::write(file, (reserved + missing).to_string())
+    }
+
+    /// Why this kernel has no such pages, however many are free.
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Hugetlb | Self::HugetlbOf(_) if self.free_hugetlb().is_none() => {
+                self.hugetlb_obstacle(0)
+            }
+            _ => None,
+        }
+    }
+
+    fn directory(self) -> String {
+        format!("{HUGETLB}/hugepages-{}kB", self.size() >> 10)
+    }
+
     /// Why this machine does not have `bytes` of them, with what to do about it.
     pub fn obstacle(self, bytes: u64) -> Option<String> {
         match self {
             Self::Base => None,
+            Self::Collapsed => collapse_obstacle(),
             Self::Thp => thp_obstacle(),
             Self::Hugetlb | Self::HugetlbOf(_) => self.hugetlb_obstacle(bytes),
         }
@@ -78,7 +116,7 @@ impl Pages {
 
     /// Pages of hugetlbfs that nobody uses or has reserved; `None` if there is no such kind.
     fn free_hugetlb(self) -> Option<u64> {
-        let directory = format!("{HUGETLB}/hugepages-{}kB", self.size() >> 10);
+        let directory = self.directory();
         let number = |name| read_number(&format!("{directory}/{name}"));
         match number("free_hugepages") {
             Some(free) => Some(free.saturating_sub(number("resv_hugepages").unwrap_or(0))),
@@ -102,7 +140,18 @@ impl Pages {
     }
 }
 
-fn thp_size() -> Option<u64> {
+fn collapse_obstacle() -> Option<String> {
+    if thp_size().is_none() {
+        return Some(format!("no transparent huge pages: no {THP_SIZE}"));
+    }
+    let modes = fs::read_to_string(SHMEM_ENABLED).ok()?;
+    modes.contains("[deny]").then(|| {
+        format!("huge pages are forbidden for shmem; as root: echo never > {SHMEM_ENABLED}")
+    })
+}
+
+/// The size of a transparent huge page, in bytes, if this kernel has any.
+pub fn thp_size() -> Option<u64> {
     read_number(THP_SIZE)
 }
 
@@ -139,6 +188,7 @@ impl fmt::Display for Pages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Base => f.pad("4k"),
+            Self::Collapsed => f.pad("collapsed"),
             Self::Thp => f.pad("thp"),
             Self::Hugetlb => f.pad("hugetlb"),
             Self::HugetlbOf(size) => {
@@ -157,10 +207,12 @@ impl FromStr for Pages {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const USAGE: &str = "page kinds are 4k, thp and hugetlb, and hugetlb:SIZE such as \
+        const USAGE: &str =
+            "page kinds are 4k, collapsed, thp and hugetlb, and hugetlb:SIZE such as \
              hugetlb:2M or hugetlb:1G";
         match text {
             "4k" => return Ok(Self::Base),
+            "collapsed" => return Ok(Self::Collapsed),
             "thp" => return Ok(Self::Thp),
             "hugetlb" => return Ok(Self::Hugetlb),
             _ => {}
@@ -203,6 +255,7 @@ mod tests {
     fn page_kinds_read_back_as_they_print() {
         for text in [
             "4k",
+            "collapsed",
             "thp",
             "hugetlb",
             "hugetlb:64K",

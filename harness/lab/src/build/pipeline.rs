@@ -29,7 +29,10 @@ pub fn build(cache: &Cache, options: &BuildOptions) -> Result<Built> {
     let toolchain = toolchain::prepare(cache, &mirror)?;
     let (part, source) = source::prepare(cache, &mirror, &options.source)?;
     let selftests = selftests::build(&part, &toolchain, &source)?;
-    let trees = Trees::of(&part, &source, &checkout)?;
+    let trees = match options.handlers.is_empty() {
+        true => Trees::of(&part, &source, &checkout)?,
+        false => Trees::with_more(&part, &source, &checkout, profile)?,
+    };
     let handlers = select_handlers(&checkout, &options.handlers)?;
     let kernel = kernel_image::build(
         &trees,

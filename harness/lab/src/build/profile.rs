@@ -43,7 +43,7 @@ impl Profile {
     }
 
     /// Bytes of memory that a guest needs for every job.
-    pub(crate) fn guest_memory(self) -> u64 {
+    pub fn guest_memory(self) -> u64 {
         match self {
             Self::Release | Self::Stick => 4 << 30,
             // Of 4 GiB about half would be scratch memory, where nothing can be preserved.

@@ -7,12 +7,14 @@
 //! checkouts/NAME/linux            hard links to it, and the checkout's handlers
 //! checkouts/NAME/build-release    objects and configuration
 //! checkouts/NAME/checkout.json    which checkout that is
+//! checkouts/NAME-more             the same with handlers from elsewhere beside the checkout's own
 //! ```
 //!
 //! A source other than the preferred one has a directory of its own in the cache, in which it looks
 //! the same; a tree of the user's is not linked, and gets the handlers itself.
 //!
-//! So two checkouts do not undo each other's work. A build sees its trees where the unchanged
+//! So two checkouts do not undo each other's work, nor does a build with more handlers undo that of
+//! one without. A build sees its trees where the unchanged
 //! source is, for every checkout: the objects of one are good for another, and a new checkout
 //! starts with those of the one that was built last, or takes over the trees of one that is gone.
 
@@ -38,6 +40,8 @@ const RECORD: &str = "checkout.json";
 const SOURCE: &str = "linux";
 /// Of the page table checks, in the kernel's mm/Kconfig.
 const CONDITION: &str = "\tdef_bool y\n\tdepends on !DEVMEM || STRICT_DEVMEM\n";
+/// Ends the name of a part with more handlers than the checkout's.
+const MORE: &str = "-more";
 
 /// The part of the cache that belongs to one checkout.
 #[derive(Debug)]
@@ -50,6 +54,9 @@ pub(crate) struct Trees {
 #[derive(Debug, Serialize, Deserialize)]
 struct Owner {
     checkout: PathBuf,
+    /// Whether there are more handlers in them than the checkout's.
+    #[serde(default)]
+    has_more: bool,
 }
 
 /// A part of the cache, and when it was last used.
@@ -66,20 +73,42 @@ impl Trees {
         if !part.directory().exists() {
             inherit(cache, &part)?;
         }
-        // Its time is also when these trees were last used.
+        let trees = Self::record(part, source, checkout, false)?;
+        trees.adopt_objects()?;
+        trees.link_source()?;
+        Ok(trees)
+    }
+
+    /// Those of a checkout with handlers from elsewhere. They begin with the objects of a kernel
+    /// without, if there is one.
+    pub(crate) fn with_more(
+        cache: &Cache,
+        source: &Source,
+        checkout: &Path,
+        profile: Profile,
+    ) -> Result<Self> {
+        let plain = part_of(cache, checkout);
+        let part = Cache::at(append(plain.directory(), MORE));
+        let trees = Self::record(part, source, checkout, true)?;
+        let objects = objects_name(profile);
+        begin_with(&plain.path(&objects), &trees.part.path(&objects))?;
+        trees.link_source()?;
+        Ok(trees)
+    }
+
+    /// Its time is also when these trees were last used.
+    fn record(part: Cache, source: &Source, checkout: &Path, has_more: bool) -> Result<Self> {
         let owner = Owner {
             checkout: checkout.into(),
+            has_more,
         };
+        fs::create_dir_all(part.directory())
+            .with_context(|| format!("creating {}", part.directory().display()))?;
         part.write_json(RECORD, &owner)?;
-        let trees = Self {
+        Ok(Self {
             part,
             source: source.clone(),
-        };
-        trees.adopt_objects()?;
-        if !trees.source_is_of_user() {
-            trees.link_source()?;
-        }
-        Ok(trees)
+        })
     }
 
     /// The checkout's part of the cache: its stamps, logs, artefacts.
@@ -105,7 +134,7 @@ impl Trees {
 
     /// Objects and configuration of a kernel.
     pub(crate) fn objects(&self, profile: Profile) -> PathBuf {
-        self.part.path(format!("build-{}", profile.name()))
+        self.part.path(objects_name(profile))
     }
 
     /// Objects and configuration of a kernel that differs a little: a copy to begin with.
@@ -117,23 +146,18 @@ impl Trees {
     /// Has the stick's kernel begin with the objects of the release kernel, which it is with more
     /// drivers: make builds what those change.
     pub(crate) fn begin_objects(&self, profile: Profile) -> Result<()> {
-        let (objects, release) = (self.objects(profile), self.objects(Profile::Release));
-        if profile != Profile::Stick || objects.exists() || !release.exists() {
-            return Ok(());
+        match profile {
+            Profile::Stick => begin_with(&self.objects(Profile::Release), &self.objects(profile)),
+            Profile::Release | Profile::Debug => Ok(()),
         }
-        let unfinished = objects.with_extension("part");
-        if unfinished.exists() {
-            remove_tree(&unfinished)?;
-        }
-        copy(&release, &unfinished)?;
-        fs::rename(&unfinished, &objects)
-            .with_context(|| format!("moving {}", unfinished.display()))
     }
 
     /// Where a build sees both: the same place for every checkout.
     pub(crate) fn seen_at(&self, profile: Profile) -> [PathBuf; 2] {
-        let objects = format!("build-{}", profile.name());
-        [self.source.tree.clone(), self.source.beside(&objects)]
+        [
+            self.source.tree.clone(),
+            self.source.beside(&objects_name(profile)),
+        ]
     }
 
     /// Takes over what was built beside the unchanged source, before checkouts had trees of their
@@ -150,6 +174,9 @@ impl Trees {
     }
 
     fn link_source(&self) -> Result<()> {
+        if self.source_is_of_user() {
+            return Ok(());
+        }
         let key = Key::of([self.source.version.as_str(), CONDITION]);
         let tree = self.source();
         let link = |progress: &Progress| {
@@ -187,6 +214,29 @@ fn allow_forging_with_page_table_checks(tree: &Path) -> Result<()> {
     )
 }
 
+fn objects_name(profile: Profile) -> String {
+    format!("build-{}", profile.name())
+}
+
+fn append(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Copies objects of another kernel, if there are any and none yet of this one.
+fn begin_with(others: &Path, objects: &Path) -> Result<()> {
+    if objects.exists() || !others.exists() {
+        return Ok(());
+    }
+    let unfinished = append(objects, ".part");
+    if unfinished.exists() {
+        remove_tree(&unfinished)?;
+    }
+    copy(others, &unfinished)?;
+    fs::rename(&unfinished, objects).with_context(|| format!("moving {}", unfinished.display()))
+}
+
 /// The part of the cache that belongs to a checkout.
 pub(crate) fn part_of(cache: &Cache, checkout: &Path) -> Cache {
     cache.part(format!("{DIRECTORY}/{}", distinct_name(checkout)))
@@ -199,7 +249,8 @@ fn inherit(cache: &Cache, part: &Cache) -> Result<()> {
     let (gone, alive): (Vec<_>, Vec<_>) = present
         .into_iter()
         .partition(|present| !present.owner.checkout.exists());
-    let Some(newest) = gone.iter().chain(&alive).max_by_key(|present| present.used) else {
+    let plain = gone.iter().chain(&alive).filter(|it| !it.owner.has_more);
+    let Some(newest) = plain.max_by_key(|present| present.used) else {
         return Ok(());
     };
     if newest.owner.checkout.exists() {
@@ -333,6 +384,31 @@ mod unit_tests {
         let kconfig = |tree: &Path| fs::read_to_string(tree.join("mm/Kconfig")).unwrap();
         assert!(!kconfig(&first.source()).contains(CONDITION));
         assert!(kconfig(&fixture.source.tree).contains(CONDITION));
+    }
+
+    #[test]
+    fn more_handlers_have_trees_of_their_own_and_no_checkout_inherits_them() {
+        let fixture = fixture();
+        let one = fixture.checkout("one");
+        let object = build_one(&fixture.trees(&one));
+        let more = || {
+            let (cache, source) = (&fixture.cache, &fixture.source);
+            Trees::with_more(cache, source, &one, Profile::Release).unwrap()
+        };
+        let copy = more().objects(Profile::Release).join("vmlinux");
+        assert_eq!(fs::read(&copy).unwrap(), b"objects");
+        assert!(more().source().join("drivers/Kconfig").is_file());
+        fs::write(&copy, "with more").unwrap();
+        more();
+        assert_eq!(fs::read(&copy).unwrap(), b"with more");
+        assert_eq!(fs::read(&object).unwrap(), b"objects");
+
+        let other = fixture.trees(&fixture.checkout("other"));
+        let inherited = other.objects(Profile::Release).join("vmlinux");
+        assert_eq!(fs::read(inherited).unwrap(), b"objects");
+        fs::remove_dir(&one).unwrap();
+        fixture.trees(&fixture.checkout("third"));
+        assert!(!copy.exists() && !object.exists());
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub(crate) fn measure(
     series: Series,
     stage: usize,
 ) -> Result<()> {
-    let journey = match stage {
+    let mut journey = match stage {
         1 => {
             let environment = Box::new(Environment::of_this_machine(Path::new("/")));
             reporter.report(&Event::Environment { environment })?;
@@ -36,5 +36,10 @@ pub(crate) fn measure(
         let outcome = Box::new(outcome.clone());
         reporter.report(&Event::Measured { outcome })?;
     }
-    journey.go_on(|(), command_line| load_next(command_line))
+    let load = |(): &(), command_line: &str| load_next(command_line);
+    while let Some((_, outcome)) = journey.go_on(load)? {
+        let outcome = Box::new(outcome);
+        reporter.report(&Event::Measured { outcome })?;
+    }
+    Ok(())
 }

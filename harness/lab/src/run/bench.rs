@@ -71,7 +71,8 @@ pub fn measure(
     }
     let mut environment = environment.context("the guest did not report where it runs")?;
     environment.accel = format!("QEMU with {}", accel.name());
-    Ok(Report::new(environment, series.rows(&outcomes), Vec::new()))
+    let (rows, skipped) = series.results(&outcomes);
+    Ok(Report::new(environment, rows, skipped))
 }
 
 /// The one that has what is measured.

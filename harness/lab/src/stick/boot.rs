@@ -59,6 +59,7 @@ impl Pass {
         Outputs {
             json: file("report.json"),
             html: file("report.html"),
+            markdown: None,
             text: file("report.txt"),
         }
     }
@@ -127,13 +128,21 @@ fn measure(screen: &Screen, slot: &mut Option<Partition>) -> Result<()> {
     if done < all {
         screen.print(&format!("Live update {} of {all} is next.", done + 1));
     }
-    while let Err(error) = journey.go_on(|_, command_line| load(command_line)) {
-        let reason = format!("{error:#}");
+    loop {
+        let (step, reason) = match journey.go_on(|_, command_line| load(command_line)) {
+            Ok(None) => break,
+            Ok(Some((step, outcome))) => (step, outcome.summary()),
+            Err(error) => {
+                let reason = format!("{error:#}");
+                let Some(step) = journey.give_up_step(&reason) else {
+                    break;
+                };
+                (step, reason)
+            }
+        };
         stick.make_writable()?;
-        if let Some(step) = journey.give_up_step(&reason) {
-            screen.print(&format!("{step} was not measured: {reason}"));
-            publish(screen, &journey)?;
-        }
+        screen.print(&format!("{step} was not measured: {reason}"));
+        publish(screen, &journey)?;
     }
     let report = report(&journey);
     let text = text::summary(&report, screen.width());
@@ -204,7 +213,9 @@ fn load(command_line: &str) -> Result<()> {
 
 fn report(journey: &Journey<Pass>) -> Report {
     let environment = Environment::of_this_machine(Path::new("/"));
-    Report::new(environment, journey.rows(), journey.extra.skipped.clone())
+    let (rows, mut skipped) = journey.results();
+    skipped.extend(journey.extra.skipped.iter().cloned());
+    Report::new(environment, rows, skipped)
 }
 
 fn table(screen: &Screen, report: &Report) -> String {

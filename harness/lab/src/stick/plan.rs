@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use luo_bench::case::Case;
+use luo_bench::case::{Case, Implementation};
 use luo_bench::obstacle::obstacle;
 use luo_bench::plan::{BadPlan, Plan};
 use luo_bench::report::Skipped;
@@ -101,7 +101,7 @@ impl StickPlan {
         let measured = plan.cases();
         let skipped = wanted.cases().into_iter().filter_map(|case| {
             let reason = || obstacle(&case).unwrap_or("others of this size are impossible".into());
-            (!measured.contains(&case)).then(|| Skipped::new(&case, reason()))
+            (!measured.contains(&case)).then(|| Skipped::new(&case, Implementation::Ours, reason()))
         });
         let skipped = skipped.collect();
         let series = Series::new(plan, self.compare);
@@ -115,7 +115,9 @@ impl StickPlan {
         Plan {
             transports: vec![Transport::Kexec],
             file_types: vec![FileType::Memfd],
+            program: None,
             sizes,
+            sets: Vec::new(),
             pages,
             fills: self.fills.clone(),
             files: 1,

@@ -17,6 +17,7 @@ use rustix::fs::{
     Mode, OFlags, SealFlags,
 };
 use rustix::io::Errno;
+use rustix::mount::{mount, MountFlags};
 
 use crate::guest::programs::{program, BUSYBOX};
 use crate::tests::case::Case;
@@ -43,8 +44,7 @@ pub(super) static CASES: &[Case] = &[
     ),
     Case::local(
         "other_files",
-        "a file of tmpfs without a name, shared memory without a file and a hugetlb memfd are \
-         refused",
+        "files of tmpfs and hugetlbfs without a name and shared memory without a file are refused",
         refuse_others,
     ),
 ];
@@ -252,10 +252,13 @@ fn refuse_others(session: &Session) -> Result<()> {
         Errno::OPNOTSUPP,
         "preserving shared memory that is no memfd",
     )?;
-    let huge = memfd_create("huge", MemfdFlags::HUGETLB | MemfdFlags::CLOEXEC)?;
+    let mount_point = "/tmp/huge";
+    fs::create_dir_all(mount_point)?;
+    mount("none", mount_point, c"hugetlbfs", MountFlags::empty(), None).context("mounting")?;
+    let huge = open(mount_point, flags, Mode::RUSR | Mode::WUSR).context("making a huge file")?;
     expect_errno(
         session.preserve(Token(2), huge.as_fd()),
-        Errno::NOENT,
-        "preserving a hugetlb memfd",
+        Errno::OPNOTSUPP,
+        "preserving a file of another hugetlbfs mount",
     )
 }

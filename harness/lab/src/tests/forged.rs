@@ -207,7 +207,7 @@ fn forge_all() -> Result<()> {
 }
 
 /// Changes the record of a memfd with the handle `data`, and the first extent of its last block.
-fn change_extents(
+pub(super) fn change_extents(
     memory: &PhysicalMemory,
     data: u64,
     change: fn(&mut MemfdRecord, &mut MemfdExtent),
@@ -241,8 +241,9 @@ fn first_extent(memory: &PhysicalMemory, block: &MemfdBlock, at: u64) -> Result<
     let mut decoder = MemfdDecoder::new(block.first.get());
     for at in (at..).step_by(size_of::<U32>()).take(8) {
         let word: U32 = memory.load(at)?;
-        if let Some(extent) = decoder.push(word.get())? {
-            return Ok(extent);
+        if let Some(run) = decoder.push(word.get())? {
+            let mut extents = run.extents();
+            return extents.next().context("a run has an extent");
         }
     }
     anyhow::bail!("{at:#x} has no extent")

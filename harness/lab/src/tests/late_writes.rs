@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{fence, Ordering};
+use std::sync::atomic::{fence, AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,11 @@ use crate::tests::memfds::allow_huge_pages;
 
 const PAGE: u64 = 4096;
 const PAGES: u64 = (256 << 20) / PAGE;
-/// So that holes are left when the jump comes.
-const PACE: Duration = Duration::from_micros(10);
+/// Between two stores, so that holes are left when the jump comes, however slow the guest is.
+const LEISURE: Duration = Duration::from_millis(2);
+/// The same from shortly before the jump on, so that many stores come at its last moments.
+const HURRY: Duration = Duration::from_micros(10);
+static IN_A_HURRY: AtomicBool = AtomicBool::new(false);
 /// So many pages are written before anything else happens.
 const BEGUN: u64 = 64;
 
@@ -87,6 +90,16 @@ fn insist(mut store: impl FnMut() -> io::Result<()>) {
     }
 }
 
+fn pause() {
+    if !IN_A_HURRY.load(Ordering::Relaxed) {
+        return thread::sleep(LEISURE);
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < HURRY {
+        std::hint::spin_loop();
+    }
+}
+
 impl Way {
     /// The memfd that the progress is in, and the other one if there are two.
     fn files(self) -> Result<(File, Option<File>)> {
@@ -127,10 +140,7 @@ impl Way {
                 fence(Ordering::SeqCst);
                 progress.write(0, &number);
                 fence(Ordering::SeqCst);
-                let begun = Instant::now();
-                while begun.elapsed() < PACE {
-                    std::hint::spin_loop();
-                }
+                pause();
             }
         });
         let writer = Writer { progress: first };
@@ -201,6 +211,7 @@ fn begin_all(held: &mut HeldOpen) -> Result<Vec<Writer>> {
 }
 
 fn jump() -> Result<()> {
+    IN_A_HURRY.store(true, Ordering::Relaxed);
     bail!("the jump was refused: {}", kexec::jump())
 }
 

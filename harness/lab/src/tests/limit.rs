@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
@@ -41,5 +41,50 @@ pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
     }
     fs::write(group.join("memory.max"), "64M")?;
     retrieve(&session, &MEMFD)?;
-    Ok(session.finish()?)
+    // Until the session is finished it has the file.
+    let charged = charged(&group)?;
+    ensure!(
+        charged.used >= MEMFD.size && charged.is_of(MEMFD.size),
+        "a memfd of {} bytes was retrieved: {charged:?}",
+        MEMFD.size
+    );
+    session.finish()?;
+    let left = self::charged(&group)?;
+    ensure!(
+        left.used < MEMFD.size / 2 && left.is_of(0),
+        "the memfd is gone: {left:?}"
+    );
+    Ok(())
+}
+
+/// What a cgroup is charged for, in bytes.
+#[derive(Debug)]
+struct Charged {
+    used: u64,
+    shmem: u64,
+    /// Beyond anonymous memory, on the lists that shared memory is reclaimed from.
+    listed: u64,
+}
+
+impl Charged {
+    /// Whether there is so much shared memory. Anonymous pages come to the lists a little later.
+    fn is_of(&self, shmem: u64) -> bool {
+        self.shmem == shmem && self.listed.abs_diff(shmem) < 2 << 20
+    }
+}
+
+fn charged(group: &Path) -> Result<Charged> {
+    let stat = fs::read_to_string(group.join("memory.stat"))?;
+    let value = |name: &str| {
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let found = lines.find(|(key, _)| *key == name);
+        let (_, value) = found.with_context(|| format!("memory.stat has no {name}"))?;
+        Ok::<u64, anyhow::Error>(value.parse()?)
+    };
+    let used = fs::read_to_string(group.join("memory.current"))?;
+    Ok(Charged {
+        used: used.trim().parse()?,
+        shmem: value("shmem")?,
+        listed: (value("inactive_anon")? + value("active_anon")?).saturating_sub(value("anon")?),
+    })
 }

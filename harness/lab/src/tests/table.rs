@@ -12,8 +12,9 @@ use crate::tests::test::{
 };
 use crate::tests::{
     attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings,
-    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet,
-    reserved, session_shell, subsystems, swap, switched_off,
+    hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_sizes, killed_waiter, late_writes, limit,
+    luo_bench, memfd_twice, missing, moved, numa, quiet, reserved, session_shell, subsystems, swap,
+    switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -210,6 +211,126 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &["memfd: only memfds are preserved"],
         seconds: 120,
+    },
+    Test {
+        name: "hugetlb",
+        about: "memfds of huge pages cross twice, with no page of a pool and no reservation more \
+                than they had",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb::preserve_all, 9, 0),
+            check(hugetlb::retrieve_all, 5, 7),
+            check(hugetlb::retrieve_again, 0, 5),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "hugetlb_vmemmap",
+        about: "the same where each kernel gives the descriptors of huge pages away",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: "hugetlb_free_vmemmap=on",
+                ..check(hugetlb::preserve_all, 9, 0)
+            },
+            Stage {
+                parameters: "hugetlb_free_vmemmap=on",
+                ..check(hugetlb::retrieve_all, 5, 7)
+            },
+            check(hugetlb::retrieve_again, 0, 5),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "hugetlb_late_writes",
+        about: "a task that fills huge pages until the last moment, and over a jump that failed \
+                memory refuses, loses none",
+        machine: Machine::Plain,
+        stages: &[
+            stage(Action::Jump(hugetlb_freeze::write_on), 0, 0),
+            check(hugetlb_freeze::compare, 0, 1),
+        ],
+        prints: &["memfd:spoilt: the memory at offset 0x400000 has failed"],
+        seconds: 400,
+    },
+    Test {
+        name: "hugetlb_memory_that_failed",
+        about: "a memfd with a huge page that failed is refused, others cross",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_freeze::spoil_what_is_preserved, 1, 0),
+            check(hugetlb_freeze::take_sound, 0, 1),
+        ],
+        prints: &["memfd:spoilt: the memory at offset 0x600000 has failed"],
+        seconds: 180,
+    },
+    Test {
+        name: "hugetlb_forged",
+        about: "records of huge pages that a hostile previous kernel left fail alone",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_forged::preserve_all, 9, 0),
+            check(hugetlb_forged::refuse_all, 0, 1),
+        ],
+        prints: &["this kernel has no huge pages of 64 KiB"],
+        seconds: 180,
+    },
+    Test {
+        name: "hugetlb_gigantic",
+        about: "a page of 1 GiB that was reserved at boot comes back, and its memory is freed",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: hugetlb_sizes::RESERVED,
+                ..check(hugetlb_sizes::preserve_both_sizes, 2, 0)
+            },
+            check(hugetlb_sizes::retrieve_both_sizes, 0, 2),
+        ],
+        prints: &[],
+        seconds: 300,
+    },
+    Test {
+        name: "hugetlb_missing_size",
+        about: "a kernel without pages of 1 GiB refuses their memfd with a reason, and frees it",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: hugetlb_sizes::RESERVED,
+                ..check(hugetlb_sizes::preserve_gigantic, 1, 0)
+            },
+            Stage {
+                parameters: hugetlb_sizes::WITHOUT,
+                ..check(hugetlb_sizes::lose_gigantic, 0, 0)
+            },
+        ],
+        prints: &["this kernel has no huge pages of 1048576 KiB"],
+        seconds: 300,
+    },
+    Test {
+        name: "hugetlb_numa",
+        about: "huge pages of two NUMA nodes stay where they are, in each node's counters",
+        machine: Machine::Numa,
+        stages: &[
+            check(hugetlb_sizes::preserve_on_both, 2, 0),
+            check(hugetlb_sizes::take_from_both, 0, 2),
+        ],
+        prints: &[],
+        seconds: 180,
+    },
+    Test {
+        name: "hugetlb_limit",
+        about: "the limits of a hugetlb cgroup are found out before anything is taken",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_sizes::preserve_much, 1, 0),
+            check(hugetlb_sizes::retrieve_under_a_limit, 0, 1),
+        ],
+        prints: &[
+            "memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit",
+        ],
+        seconds: 180,
     },
     Test {
         name: "memory_limit",
@@ -514,7 +635,7 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "bench_kexec_devices",
-        about: "luo bench takes devices and port files from kernel to kernel",
+        about: "luo bench takes devices, port files and collapsed memfds from kernel to kernel",
         machine: Machine::Vfio,
         stages: &[
             stage(Action::Jump(luo_bench::begin_device_bench), 0, 0),
@@ -525,11 +646,11 @@ pub(crate) static TESTS: &[Test] = &[
     },
     Test {
         name: "session_shell",
-        about: "luo session from a shell: a file crosses, another is given up",
+        about: "luo session from a shell: files cross, one of them collapsed, another is given up",
         machine: Machine::Plain,
         stages: &[
-            check(session_shell::hold_sessions, 2, 0),
-            check(session_shell::take_sessions, 0, 1),
+            check(session_shell::hold_sessions, 3, 0),
+            check(session_shell::take_sessions, 0, 2),
         ],
         prints: &[],
         seconds: 90,

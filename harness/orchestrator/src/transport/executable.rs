@@ -118,10 +118,13 @@ fn interpreter_of(path: &Path) -> Result<Option<PathBuf>, BadProgramReason> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
         file => file.map_err(Unreadable)?,
     };
+    // Of what was opened: a path may lead elsewhere by now, and qemu-user opens the program that it
+    // runs as /proc/self/exe, of which stat(2) does not know.
+    let bytes = file.metadata().map_err(Unreadable)?.len();
     let mut start = [0; 256];
     let length = read_up_to(&file, &mut start, 0).map_err(Unreadable)?;
     match &start[..length] {
-        [0x7f, b'E', b'L', b'F', ..] => elf::interpreter_of(&file, metadata.len()),
+        [0x7f, b'E', b'L', b'F', ..] => elf::interpreter_of(&file, bytes),
         [b'#', b'!', line @ ..] => Ok(Some(interpreter_of_script(line).ok_or(NotAProgram)?)),
         _ => Err(NotAProgram),
     }

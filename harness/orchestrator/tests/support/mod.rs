@@ -8,6 +8,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::panic::panic_any;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Once;
 
 use luo_handler_api::{FileHandler, HandlerOps, Subsystem, SubsystemOps};
@@ -104,4 +106,16 @@ fn memory_of(outgoing: &Outgoing) -> Vec<u8> {
     let mut memory = vec![0; file.metadata().unwrap().len() as usize];
     file.read_exact_at(&mut memory, 0).unwrap();
     memory
+}
+
+/// An example that cargo built, with this test or now.
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let built = test.ancestors().nth(2).unwrap().join("examples").join(name);
+    if !built.exists() {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let build = ["build", "--package", "luo-orchestrator", "--example", name];
+        assert!(Command::new(cargo).args(build).status().unwrap().success());
+    }
+    built
 }

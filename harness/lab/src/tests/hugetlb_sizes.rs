@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Gigantic pages, a kernel that does not have them, two NUMA nodes, limits.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use anyhow::{ensure, Context, Result};
+use luo_bench::memory::free_bytes;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_bench::subject::pages::Pages;
+use luo_handler_api::Token;
+use luo_liveupdate::Device;
+use rustix::fs::{fallocate, FallocateFlags};
+use rustix::io::Errno;
+use rustix::mount::{mount, MountFlags};
+
+use crate::tests::expect::{expect_errno, expect_lost};
+use crate::tests::freeze::nanoseconds;
+use crate::tests::held_open::HeldOpen;
+use crate::tests::hugetlb::{huge_memfd, map, number, number_at, Counters, Pool, HUGE, POOL};
+use crate::tests::memfds::{preserve, retrieve};
+
+const GIGANTIC: u64 = 1 << 30;
+const GIGANTIC_POOL: Pool = Pool(GIGANTIC);
+/// The first kernel reserves one at boot.
+pub(super) const RESERVED: &str = "hugepagesz=1G hugepages=1";
+/// A processor that has no pages of 1 GiB, as far as the kernel knows.
+pub(super) const WITHOUT: &str = "clearcpuid=pdpe1gb";
+const SESSION: &str = "gigantic";
+const BESIDE: &str = "huge-beside";
+const DENSE: Workload = Workload {
+    size: GIGANTIC,
+    pages: Pages::HugetlbOf(GIGANTIC),
+    fill: Fill::Dense,
+    seed: 1,
+};
+
+const fn of_files(pages: u64) -> Counters {
+    Counters {
+        total: pages,
+        free: 0,
+        reserved: 0,
+        surplus: pages,
+    }
+}
+
+pub(super) fn preserve_gigantic(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.create_session(SESSION)?;
+    let files = preserve(&session, &[DENSE])?;
+    GIGANTIC_POOL.expect(
+        Counters {
+            total: 1,
+            ..Counters::default()
+        },
+        "with its page in use",
+    )?;
+    drop(files);
+    held.hold(&session)
+}
+
+/// As much in pages of 2 MiB.
+const HUGE_PAGES: u64 = GIGANTIC / HUGE;
+const IN_HUGE_PAGES: Token = Token(2);
+
+/// The time that our handler spends in a phase while `call` runs.
+fn timed<T>(phase: &str, what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    let before = nanoseconds(phase)?;
+    let result = call()?;
+    println!("{phase} of {what} took {} ns", nanoseconds(phase)? - before);
+    Ok(result)
+}
+
+pub(super) fn preserve_both_sizes(held: &mut HeldOpen) -> Result<()> {
+    timed("prepare", "1 GiB in one page", || preserve_gigantic(held))?;
+    POOL.resize(HUGE_PAGES)?;
+    let file = huge_memfd("huge", HUGE_PAGES)?;
+    fallocate(&file, FallocateFlags::empty(), 0, GIGANTIC)?;
+    let session = Device::open()?.create_session(BESIDE)?;
+    timed("prepare", "1 GiB in pages of 2 MiB", || {
+        Ok(session.preserve(IN_HUGE_PAGES, file.as_fd())?)
+    })?;
+    held.hold(&session)
+}
+
+pub(super) fn retrieve_both_sizes(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.retrieve_session(BESIDE)?;
+    let file = timed("retrieve", "1 GiB in pages of 2 MiB", || {
+        Ok(session.retrieve(IN_HUGE_PAGES)?)
+    })?;
+    POOL.expect(of_files(HUGE_PAGES), "with 1 GiB in its pages")?;
+    session.finish()?;
+    drop(file);
+    retrieve_gigantic(held)
+}
+
+fn retrieve_gigantic(_held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.retrieve_session(SESSION)?;
+    let file = timed("retrieve", "1 GiB in one page", || {
+        retrieve(&session, &DENSE)
+    })?;
+    GIGANTIC_POOL.expect(of_files(1), "with a gigantic page")?;
+    session.finish()?;
+    let before = free_bytes()?;
+    drop(file);
+    GIGANTIC_POOL.expect(of_files(0), "after the last close")?;
+    let freed = free_bytes()?.saturating_sub(before);
+    ensure!(freed >= GIGANTIC, "closing freed {freed} bytes");
+    Ok(())
+}
+
+/// In a kernel without pages of that size.
+pub(super) fn lose_gigantic(_held: &mut HeldOpen) -> Result<()> {
+    ensure!(
+        GIGANTIC_POOL.counters().is_err(),
+        "this kernel has pages of 1 GiB"
+    );
+    let session = Device::open()?.retrieve_session(SESSION)?;
+    expect_lost(&session, Token(DENSE.seed), Errno::OPNOTSUPP)?;
+    let before = free_bytes()?;
+    session.finish()?;
+    let freed = free_bytes()?.saturating_sub(before);
+    ensure!(freed >= GIGANTIC, "finish freed {freed} bytes");
+    Ok(())
+}
+
+const NODES: [u64; 2] = [4, 7];
+const TWO_NODES: &str = "huge-two-nodes";
+
+fn on_node(node: usize, name: &str) -> String {
+    format!("/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/{name}_hugepages")
+}
+
+/// Each node has the pages of one memfd.
+pub(super) fn preserve_on_both(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.create_session(TWO_NODES)?;
+    for (node, pages) in NODES.into_iter().enumerate() {
+        fs::write(on_node(node, "nr"), pages.to_string())?;
+        let file = huge_memfd("node", pages)?;
+        fallocate(&file, FallocateFlags::empty(), 0, pages * HUGE)?;
+        session.preserve(Token(pages), file.as_fd())?;
+    }
+    held.hold(&session)
+}
+
+pub(super) fn take_from_both(_held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.retrieve_session(TWO_NODES)?;
+    let mut files = Vec::new();
+    for pages in NODES {
+        files.push(session.retrieve(Token(pages))?);
+    }
+    for (node, pages) in NODES.into_iter().enumerate() {
+        for (name, expected) in [("nr", pages), ("surplus", pages), ("free", 0)] {
+            let found = fs::read_to_string(on_node(node, name))?;
+            ensure!(
+                found.trim() == expected.to_string(),
+                "node {node} has {name} {found}, expected {expected}"
+            );
+        }
+    }
+    session.finish()?;
+    drop(files);
+    POOL.expect(Counters::default(), "after the last close")
+}
+
+const LIMITED: &str = "huge-limited";
+const LIMITED_PAGES: u64 = 8;
+
+pub(super) fn preserve_much(held: &mut HeldOpen) -> Result<()> {
+    POOL.resize(LIMITED_PAGES)?;
+    let session = Device::open()?.create_session(LIMITED)?;
+    let file = huge_memfd("limited", LIMITED_PAGES)?;
+    let mapping = map(&file, LIMITED_PAGES)?;
+    (0..LIMITED_PAGES).for_each(|page| number(&mapping, page));
+    session.preserve(Token(1), file.as_fd())?;
+    held.hold(&session)
+}
+
+/// The limit is found out before anything is taken; what is retrieved is charged, and given back.
+pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    mount("cgroup", root, c"cgroup2", MountFlags::empty(), None).context("mounting cgroups")?;
+    let group = root.join("limited");
+    fs::create_dir(&group)?;
+    fs::write(root.join("cgroup.subtree_control"), "+hugetlb")?;
+    fs::write(group.join("cgroup.procs"), "0")?;
+    let limit = |name: &str, pages: u64| {
+        fs::write(
+            group.join(format!("hugetlb.2MB.{name}")),
+            (pages * HUGE).to_string(),
+        )
+    };
+    let expect_used = |pages: u64| {
+        for name in ["hugetlb.2MB.current", "hugetlb.2MB.rsvd.current"] {
+            let found = fs::read_to_string(group.join(name))?;
+            let expected = (pages * HUGE).to_string();
+            ensure!(
+                found.trim() == expected,
+                "{name} is {found}, not {expected}"
+            );
+        }
+        Ok(())
+    };
+
+    let session = Device::open()?.retrieve_session(LIMITED)?;
+    let attempt = || session.retrieve(Token(1));
+    limit("max", LIMITED_PAGES - 1)?;
+    expect_errno(attempt(), Errno::AGAIN, "retrieving under a limit of pages")?;
+    limit("max", LIMITED_PAGES)?;
+    limit("rsvd.max", LIMITED_PAGES - 1)?;
+    expect_errno(
+        attempt(),
+        Errno::AGAIN,
+        "retrieving under one of reservations",
+    )?;
+    expect_used(0)?;
+    limit("rsvd.max", LIMITED_PAGES)?;
+    let file = File::from(attempt()?);
+    for page in 0..LIMITED_PAGES {
+        let found = number_at(&file, page)?;
+        ensure!(found == page + 1, "huge page {page} holds {found}");
+    }
+    expect_used(LIMITED_PAGES)?;
+    session.finish()?;
+    drop(file);
+    expect_used(0)
+}
