@@ -182,8 +182,8 @@ pub struct BuildArguments {
     /// series that the handlers are developed on
     #[arg(long, value_name = "PACKAGE")]
     source: Option<String>,
-    /// A kernel tree of yours to build instead. It gets the handlers, as by `luo integrate`; objects
-    /// go elsewhere
+    /// A kernel tree of yours to build instead. It gets the handlers, as by `luo integrate`;
+    /// objects go elsewhere
     #[arg(long, value_name = "DIR", conflicts_with = "source")]
     tree: Option<PathBuf>,
     /// The checkout whose handlers go into the kernel; by default the one around the current

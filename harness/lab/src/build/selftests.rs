@@ -20,8 +20,8 @@ pub(crate) const NAMES: [&str; 4] = [
     "luo_stress_sessions",
 ];
 
-/// `$1` is where to build, the rest are the names. They need no C library where the kernel brings its
-/// own small one.
+/// `$1` is where to build, the rest are the names. They need no C library where the kernel brings
+/// its own small one.
 const BUILD: &str = r#"
 out=$1
 shift

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! The kernel source, from Debian's `linux-source` packages or a tree of the user's. Each other than
-//! the preferred one has a part of the cache of its own, with all that is built from it.
+//! The kernel source, from Debian's `linux-source` packages or a tree of the user's. Each other
+//! than the preferred one has a part of the cache of its own, with all that is built from it.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Kernels for tests that jump from one to another. They are built when a test wants them: those that
-//! differ from the lab's in a few options each from a copy of the lab's objects, so that one takes
-//! little more than a link.
+//! Kernels for tests that jump from one to another. They are built when a test wants them: those
+//! that differ from the lab's in a few options each from a copy of the lab's objects, so that one
+//! takes little more than a link.
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
