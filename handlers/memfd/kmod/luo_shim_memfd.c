@@ -774,17 +774,14 @@ static bool same_lruvec(struct folio *folio, struct folio *other)
 	return folio_pgdat(folio) == folio_pgdat(other);
 }
 
-/*
- * lruvec_add_folio() for all of them, which have the same flags; the lock is held. Before it is
- * let go nobody but us changes the flags: see ready().
- */
+/* lruvec_add_folio() for all of them, which have the same flags; the lock is held. */
 static void add_to_lru(struct lruvec *lruvec, struct folio **folios, unsigned int count)
 {
 	enum lru_list lru = folio_lru_list(folios[0]);
 	unsigned int i, in_zone[MAX_NR_ZONES] = {};
 
 	for (i = 0; i < count; i++) {
-		folios[i]->flags.f |= BIT(PG_lru);
+		folio_set_lru(folios[i]);
 		if (IS_ENABLED(CONFIG_LRU_GEN)) {
 			lruvec_add_folio(lruvec, folios[i]);
 			continue;
