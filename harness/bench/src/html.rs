@@ -389,4 +389,20 @@ mod tests {
         let headings: Vec<&str> = page.split("<th>").skip(1).take(3).collect();
         assert!(headings[2].starts_with("downtime<"), "{headings:?}");
     }
+
+    #[test]
+    fn four_sizes_have_a_plot_of_what_a_gib_costs() {
+        let mut report = report();
+        let heading = "<h2>Cost of a GiB</h2>";
+        assert!(!page(&report).unwrap().contains(heading));
+        let mut largest = report.results[0].clone();
+        largest.case.size_bytes = 4 << 30;
+        largest.data_bytes = 4 << 30;
+        report.results.push(largest);
+        let page = page(&report).unwrap();
+        let section = page.split(heading).nth(1).unwrap().split("<h2>").next();
+        assert!(section.unwrap().contains("retrieve a GiB"), "{section:?}");
+        assert_eq!(section.unwrap().matches("<svg").count(), 1);
+        assert!(page.contains("exec 4k dense from 64.0 MiB to 4.0 GiB: prepare"));
+    }
 }
