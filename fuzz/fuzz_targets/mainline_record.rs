@@ -91,8 +91,8 @@ impl MemfdBackend for Machine {
         FRAME_END
     }
 
-    fn buffer(&self) -> Result<Vec<u8>, Errno> {
-        Ok(vec![0; 2 << PAGE_SHIFT])
+    fn buffer(&self, bytes: usize) -> Result<Vec<u8>, Errno> {
+        Ok(vec![0; bytes])
     }
 
     fn can_preserve(&self, _: FileRef<'_>) -> bool {
