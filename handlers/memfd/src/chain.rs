@@ -22,7 +22,7 @@ const LONGEST_BLOCK: usize = 32 << 10;
 /// Words of a full block.
 pub const BLOCK_WORDS: u32 = ((BLOCK_LENGTH - HEADER_LENGTH) / WORD_LENGTH) as u32;
 
-/// What a block of [`words`](crate::words) begins with.
+/// What a block of [`words`] begins with.
 pub const BLOCK_MAGIC: [u8; 4] = *b"mfdw";
 
 /// What a block of extents in 16 bytes each begins with, as in records of an earlier layout.
