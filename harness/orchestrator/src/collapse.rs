@@ -13,7 +13,7 @@
 //! memfd.write_all(&vec![1; 4 << 20])?;
 //! let collapsed = collapse(memfd.as_fd())?; // before Orchestrator::prepare
 //! assert!(collapsed.collapsed_bytes <= collapsed.asked_bytes);
-//! # Ok::<(), std::io::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! What is preserved already cannot be collapsed: its pages must stay where they are. Holes stay

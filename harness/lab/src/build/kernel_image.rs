@@ -4,18 +4,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{anyhow, Context, Result};
 
 use crate::build::config;
 use crate::build::profile::Profile;
 use crate::build::toolchain::Toolchain;
-use crate::build::trees::Trees;
+use crate::build::trees::{begin_with, Trees};
 use crate::build::variant::Variant;
 use crate::cache::files::write_atomically;
 use crate::cache::key::Key;
 use crate::cache::progress::Progress;
+use crate::cache::removal::remove_tree;
 use crate::integrate::{self, Integrated, LocalEdits, Selection};
 
 /// Where make puts it.
@@ -111,15 +111,11 @@ pub(crate) fn build_variant(
     let options = variant.options(&base);
     let key = Key::of([of.as_str(), &options]);
     trees.part().step(&step, &what, &key, |progress| {
-        if !objects.exists() {
-            let copy = objects.with_extension("part");
-            progress.run(
-                Command::new("cp")
-                    .args(["--archive", "--reflink=auto", "--no-target-directory"])
-                    .args([&origin, &copy]),
-            )?;
-            fs::rename(&copy, &objects).with_context(|| format!("renaming {}", copy.display()))?;
+        // Those of an earlier build may miss more than what the few options change.
+        if objects.exists() {
+            remove_tree(&objects)?;
         }
+        begin_with(&origin, &objects)?;
         let make =
             |targets: &[&str]| make(trees, toolchain, (profile, &objects), progress, targets);
         let config = objects.join(".config");

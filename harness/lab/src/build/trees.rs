@@ -40,6 +40,9 @@ const RECORD: &str = "checkout.json";
 const SOURCE: &str = "linux";
 /// Of the page table checks, in the kernel's mm/Kconfig.
 const CONDITION: &str = "\tdef_bool y\n\tdepends on !DEVMEM || STRICT_DEVMEM\n";
+/// Where a part has the stamps of its steps, and that of the step that links the source.
+const STAMPS: &str = "stamps";
+const TREE_STAMP: &str = "tree.json";
 /// Ends the name of a part with more handlers than the checkout's.
 const MORE: &str = "-more";
 
@@ -79,8 +82,8 @@ impl Trees {
         Ok(trees)
     }
 
-    /// Those of a checkout with handlers from elsewhere. They begin with the objects of a kernel
-    /// without, if there is one.
+    /// Those of a checkout with handlers from elsewhere. They begin with the source and the objects
+    /// of a kernel without, if there is one: patched headers keep their times, which make looks at.
     pub(crate) fn with_more(
         cache: &Cache,
         source: &Source,
@@ -89,6 +92,13 @@ impl Trees {
     ) -> Result<Self> {
         let plain = part_of(cache, checkout);
         let part = Cache::at(append(plain.directory(), MORE));
+        if !part.directory().exists() && plain.path(STAMPS).join(TREE_STAMP).exists() {
+            fs::create_dir_all(part.path(STAMPS))
+                .with_context(|| format!("creating {}", part.directory().display()))?;
+            link(&plain.path(SOURCE), &part.path(SOURCE))?;
+            let [from, to] = [&plain, &part].map(|part| part.path(STAMPS).join(TREE_STAMP));
+            copy(&from, &to)?;
+        }
         let trees = Self::record(part, source, checkout, true)?;
         let objects = objects_name(profile);
         begin_with(&plain.path(&objects), &trees.part.path(&objects))?;
@@ -183,12 +193,7 @@ impl Trees {
             if tree.exists() {
                 remove_tree(&tree)?;
             }
-            progress.run(
-                Command::new("cp")
-                    .args(["--archive", "--link", "--no-target-directory"])
-                    .arg(&self.source.tree)
-                    .arg(&tree),
-            )?;
+            progress.run(&mut copying(&self.source.tree, &tree, "--link"))?;
             allow_forging_with_page_table_checks(&tree)
         };
         self.part.step(
@@ -225,7 +230,7 @@ fn append(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Copies objects of another kernel, if there are any and none yet of this one.
-fn begin_with(others: &Path, objects: &Path) -> Result<()> {
+pub(crate) fn begin_with(others: &Path, objects: &Path) -> Result<()> {
     if objects.exists() || !others.exists() {
         return Ok(());
     }
@@ -254,7 +259,7 @@ fn inherit(cache: &Cache, part: &Cache) -> Result<()> {
         return Ok(());
     };
     if newest.owner.checkout.exists() {
-        copy_all_but_source(&newest.part, part)?;
+        copy_part(&newest.part, part)?;
     } else {
         fs::rename(newest.part.directory(), part.directory())
             .with_context(|| format!("moving {}", newest.part.directory().display()))?;
@@ -286,30 +291,41 @@ fn present(cache: &Cache) -> Result<Vec<Present>> {
 }
 
 /// The record comes last, with the caller: without it a part is not complete.
-fn copy_all_but_source(from: &Cache, to: &Cache) -> Result<()> {
+fn copy_part(from: &Cache, to: &Cache) -> Result<()> {
     fs::create_dir_all(to.directory())
         .with_context(|| format!("creating {}", to.directory().display()))?;
     for entry in fs::read_dir(from.directory())? {
         let name = entry?.file_name();
-        if name == SOURCE || name == RECORD {
-            continue;
+        match name.to_str() {
+            Some(RECORD) => {}
+            // Whoever changes a file of it puts another one in its place.
+            Some(SOURCE) => link(&from.path(SOURCE), &to.path(SOURCE))?,
+            _ => copy(&from.path(&name), &to.path(&name))?,
         }
-        copy(&from.path(&name), &to.path(&name))?;
     }
-    let _ = fs::remove_file(to.path("stamps/tree.json"));
     Ok(())
 }
 
 /// With the times, which make looks at.
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp")
-        .args(["--archive", "--reflink=auto", "--no-target-directory"])
-        .args([from, to])
-        .status();
+    run(&mut copying(from, to, "--reflink=auto"))
+}
+
+fn link(from: &Path, to: &Path) -> Result<()> {
+    run(&mut copying(from, to, "--link"))
+}
+
+fn copying(from: &Path, to: &Path, how: &str) -> Command {
+    let mut cp = Command::new("cp");
+    cp.args(["--archive", how, "--no-target-directory"])
+        .args([from, to]);
+    cp
+}
+
+fn run(cp: &mut Command) -> Result<()> {
     anyhow::ensure!(
-        status.context("starting cp")?.success(),
-        "cp could not copy {}",
-        from.display()
+        cp.status().context("starting cp")?.success(),
+        "{cp:?} has failed"
     );
     Ok(())
 }
@@ -362,6 +378,24 @@ mod unit_tests {
         fs::create_dir_all(object.parent().unwrap()).unwrap();
         fs::write(&object, "objects").unwrap();
         object
+    }
+
+    #[test]
+    fn a_changed_source_is_the_same_for_a_new_checkout_and_for_more_handlers() {
+        let fixture = fixture();
+        let [one, other] = ["one", "other"].map(|name| fixture.checkout(name));
+        let first = fixture.trees(&one);
+        build_one(&first);
+        let header = |trees: &Trees| trees.source().join("header.h");
+        write_atomically(&header(&first), b"patched").unwrap();
+        let changed = |trees: &Trees| fs::metadata(header(trees)).unwrap().modified().unwrap();
+        let more =
+            Trees::with_more(&fixture.cache, &fixture.source, &one, Profile::Release).unwrap();
+        let second = fixture.trees(&other);
+        assert_eq!([&more, &second].map(changed), [changed(&first); 2]);
+        write_atomically(&header(&more), b"other").unwrap();
+        assert_eq!(fs::read(header(&first)).unwrap(), b"patched");
+        assert!(!fixture.source.tree.join("header.h").exists());
     }
 
     #[test]
