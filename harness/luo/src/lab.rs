@@ -280,7 +280,7 @@ pub struct HandlerArguments {
 pub struct GuestArguments {
     #[command(flatten)]
     build: BuildArguments,
-    /// Memory of the guest; by default 4G, and 6G for the kernel that checks itself
+    /// Memory of the guest; by default 4G, and 8G for the kernel that checks itself
     #[arg(long, short, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     /// More kernel parameters

@@ -46,8 +46,9 @@ impl Profile {
     pub fn guest_memory(self) -> u64 {
         match self {
             Self::Release | Self::Stick => 4 << 30,
-            // Of 4 GiB about half would be scratch memory, where nothing can be preserved.
-            Self::Debug => 6 << 30,
+            // Of 4 GiB about half would be scratch memory, where nothing can be preserved; and of
+            // 6 GiB none of it is in one piece beside a page of 1 GiB.
+            Self::Debug => 8 << 30,
         }
     }
 

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use crate::tests::expect::expect_lost;
 use crate::tests::freeze::nanoseconds;
 use crate::tests::held_open::HeldOpen;
-use crate::tests::hugetlb::{huge_memfd, Counters, Pool, HUGE, POOL};
+use crate::tests::hugetlb::{expect_freed, huge_memfd, Counters, Pool, HUGE, POOL};
 use crate::tests::memfds::{preserve, retrieve};
 
 const GIGANTIC: u64 = 1 << 30;
@@ -103,9 +103,7 @@ fn retrieve_gigantic(_held: &mut HeldOpen) -> Result<()> {
     let before = free_bytes()?;
     drop(file);
     GIGANTIC_POOL.expect(of_files(0), "after the last close")?;
-    let freed = free_bytes()?.saturating_sub(before);
-    ensure!(freed >= GIGANTIC, "closing freed {freed} bytes");
-    Ok(())
+    expect_freed(before, GIGANTIC)
 }
 
 /// In a kernel without pages of that size.
@@ -118,9 +116,7 @@ pub(super) fn lose_gigantic(_held: &mut HeldOpen) -> Result<()> {
     expect_lost(&session, Token(DENSE.seed), Errno::OPNOTSUPP)?;
     let before = free_bytes()?;
     session.finish()?;
-    let freed = free_bytes()?.saturating_sub(before);
-    ensure!(freed >= GIGANTIC, "finish freed {freed} bytes");
-    Ok(())
+    expect_freed(before, GIGANTIC)
 }
 
 const NODES: [u64; 2] = [4, 7];
