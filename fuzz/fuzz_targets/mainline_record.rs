@@ -22,8 +22,8 @@ use luo_handler_api::{
     testing::FakeHost, Crossed, Errno, FileHandler, FileRef, Host, OwnedFile, Pairs, Retrieved,
 };
 use luo_handler_memfd::{
-    chain::Extents, Attributes, Contents, Kind, MainlineBackend, MainlineHandler, MainlineRecord,
-    MemfdBackend, Name, Record, Run, ShowRun,
+    Attributes, Contents, Kind, MainlineBackend, MainlineHandler, MainlineRecord, MemfdBackend,
+    Name, Record, Run, ShowRun,
 };
 
 const PAGE_SHIFT: u8 = 12;
@@ -124,18 +124,6 @@ impl MemfdBackend for Machine {
         for (index, frame, order) in folios() {
             show(Run::new(index, frame, 1 << order, order).expect("a run"))?;
         }
-        Ok(())
-    }
-
-    fn freeze(
-        &self,
-        _: FileRef<'_>,
-        _: &mut (),
-        _: Option<&Extents<'_>>,
-        _: u64,
-        _: Host<'_>,
-        _: &mut ShowRun<'_>,
-    ) -> Result<(), Errno> {
         Ok(())
     }
 

@@ -4,11 +4,11 @@
 
 #![allow(unsafe_code)] // an edge of the tests
 
+mod c;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use libloading::{Library, Symbol};
 use luo_handler_api::hosted::{Handler, SubsystemRef};
@@ -17,34 +17,17 @@ use luo_handler_api::testing::FakeHost;
 use luo_handler_api::{Compatible, Errno, NeededBy, Retrieved};
 use tempfile::TempDir;
 
+const API: &str = env!("CARGO_MANIFEST_DIR");
+
 fn pipe() -> (File, File) {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
     (reader.into(), writer.into())
 }
 
-fn compile(directory: &Path, flags: &[&str]) -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let plugin = directory.join("plugin.so");
-    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    let output = Command::new(compiler)
-        .args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"])
-        .args(["-Wno-int-conversion", "-shared", "-fPIC", "-I"])
-        .arg(here.join("include"))
-        .args(flags)
-        .arg(here.join("tests/c/plugin.c"))
-        .arg("-o")
-        .arg(&plugin)
-        .output()
-        .expect("a C compiler is needed: install one, or name it in CC");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    plugin
-}
-
 /// The plugin, open for good, and what it brings.
 fn open(flags: &[&str]) -> (TempDir, Handler, Vec<SubsystemRef>) {
     let directory = tempfile::tempdir().unwrap();
-    let path = compile(directory.path(), flags);
+    let path = c::compile(API.as_ref(), directory.path(), flags);
     // SAFETY: the plugin runs no code when it is opened.
     let library = Box::leak(Box::new(unsafe { Library::new(path) }.unwrap()));
     // SAFETY: the symbol is a `struct luo_plugin`.
@@ -143,7 +126,7 @@ fn a_host_takes_a_plugin_of_a_later_layout() {
 #[test]
 fn a_plugin_of_another_version_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let path = compile(directory.path(), &[]);
+    let path = c::compile(API.as_ref(), directory.path(), &[]);
     // SAFETY: the plugin runs no code when it is opened.
     let library = Box::leak(Box::new(unsafe { Library::new(path) }.unwrap()));
     // SAFETY: the symbol is a `struct luo_plugin`, which begins with its version.

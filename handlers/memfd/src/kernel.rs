@@ -209,6 +209,10 @@ impl MemfdBackend for KernelBackend {
 
     fn attributes(&self, file: FileRef<'_>) -> Result<Attributes, Errno> {
         let found = Memfd::new(file).ok_or(Errno::EOPNOTSUPP)?.attributes()?;
+        let (kind, file_page_shift) = match found.huge_shift {
+            0 => (Kind::Shmem, PAGE_SHIFT),
+            shift => (Kind::Hugetlb, shift as u8),
+        };
         Ok(Attributes {
             size: found.size,
             position: found.position,
@@ -217,14 +221,8 @@ impl MemfdBackend for KernelBackend {
             mode: found.mode,
             uid: found.uid,
             gid: found.gid,
-            kind: match found.huge_shift {
-                0 => Kind::Shmem,
-                _ => Kind::Hugetlb,
-            },
-            file_page_shift: match found.huge_shift {
-                0 => PAGE_SHIFT,
-                shift => shift as u8,
-            },
+            kind,
+            file_page_shift,
         })
     }
 
@@ -985,9 +983,9 @@ impl<'a> Insertion<'a> {
 
     fn flush(&mut self) -> Result<(), Errno> {
         let count = core::mem::take(&mut self.count);
-        // SAFETY: the file was made by `create`; a place that is taken already is an
-        // error, and what is not preserved in these frames is left alone. `count` is at most the
-        // length of the array.
+        // SAFETY: the file was made by `create`; a place that is taken already is an error, and
+        // what is not preserved in these frames is left alone. `count` is at most the length of the
+        // array.
         Errno::check(unsafe {
             shim::luo_memfd_insert(
                 self.file.as_ptr(),

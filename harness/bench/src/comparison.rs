@@ -66,14 +66,8 @@ fn against(name: &str, ours: &Spread, theirs: &Spread) -> String {
 
 /// How many times as fast: by the medians, and between the runs that are worst and best for us.
 fn ratio(ours: &Spread, theirs: &Spread) -> String {
-    if ours.min == 0 || theirs.min == 0 {
-        return "not measured in every run".to_owned();
+    match theirs.times(ours).filter(|_| theirs.min > 0) {
+        Some([times, worst, best]) => format!("{times:.2} times as fast ({worst:.2}–{best:.2})"),
+        None => "not measured in every run".to_owned(),
     }
-    let times = |theirs: u64, ours: u64| theirs as f64 / ours as f64;
-    format!(
-        "{:.2} times as fast ({:.2}–{:.2})",
-        times(theirs.median, ours.median),
-        times(theirs.min, ours.max),
-        times(theirs.max, ours.min)
-    )
 }

@@ -53,16 +53,12 @@ fn times(ours: &Spread, theirs: Option<&Spread>) -> String {
         return duration(ours.median);
     };
     let medians = format!("{} / {}", duration(ours.median), duration(theirs.median));
-    if theirs.min == 0 {
-        return medians;
+    match ours.times(theirs) {
+        Some([ratio, least, greatest]) => {
+            format!("{medians} = **{ratio:.2}** ({least:.2}–{greatest:.2})")
+        }
+        None => medians,
     }
-    let ratio = |ours: u64, theirs: u64| ours as f64 / theirs as f64;
-    format!(
-        "{medians} = **{:.2}** ({:.2}–{:.2})",
-        ratio(ours.median, theirs.median),
-        ratio(ours.min, theirs.max),
-        ratio(ours.max, theirs.min)
-    )
 }
 
 fn sizes(ours: u64, theirs: Option<u64>) -> String {

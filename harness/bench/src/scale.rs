@@ -14,9 +14,8 @@ use crate::spread::Spread;
 pub const PHASES: [Phase; 3] = [Phase::Prepare, Phase::Blackout, Phase::Retrieve];
 /// With fewer sizes nothing is told about growth.
 const SIZES_MIN: usize = 4;
-const SMALLEST: u64 = 256 << 20;
-const LARGEST: [u64; 7] = [
-    SMALLEST,
+const SIZES: [u64; 7] = [
+    256 << 20,
     512 << 20,
     1 << 30,
     2 << 30,
@@ -37,7 +36,7 @@ const MANY: Set = Set {
 /// The sizes that show how costs grow on a machine with so much memory: up to two thirds of it.
 pub fn sizes(memory: u64) -> Vec<u64> {
     let room = memory / 3 * 2;
-    LARGEST.into_iter().filter(|size| *size <= room).collect()
+    SIZES.into_iter().filter(|size| *size <= room).collect()
 }
 
 /// The files that show what their number costs.

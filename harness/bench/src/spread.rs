@@ -32,6 +32,19 @@ impl Spread {
             samples,
         }
     }
+
+    /// How many times `other` it is: by the medians, and between the runs that make that least and
+    /// greatest. `None` if a run of the other took no time.
+    pub fn times(&self, other: &Self) -> Option<[f64; 3]> {
+        let ratio = |own: u64, other: u64| own as f64 / other as f64;
+        (other.min > 0).then(|| {
+            [
+                ratio(self.median, other.median),
+                ratio(self.min, other.max),
+                ratio(self.max, other.min),
+            ]
+        })
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! `luo bench` with a plugin in C, and with files of a type that no handler of this program knows.
 
+#[path = "../../../luo-handler-api/tests/c/mod.rs"]
+mod c;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,19 +14,7 @@ use serde_json::Value;
 /// The plugin of the api's tests: it takes pipes.
 fn plugin(directory: &Path) -> PathBuf {
     let api = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../luo-handler-api");
-    let plugin = directory.join("pipe.so");
-    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    let output = Command::new(compiler)
-        .args(["-std=c11", "-D_GNU_SOURCE", "-shared", "-fPIC", "-I"])
-        .arg(api.join("include"))
-        .arg(api.join("tests/c/plugin.c"))
-        .arg("-o")
-        .arg(&plugin)
-        .output()
-        .expect("a C compiler is needed: install one, or name it in CC");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    plugin
+    c::compile(&api, directory, &[])
 }
 
 fn program(directory: &Path, verify: &str) -> PathBuf {

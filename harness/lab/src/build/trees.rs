@@ -14,9 +14,9 @@
 //! the same; a tree of the user's is not linked, and gets the handlers itself.
 //!
 //! So two checkouts do not undo each other's work, nor does a build with more handlers undo that of
-//! one without. A build sees its trees where the unchanged
-//! source is, for every checkout: the objects of one are good for another, and a new checkout
-//! starts with those of the one that was built last, or takes over the trees of one that is gone.
+//! one without. A build sees its trees where the unchanged source is, for every checkout: the
+//! objects of one are good for another, and a new checkout starts with source and objects of the
+//! one that was built last, or takes over the trees of one that is gone.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -65,19 +65,17 @@ fn compare(known: &Declarations, found: &Declarations) -> Result<(), String> {
 fn declarations(text: &str) -> Declarations {
     let text = without_comments(text);
     let mut declarations = Declarations::new();
-    let mut lines = text
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let mut raw = text.lines();
-    while let (Some(words), Some(line)) = (lines.next(), raw.next()) {
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["#define", name, ..] => {
                 declarations.insert(format!("#define {name}"), vec![words[2..].join(" ")]);
             }
             [kind @ ("struct" | "union" | "enum"), name, "{"] if line.starts_with(kind) => {
                 let mut body = Vec::new();
-                for (words, line) in lines.by_ref().zip(raw.by_ref()) {
-                    body.extend(words.iter().map(|&word| word.to_owned()));
+                for line in lines.by_ref() {
+                    body.extend(line.split_whitespace());
                     if line.starts_with('}') {
                         break;
                     }

@@ -40,6 +40,18 @@ pub(super) struct Counters {
     pub(super) surplus: u64,
 }
 
+impl Counters {
+    /// With so many pages of files that crossed, and nothing else.
+    pub(super) const fn of_files(pages: u64) -> Self {
+        Self {
+            total: pages,
+            free: 0,
+            reserved: 0,
+            surplus: pages,
+        }
+    }
+}
+
 impl Pool {
     fn path(self, name: &str) -> String {
         let kilobytes = self.0 >> 10;
@@ -330,8 +342,7 @@ fn expect_pages(crossed: u64, pool: u64, when: &str) -> Result<()> {
     let expected = Counters {
         total: crossed + pool,
         free: pool,
-        reserved: 0,
-        surplus: crossed,
+        ..Counters::of_files(crossed)
     };
     POOL.expect(expected, when)
 }
@@ -406,6 +417,5 @@ pub(super) fn retrieve_again(_held: &mut HeldOpen) -> Result<()> {
     let before = free_bytes()?;
     drop(files);
     POOL.expect(Counters::default(), "after the last close")?;
-    expect_freed(before, pages * HUGE)?;
-    Ok(())
+    expect_freed(before, pages * HUGE)
 }

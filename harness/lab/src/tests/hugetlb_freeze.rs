@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{fence, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 
 use crate::sys::surviving_bus_errors;
-use crate::tests::expect::expect_refused_jump;
+use crate::tests::expect::{expect_errno, expect_refused_jump};
 use crate::tests::failing_freeze::{BAD, SOUND};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::hugetlb::{huge_memfd, map, number, number_at, Counters, HUGE, POOL};
@@ -46,7 +47,7 @@ fn begin_writer(file: &File) -> Result<()> {
 
 fn progress(file: &File) -> Result<u64> {
     let mut bytes = [0; 8];
-    std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, 8)?;
+    file.read_exact_at(&mut bytes, 8)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
@@ -119,13 +120,10 @@ pub(super) fn compare(_held: &mut HeldOpen) -> Result<()> {
     }
     let counters = POOL.counters()?;
     // A page may have come whose number had not been written yet.
-    let expected = |pages| Counters {
-        total: pages,
-        surplus: pages,
-        ..Counters::default()
-    };
     ensure!(
-        counters == expected(pages) || counters == expected(pages + 1),
+        [pages, pages + 1]
+            .map(Counters::of_files)
+            .contains(&counters),
         "{pages} pages came, the kernel counts {counters:?}"
     );
     Ok(session.finish()?)
@@ -145,7 +143,7 @@ pub(super) fn spoil_what_is_preserved(held: &mut HeldOpen) -> Result<()> {
     // Before prepare as well as after it.
     spoil(&bad, 4, 3)?;
     let refused = bad_session.preserve(TOKEN, bad.as_fd());
-    crate::tests::expect::expect_errno(refused, Errno::IO, "preserving memory that failed")?;
+    expect_errno(refused, Errno::IO, "preserving memory that failed")?;
     drop((bad, bad_session));
     held.hold(&session)
 }

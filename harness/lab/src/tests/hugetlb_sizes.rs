@@ -35,15 +35,6 @@ const DENSE: Workload = Workload {
     seed: 1,
 };
 
-const fn of_files(pages: u64) -> Counters {
-    Counters {
-        total: pages,
-        free: 0,
-        reserved: 0,
-        surplus: pages,
-    }
-}
-
 pub(super) fn preserve_gigantic(held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.create_session(SESSION)?;
     let files = preserve(&session, &[DENSE])?;
@@ -87,7 +78,7 @@ pub(super) fn retrieve_both_sizes(held: &mut HeldOpen) -> Result<()> {
     let file = timed("retrieve", "1 GiB in pages of 2 MiB", || {
         Ok(session.retrieve(IN_HUGE_PAGES)?)
     })?;
-    POOL.expect(of_files(HUGE_PAGES), "with 1 GiB in its pages")?;
+    POOL.expect(Counters::of_files(HUGE_PAGES), "with 1 GiB in its pages")?;
     session.finish()?;
     drop(file);
     retrieve_gigantic(held)
@@ -98,11 +89,11 @@ fn retrieve_gigantic(_held: &mut HeldOpen) -> Result<()> {
     let file = timed("retrieve", "1 GiB in one page", || {
         retrieve(&session, &DENSE)
     })?;
-    GIGANTIC_POOL.expect(of_files(1), "with a gigantic page")?;
+    GIGANTIC_POOL.expect(Counters::of_files(1), "with a gigantic page")?;
     session.finish()?;
     let before = free_bytes()?;
     drop(file);
-    GIGANTIC_POOL.expect(of_files(0), "after the last close")?;
+    GIGANTIC_POOL.expect(Counters::of_files(0), "after the last close")?;
     expect_freed(before, GIGANTIC)
 }
 
