@@ -128,7 +128,7 @@ static struct folio *take_back(u64 pfn, unsigned int order)
 {
 	struct folio *folio = NULL;
 
-	scoped_guard(mutex, &luo_incoming) {
+	scoped_guard(mutex, luo_incoming(pfn)) {
 		if (luo_preserved_order(pfn) == order)
 			folio = kho_restore_folio(PFN_PHYS(pfn));
 	}
