@@ -481,7 +481,8 @@ impl<'a> Ahead<'a> {
         }
         // SAFETY: by the type's invariant it is an open memfd; it is borrowed until the walk ends.
         let scan = unsafe { shim::luo_scan_begin(file.0.as_ptr(), first, end - 1) };
-        (!scan.is_null()).then_some(Self(scan, PhantomData))
+        // Nothing to end if it is null.
+        (!scan.is_null()).then(|| Self(scan, PhantomData))
     }
 
     /// As [`Memfd::find`], of the pages that come next.
