@@ -7,6 +7,7 @@
  */
 #include <linux/cpumask.h>
 #include <linux/fs.h>
+#include <linux/math64.h>
 #include <linux/memcontrol.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
@@ -16,12 +17,15 @@
 #include "luo_shim.h"
 #include "luo_shim_memfd.h"
 
-/* A part is a few milliseconds of work, after which a task that was killed gives up. */
+/*
+ * A part is about a millisecond of work, after which a task that was killed gives up: so many
+ * single pages at most, or large folios with sixteen times as many.
+ */
+#define PART_WORK 4096
 #define PART_RUNS 2048
-#define PART_PAGES (1UL << (25 - PAGE_SHIFT))
 
 /* Smaller files are not worth the wait for the last worker. */
-#define PAGES_MIN (2 * PART_PAGES)
+#define PAGES_MIN (4 * PART_WORK)
 
 /* Each has 64 KiB of runs, or 96 KiB of what was found. */
 #define PARTS_MAX 16
@@ -49,6 +53,7 @@ struct luo_part {
 	/* With the number that all have; @unused is what this part adds to or takes from it. */
 	struct luo_claim claim;
 	u64 pages;
+	u64 work_size;
 	u32 count;
 	struct luo_run *runs;
 };
@@ -58,8 +63,14 @@ struct luo_parts {
 	struct mem_cgroup *memcg;
 	/* Of the part that failed first: no other one begins after that. */
 	int err;
+	/* What is left of the file, and what is done. */
+	u64 pages_left;
+	u64 pages_done;
+	u64 work_done;
 	/* What is being filled. The first part is the task's own, and never given to a worker. */
 	struct luo_part *part;
+	/* How many parts are in use: one, until there turns out to be enough work for others. */
+	unsigned int used;
 	unsigned int count;
 	struct luo_part parts[] __counted_by(count);
 };
@@ -74,6 +85,7 @@ static void insert_part(struct luo_part *part)
 	if (err)
 		cmpxchg(&all->err, 0, err);
 	part->pages = 0;
+	part->work_size = 0;
 	part->count = 0;
 }
 
@@ -98,6 +110,12 @@ static void free_parts(struct luo_parts *all)
 	kvfree(all);
 }
 
+static bool make_room(struct luo_part *part)
+{
+	part->runs = kvmalloc_array(PART_RUNS, sizeof(*part->runs), part_gfp);
+	return part->runs;
+}
+
 /*
  * Begins to insert a file of that many pages; NULL if it is better done, or can only be done, by
  * the running task alone.
@@ -114,6 +132,8 @@ struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *cla
 		return NULL;
 	all->file = file;
 	all->count = 1 + workers;
+	all->used = 1;
+	all->pages_left = pages;
 	all->memcg = get_mem_cgroup_from_mm(NULL);
 	for (i = 0; i < all->count; i++) {
 		struct luo_part *part = &all->parts[i];
@@ -121,13 +141,26 @@ struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *cla
 		part->all = all;
 		part->claim.number = claim->number;
 		INIT_WORK(&part->work, insert_in_worker);
-		part->runs = kvmalloc_array(PART_RUNS, sizeof(*part->runs), part_gfp);
-		if (!part->runs) {
-			free_parts(all);
-			return NULL;
-		}
+	}
+	if (!make_room(&all->parts[0])) {
+		free_parts(all);
+		return NULL;
 	}
 	return all;
+}
+
+/*
+ * After a part that the task did itself. If the rest of the file is like what is done, is it
+ * enough for others? A file in huge pages is less work than its size.
+ */
+static void use_workers(struct luo_parts *all)
+{
+	u64 work_left = mul_u64_u64_div_u64(all->pages_left, all->work_done, all->pages_done);
+
+	if (work_left < 2 * PART_WORK)
+		return;
+	while (all->used < all->count && make_room(&all->parts[all->used]))
+		all->used++;
 }
 
 /* One that no worker has, if there is one the task need not insert itself. */
@@ -135,7 +168,7 @@ static struct luo_part *next_part(struct luo_parts *all)
 {
 	unsigned int i;
 
-	for (i = 1; i < all->count; i++)
+	for (i = 1; i < all->used; i++)
 		if (!smp_load_acquire(&all->parts[i].busy))
 			return &all->parts[i];
 	return &all->parts[0];
@@ -146,25 +179,35 @@ static void insert_or_queue(struct luo_parts *all)
 	struct luo_part *part = all->part;
 
 	all->part = NULL;
+	all->pages_left -= min(all->pages_left, part->pages);
 	if (part == &all->parts[0]) {
+		all->pages_done += part->pages;
+		all->work_done += part->work_size;
 		insert_part(part);
+		if (all->used == 1)
+			use_workers(all);
 	} else {
 		part->busy = true;
 		queue_work(system_dfl_wq, &part->work);
 	}
 }
 
+static u64 work_of_folio(u8 order)
+{
+	return max(1ULL << order >> 4, 1ULL);
+}
+
 /* How many of the first pages of a run, in whole folios, go into a part. */
 static u64 fitting(const struct luo_part *part, const struct luo_run *run)
 {
-	u64 folio = 1ULL << run->order;
+	u64 work = work_of_folio(run->order), folios = 0;
 
+	if (part->count < PART_RUNS && part->work_size < PART_WORK)
+		folios = (PART_WORK - part->work_size) / work;
 	/* A folio may be larger than a part should be. */
 	if (!part->count)
-		return min(run->pages, max(PART_PAGES, folio));
-	if (part->count == PART_RUNS || part->pages >= PART_PAGES)
-		return 0;
-	return min(run->pages, round_down(PART_PAGES - part->pages, folio));
+		folios = max(folios, 1ULL);
+	return min(run->pages, folios << run->order);
 }
 
 /* As luo_memfd_insert(), but some of the runs may go in later. */
@@ -186,6 +229,7 @@ int luo_parts_insert(struct luo_parts *all, const struct luo_run *runs, u32 coun
 			part->runs[part->count] = run;
 			part->runs[part->count++].pages = pages;
 			part->pages += pages;
+			part->work_size += work_of_folio(run.order) * (pages >> run.order);
 			run.index += pages;
 			run.pfn += pages;
 			run.pages -= pages;
@@ -288,8 +332,9 @@ static void free_scan(struct luo_scan *all)
 }
 
 /*
- * Begins to look for the pages from @first to @last; NULL if the running task should do that, or
- * has to. Where most of the file is a hole, there is too little to find in a part.
+ * Begins to look for the pages from @first to @last, most of them single; NULL if the running task
+ * should do that, or has to. Where most of the file is a hole, there is too little to find in a
+ * part.
  */
 struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last)
 {

@@ -474,11 +474,8 @@ impl<'a> Memfd<'a> {
 struct Ahead<'a>(*mut c_void, PhantomData<FileRef<'a>>);
 
 impl<'a> Ahead<'a> {
-    /// `None` if this task should walk alone.
+    /// For pages from `first` on, before `end`; `None` if this task should walk alone.
     fn new(file: Memfd<'a>, first: u64, end: u64) -> Option<Self> {
-        if first >= end {
-            return None;
-        }
         // SAFETY: by the type's invariant it is an open memfd; it is borrowed until the walk ends.
         let scan = unsafe { shim::luo_scan_begin(file.0.as_ptr(), first, end - 1) };
         // Nothing to end if it is null.
@@ -511,6 +508,49 @@ impl Drop for Ahead<'_> {
     }
 }
 
+/// What finds the folios of a file: this task, and others as well once there turns out to be
+/// enough for them.
+struct Finder<'a> {
+    file: Memfd<'a>,
+    memory: KVVec<shim::Found>,
+    ahead: Option<Ahead<'a>>,
+    /// What this task has found by itself.
+    folios: u64,
+    pages: u64,
+}
+
+impl<'a> Finder<'a> {
+    fn new(file: Memfd<'a>) -> Result<Self, Errno> {
+        let memory = KVVec::from_elem(shim::Found::default(), FOUND_AT_ONCE, GFP_KERNEL);
+        Ok(Self {
+            file,
+            memory: memory.map_err(|_| Errno::ENOMEM)?,
+            ahead: None,
+            folios: 0,
+            pages: 0,
+        })
+    }
+
+    /// As [`Memfd::find`], of the pages from `next` on, which follow the last ones, up to `end`.
+    fn find(&mut self, next: &mut u64, end: u64) -> Batch<'_> {
+        // A part is little work where folios are large.
+        if self.folios >= FOLIOS_ALONE && self.pages / self.folios < 4 {
+            (self.folios, self.pages) = (0, 0);
+            self.ahead = Ahead::new(self.file, *next, end);
+        }
+        if let Some(ahead) = &mut self.ahead {
+            return ahead.find(next);
+        }
+        let batch = self.file.find(next, end - 1, &mut self.memory);
+        for found in batch.found.iter().take(batch.count) {
+            let pages = u64::from(found.pages);
+            self.pages += pages;
+            self.folios += pages >> found.order;
+        }
+        batch
+    }
+}
+
 /// Shows `take` the folios from page `next` up to `end`, pinned.
 fn walk(
     file: Memfd<'_>,
@@ -519,18 +559,12 @@ fn walk(
     host: Host<'_>,
     mut take: impl FnMut(PinnedRun) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    let mut ahead = Ahead::new(file, next, end);
-    let room = if ahead.is_some() { 0 } else { FOUND_AT_ONCE };
-    let memory = KVVec::from_elem(shim::Found::default(), room, GFP_KERNEL);
-    let mut memory = memory.map_err(|_| Errno::ENOMEM)?;
+    let mut finder = Finder::new(file)?;
     // Where the last run that was taken ends.
     let mut taken = next;
     while next < end {
         pause()?;
-        let mut batch = match &mut ahead {
-            Some(ahead) => ahead.find(&mut next),
-            None => file.find(&mut next, end - 1, &mut memory),
-        };
+        let mut batch = finder.find(&mut next, end);
         if batch.is_empty() {
             break;
         }
@@ -1074,6 +1108,9 @@ impl<'a> Insertion<'a> {
 
 /// Folios that are looked at together; at most `LUO_FOUND_MAX`.
 const FOUND_AT_ONCE: usize = 128;
+
+/// Folios that this task finds before it asks others to help.
+const FOLIOS_ALONE: u64 = 4096;
 
 const PAGE_SHIFT: u8 = ::kernel::page::PAGE_SHIFT as u8;
 
