@@ -32,6 +32,26 @@
 
 static const gfp_t part_gfp = GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN;
 
+static struct workqueue_struct *workers;
+
+/*
+ * By default a worker begins near the processor that asks for it, and on that one where the kernel
+ * knows of no other that shares a cache: the task is at work there.
+ */
+static int __init make_workers(void)
+{
+	struct workqueue_attrs *attrs = alloc_workqueue_attrs();
+
+	workers = alloc_workqueue("luo_memfd", WQ_UNBOUND, 0);
+	if (workers && attrs) {
+		attrs->affn_scope = WQ_AFFN_SYSTEM;
+		apply_workqueue_attrs(workers, attrs);
+	}
+	free_workqueue_attrs(attrs);
+	return workers ? 0 : -ENOMEM;
+}
+late_initcall(make_workers);
+
 /*
  * How many parts at once, where @pages are worth it: 0 otherwise. As many as processors that the
  * task may run on.
@@ -40,7 +60,7 @@ static unsigned int parts_for(struct file *file, u64 pages)
 {
 	unsigned int processors = cpumask_weight_and(current->cpus_ptr, cpu_online_mask);
 
-	if (processors < 2 || pages < PAGES_MIN || luo_hugetlb_shift(file))
+	if (!workers || processors < 2 || pages < PAGES_MIN || luo_hugetlb_shift(file))
 		return 0;
 	return min(processors, PARTS_MAX);
 }
@@ -122,16 +142,16 @@ static bool make_room(struct luo_part *part)
  */
 struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *claim, u64 pages)
 {
-	unsigned int workers = parts_for(file, pages), i;
+	unsigned int others = parts_for(file, pages), i;
 	struct luo_parts *all;
 
-	if (!workers)
+	if (!others)
 		return NULL;
-	all = kvzalloc(struct_size(all, parts, 1 + workers), part_gfp);
+	all = kvzalloc(struct_size(all, parts, 1 + others), part_gfp);
 	if (!all)
 		return NULL;
 	all->file = file;
-	all->count = 1 + workers;
+	all->count = 1 + others;
 	all->used = 1;
 	all->pages_left = pages;
 	all->memcg = get_mem_cgroup_from_mm(NULL);
@@ -188,7 +208,7 @@ static void insert_or_queue(struct luo_parts *all)
 			use_workers(all);
 	} else {
 		part->busy = true;
-		queue_work(system_dfl_wq, &part->work);
+		queue_work(workers, &part->work);
 	}
 }
 
@@ -319,7 +339,7 @@ static void scan_on(struct luo_scan *all, struct luo_scan_part *part)
 	if (part->first > part->last)
 		return;
 	all->first = part->last + 1;
-	queue_work(system_dfl_wq, &part->work);
+	queue_work(workers, &part->work);
 }
 
 static void free_scan(struct luo_scan *all)
