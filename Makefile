@@ -20,7 +20,7 @@ PIPE := target/pipe
 NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(CARGO) luo new pipe --path $(PIPE) && \
 	cp -R harness/luo/tests/fixtures/pipe/. $(PIPE)
 
-.PHONY: help bench bench-container install matrix microbench test test-hosted test-lab \
+.PHONY: help bench bench-aarch64 bench-container install matrix microbench test test-hosted test-lab \
 	test-stick test-systemd test-versions check fuzz clean
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test-stick  boot a stick with UEFI in a VM, and read its report"
 	@echo "make test-systemd services of Debian's systemd over systemctl kexec, in a VM"
 	@echo "make test-versions files over kexecs between kernels of two series, in a VM"
+	@echo "make bench-aarch64 the program for arm64 in qemu-user: rustup target, qemu-user-static"
 	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
 	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
@@ -47,6 +48,13 @@ bench-container:
 		mount -t tmpfs -o size=64m none /dev/shm; \
 		echo 2 > /proc/sys/vm/memfd_noexec; \
 		exec $(MAKE) bench'
+
+# The program for arm64, under qemu-user: that it works, not how fast.
+bench-aarch64:
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld $(CARGO) build --release \
+		--package luo-cli --bin luo --target aarch64-unknown-linux-musl
+	harness/luo/tests/aarch64.sh target/aarch64-unknown-linux-musl/release/luo bench \
+		--size 2M --fill dense,sparse:5%,shuffled --runs 1
 
 install:
 	$(CARGO) build --release --package luo-cli --bin luo
