@@ -523,9 +523,10 @@ mod tests {
 
     #[test]
     fn a_file_that_its_handler_cannot_read_is_named() {
-        let mut machine = Machine::of_kernel(reading(&["r3", "shmem", "hugetlb"]));
+        use Answer::{No, Unknown, Yes};
+        let mut current = Machine::of_kernel(reading(&["r3", "shmem", "hugetlb"]));
         for (token, kind) in [("0x1", "shmem"), ("0x2", "hugetlb"), ("0x3", "hugetlb")] {
-            machine.files.push(PreservedFile {
+            current.files.push(PreservedFile {
                 session: "guest".to_owned(),
                 token: token.to_owned(),
                 name: None,
@@ -536,15 +537,13 @@ mod tests {
         let mut next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
         let mut answers = |facts: Facts| {
             next.facts = facts;
-            let report = compare(&machine, &next, &boot("liveupdate=on kho=on"));
+            let report = compare(&current, &next, &boot("liveupdate=on kho=on"));
             let of_name = |it: &&Files| it.compatible == "memfd-v1";
             let format = report.formats.iter().find(of_name).unwrap().clone();
-            let files: Vec<Answer> = report.files.iter().map(|it| it.answer).collect();
-            assert_eq!(report.can_jump, format.answer != Answer::No);
+            let files: Vec<_> = report.files.iter().map(|it| it.answer).collect();
+            assert_eq!(report.can_jump, format.answer != No);
             (files, format.answer, format.text)
         };
-        use Answer::{No, Unknown, Yes};
-
         let (files, format, _) = answers(reading(&["r4", "r3", "shmem", "hugetlb"]));
         assert_eq!((files, format), (vec![Yes; 3], Yes));
         let (files, format, text) = answers(reading(&["r3", "shmem"]));
@@ -557,7 +556,7 @@ mod tests {
         assert_eq!((files, format), (vec![No; 3], No));
         assert!(text.ends_with("cannot read r3"), "{text}");
         // An older kmod has no such notes.
-        let (files, format, text) = answers(tests::machine().facts.unwrap());
+        let (files, format, text) = answers(machine().facts.unwrap());
         assert_eq!((files, format), (vec![Unknown; 3], Unknown));
         assert!(text.contains("do not list"), "{text}");
     }
