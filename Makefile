@@ -15,9 +15,12 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 
+# For tests, which have built most of it: not optimized.
+LUO := $(CARGO) run --quiet --package luo-cli --bin luo --
+
 # The handler of an author: what `luo new` writes, and a few files over that.
 PIPE := target/pipe
-NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(CARGO) luo new pipe --path $(PIPE) && \
+NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(LUO) new pipe --path $(PIPE) && \
 	cp -R harness/luo/tests/fixtures/pipe/. $(PIPE)
 
 .PHONY: help bench bench-aarch64 bench-container install matrix microbench test test-hosted test-lab \
@@ -75,10 +78,10 @@ test-hosted:
 
 # The first time, this fetches a toolchain and builds a kernel; see `luo lab --help`.
 test-lab:
-	$(CARGO) luo lab test
-	$(CARGO) luo lab soak --jumps 20
+	$(LUO) lab test
+	$(LUO) lab soak --jumps 20
 	$(NEW_PIPE)
-	$(CARGO) luo lab test --handler $(PIPE) --program $(PIPE)/tests/kexec.sh
+	$(LUO) lab test --handler $(PIPE) --program $(PIPE)/tests/kexec.sh
 
 # Services of Debian's systemd, with our handlers and the kernel's own. Not part of `make test`: it
 # takes a quarter of an hour, emulated.
@@ -87,7 +90,7 @@ test-systemd:
 
 # Between the kernel and one of an earlier series, whose source it fetches and builds the first time.
 test-versions:
-	$(CARGO) luo lab test versions
+	$(LUO) lab test versions
 
 # The first time, this builds another kernel and fetches a firmware.
 test-stick:
