@@ -226,7 +226,8 @@ impl Bench<'_> {
         if let Some((_, image)) = kernels.iter().find(|(it, _)| Some(*it) == first_kernel) {
             guest.image = image;
         }
-        guest.parameters = format!("{} {first}", guest.parameters);
+        // The last one counts: the user's, then what the kernel needs, then the test's.
+        guest.parameters = format!("{first} {}", guest.parameters);
         guest.timeout = options.timeout.or(Some(test_timeout(built.profile, test)));
         guest.run()
     }
