@@ -22,8 +22,9 @@ use crate::tests::memfds::{preserve, retrieve};
 
 const GIGANTIC: u64 = 1 << 30;
 const GIGANTIC_POOL: Pool = Pool(GIGANTIC);
-/// The first kernel reserves one at boot.
-pub(super) const RESERVED: &str = "hugepagesz=1G hugepages=1";
+/// The first kernel reserves one at boot. Linux 7.2 takes that for memory of the kernel, and by
+/// default wants twice that as scratch.
+pub(super) const RESERVED: &str = "hugepagesz=1G hugepages=1 kho_scratch=64M,512M,256M";
 /// A processor that has no pages of 1 GiB, as far as the kernel knows.
 pub(super) const WITHOUT: &str = "clearcpuid=pdpe1gb";
 const SESSION: &str = "gigantic";
