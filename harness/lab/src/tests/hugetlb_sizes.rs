@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Gigantic pages, a kernel that does not have them, two NUMA nodes.
+//! Gigantic pages, those of a CMA area, kernels that do not have them or no huge pages at all, two
+//! NUMA nodes.
 
 use std::fs;
 use std::os::fd::AsFd;
 
-use anyhow::{ensure, Result};
-use luo_bench::memory::free_bytes;
+use anyhow::{ensure, Context, Result};
+use luo_bench::counters::moved_bytes;
+use luo_bench::memory::{free_bytes, meminfo};
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
 use luo_bench::subject::pages::Pages;
@@ -18,7 +20,7 @@ use crate::tests::expect::expect_lost;
 use crate::tests::freeze::nanoseconds;
 use crate::tests::held_open::HeldOpen;
 use crate::tests::hugetlb::{expect_freed, huge_memfd, Counters, Pool, HUGE, POOL};
-use crate::tests::memfds::{preserve, retrieve};
+use crate::tests::memfds::{memfd, preserve, retrieve};
 
 const GIGANTIC: u64 = 1 << 30;
 const GIGANTIC_POOL: Pool = Pool(GIGANTIC);
@@ -84,7 +86,7 @@ pub(super) fn retrieve_both_sizes(held: &mut HeldOpen) -> Result<()> {
     retrieve_gigantic(held)
 }
 
-fn retrieve_gigantic(_held: &mut HeldOpen) -> Result<()> {
+pub(super) fn retrieve_gigantic(_held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.retrieve_session(SESSION)?;
     let file = timed("retrieve", "1 GiB in one page", || {
         retrieve(&session, &DENSE)
@@ -108,6 +110,61 @@ pub(super) fn lose_gigantic(_held: &mut HeldOpen) -> Result<()> {
     let before = free_bytes()?;
     session.finish()?;
     expect_freed(before, GIGANTIC)
+}
+
+/// The first kernel has a place for one gigantic page, where nothing else stays.
+pub(super) const CMA: &str = "hugetlb_cma=1G";
+
+fn free_cma() -> Result<u64> {
+    meminfo("CmaFree:").context("/proc/meminfo has no CmaFree")
+}
+
+/// A page of the area goes back to it, unless it crosses.
+pub(super) fn preserve_from_cma(held: &mut HeldOpen) -> Result<()> {
+    let free = free_cma()?;
+    GIGANTIC_POOL.resize(1)?;
+    let taken = free.saturating_sub(free_cma()?);
+    ensure!(taken >= GIGANTIC, "{taken} bytes are of a CMA area");
+    let session = Device::open()?.create_session("cancelled")?;
+    let file = DENSE.make(|_| ())?;
+    session.preserve(Token(DENSE.seed), file.as_fd())?;
+    ensure!(moved_bytes()? == 0, "a page of a CMA area was moved");
+    drop((session, file));
+    GIGANTIC_POOL.resize(0)?;
+    let left = free.saturating_sub(free_cma()?);
+    ensure!(left < GIGANTIC, "{left} bytes are not back in it");
+    GIGANTIC_POOL.resize(1)?;
+    preserve_gigantic(held)
+}
+
+const WITH_OTHERS: &str = "huge-with-others";
+const LOST: Token = Token(7);
+const LOST_PAGES: u64 = 8;
+const OTHER: Workload = memfd(1 << 20, Fill::sparse(5000), 8);
+/// A processor that has no huge pages, as far as the kernel knows.
+pub(super) const WITHOUT_ANY: &str = "clearcpuid=pse";
+
+pub(super) fn preserve_with_others(held: &mut HeldOpen) -> Result<()> {
+    POOL.resize(LOST_PAGES)?;
+    let file = huge_memfd("lost", LOST_PAGES)?;
+    fallocate(&file, FallocateFlags::empty(), 0, LOST_PAGES * HUGE)?;
+    let session = Device::open()?.create_session(WITH_OTHERS)?;
+    session.preserve(LOST, file.as_fd())?;
+    preserve(&session, &[OTHER])?;
+    held.hold(&session)
+}
+
+/// In a kernel without huge pages.
+pub(super) fn lose_huge_alone(_held: &mut HeldOpen) -> Result<()> {
+    ensure!(POOL.counters().is_err(), "this kernel has huge pages");
+    let session = Device::open()?.retrieve_session(WITH_OTHERS)?;
+    expect_lost(&session, LOST, Errno::OPNOTSUPP)?;
+    let other = retrieve(&session, &OTHER)?;
+    let before = free_bytes()?;
+    session.finish()?;
+    expect_freed(before, LOST_PAGES * HUGE)?;
+    drop(other);
+    Ok(())
 }
 
 const NODES: [u64; 2] = [4, 7];

@@ -12,9 +12,9 @@ use crate::tests::test::{
 };
 use crate::tests::{
     attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings,
-    hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_sizes, killed_waiter, late_writes, limit,
-    luo_bench, memfd_twice, missing, moved, numa, quiet, reserved, session_shell, subsystems, swap,
-    switched_off,
+    hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_limit, hugetlb_scratch, hugetlb_sizes,
+    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet, reserved,
+    session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -307,6 +307,74 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &["this kernel has no huge pages of 1048576 KiB"],
         seconds: 300,
+    },
+    Test {
+        name: "hugetlb_cma",
+        about: "a page of 1 GiB in a CMA area stays where it is; after the jump its memory is freed",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: hugetlb_sizes::CMA,
+                ..check(hugetlb_sizes::preserve_from_cma, 2, 0)
+            },
+            check(hugetlb_sizes::retrieve_gigantic, 0, 1),
+        ],
+        prints: &[],
+        seconds: 300,
+    },
+    Test {
+        name: "hugetlb_scratch",
+        about: "huge pages that lie where the next kernel boots move, or their file is refused",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_scratch::preserve_from_scratch, 1, 0),
+            check(hugetlb_scratch::take_moved, 0, 1),
+        ],
+        prints: &["lies where the next kernel boots, and there is no free one to move it to"],
+        seconds: 300,
+    },
+    Test {
+        name: "hugetlb_killed_waiter",
+        about: "a task that waits for a jump in a fault on a hole of a huge page can be killed",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: killed_waiter::HUGE_PARAMETERS,
+                ..check(killed_waiter::kill_in_a_fault, 3, 0)
+            },
+            check(killed_waiter::take_huge, 0, 2),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "hugetlb_limit",
+        about: "limits of a hugetlb cgroup are found out before anything is taken; the file is \
+                charged, until it is closed",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_limit::preserve_charged, 2, 0),
+            check(hugetlb_limit::retrieve_under_limits, 0, 1),
+        ],
+        prints: &[
+            "memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit",
+        ],
+        seconds: 180,
+    },
+    Test {
+        name: "hugetlb_without",
+        about: "a kernel on a processor without huge pages refuses their memfd with a reason and \
+                frees it; others cross",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_sizes::preserve_with_others, 2, 0),
+            Stage {
+                parameters: hugetlb_sizes::WITHOUT_ANY,
+                ..check(hugetlb_sizes::lose_huge_alone, 0, 1)
+            },
+        ],
+        prints: &["this kernel has no huge pages of 2048 KiB"],
+        seconds: 180,
     },
     Test {
         name: "hugetlb_numa",
