@@ -88,7 +88,11 @@ pub(super) fn retrieve_under_limits(_held: &mut HeldOpen) -> Result<()> {
     expect_errno(attempt(), Errno::AGAIN, "retrieving under a limit of pages")?;
     group.limit("max", PAGES)?;
     group.limit("rsvd.max", PAGES - 1)?;
-    expect_errno(attempt(), Errno::AGAIN, "retrieving under one of reservations")?;
+    expect_errno(
+        attempt(),
+        Errno::AGAIN,
+        "retrieving under one of reservations",
+    )?;
     group.expect(0, 0, "after refusals")?;
     group.limit("rsvd.max", PAGES)?;
     let file = File::from(attempt()?);
