@@ -163,8 +163,6 @@ const WITH_OTHERS: &str = "huge-with-others";
 const LOST: Token = Token(7);
 const LOST_PAGES: u64 = 8;
 const OTHER: Workload = memfd(1 << 20, Fill::sparse(5000), 8);
-/// A processor that has no huge pages, as far as the kernel knows.
-pub(super) const WITHOUT_ANY: &str = "clearcpuid=pse";
 
 pub(super) fn preserve_with_others(held: &mut HeldOpen) -> Result<()> {
     POOL.resize(LOST_PAGES)?;
@@ -176,7 +174,7 @@ pub(super) fn preserve_with_others(held: &mut HeldOpen) -> Result<()> {
     held.hold(&session)
 }
 
-/// In a kernel without huge pages.
+/// In a kernel that is built without huge pages.
 pub(super) fn lose_huge_alone(_held: &mut HeldOpen) -> Result<()> {
     ensure!(POOL.counters().is_err(), "this kernel has huge pages");
     let session = Device::open()?.retrieve_session(WITH_OTHERS)?;

@@ -363,21 +363,6 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 180,
     },
     Test {
-        name: "hugetlb_without",
-        about: "a kernel on a processor without huge pages refuses their memfd with a reason and \
-                frees it; others cross",
-        machine: Machine::Plain,
-        stages: &[
-            check(hugetlb_sizes::preserve_with_others, 2, 0),
-            Stage {
-                parameters: hugetlb_sizes::WITHOUT_ANY,
-                ..check(hugetlb_sizes::lose_huge_alone, 0, 1)
-            },
-        ],
-        prints: &["this kernel has no huge pages of 2048 KiB"],
-        seconds: 180,
-    },
-    Test {
         name: "hugetlb_numa",
         about: "huge pages of two NUMA nodes stay where they are, in each node's counters",
         machine: Machine::Numa,
