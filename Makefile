@@ -15,12 +15,15 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 
+# For tests, which have built most of it: not optimized.
+LUO := $(CARGO) run --quiet --package luo-cli --bin luo --
+
 # The handler of an author: what `luo new` writes, and a few files over that.
 PIPE := target/pipe
-NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(CARGO) luo new pipe --path $(PIPE) && \
+NEW_PIPE = rm -rf $(PIPE) && mkdir -p target && $(LUO) new pipe --path $(PIPE) && \
 	cp -R harness/luo/tests/fixtures/pipe/. $(PIPE)
 
-.PHONY: help bench bench-container install matrix microbench test test-hosted test-lab \
+.PHONY: help bench bench-aarch64 bench-container install matrix microbench test test-hosted test-lab \
 	test-stick test-systemd test-versions check fuzz clean
 
 help:
@@ -29,6 +32,7 @@ help:
 	@echo "make test-stick  boot a stick with UEFI in a VM, and read its report"
 	@echo "make test-systemd services of Debian's systemd over systemctl kexec, in a VM"
 	@echo "make test-versions files over kexecs between kernels of two series, in a VM"
+	@echo "make bench-aarch64 the program for arm64 in qemu-user: rustup target, qemu-user-static"
 	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
 	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
@@ -47,6 +51,13 @@ bench-container:
 		mount -t tmpfs -o size=64m none /dev/shm; \
 		echo 2 > /proc/sys/vm/memfd_noexec; \
 		exec $(MAKE) bench'
+
+# The program for arm64, under qemu-user: that it works, not how fast.
+bench-aarch64:
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld $(CARGO) build --release \
+		--package luo-cli --bin luo --target aarch64-unknown-linux-musl
+	harness/luo/tests/aarch64.sh target/aarch64-unknown-linux-musl/release/luo bench \
+		--size 2M --fill dense,sparse:5%,shuffled --runs 1
 
 install:
 	$(CARGO) build --release --package luo-cli --bin luo
@@ -67,10 +78,10 @@ test-hosted:
 
 # The first time, this fetches a toolchain and builds a kernel; see `luo lab --help`.
 test-lab:
-	$(CARGO) luo lab test
-	$(CARGO) luo lab soak --jumps 20
+	$(LUO) lab test
+	$(LUO) lab soak --jumps 20
 	$(NEW_PIPE)
-	$(CARGO) luo lab test --handler $(PIPE) --program $(PIPE)/tests/kexec.sh
+	$(LUO) lab test --handler $(PIPE) --program $(PIPE)/tests/kexec.sh
 
 # Services of Debian's systemd, with our handlers and the kernel's own. Not part of `make test`: it
 # takes a quarter of an hour, emulated.
@@ -80,7 +91,7 @@ test-systemd:
 # Between the kernel and one of an earlier series, whose source it fetches and builds the first time,
 # and one that is built without HUGETLBFS.
 test-versions:
-	$(CARGO) luo lab test versions built
+	$(LUO) lab test versions built
 
 # The first time, this builds another kernel and fetches a firmware.
 test-stick:

@@ -33,6 +33,14 @@ pub trait FileHandler: Sync + 'static {
     /// Neither in the RFC nor in mainline, which have one host.
     const HOSTS: Hosts = Hosts::Hosted;
 
+    /// What [`retrieve`](Self::retrieve) can read, beyond what [`COMPATIBLE`](Self::COMPATIBLE)
+    /// promises: a word for each layout of the record and each kind of file, of at most 15 bytes.
+    /// [`describe`](Self::describe) reports the words that one file takes as `needs[]`. So
+    /// `luo check` knows before a jump whether another build of the handler can read it.
+    ///
+    /// Neither in the RFC nor in mainline.
+    const READS: &'static [&'static str] = &[];
+
     /// Looks whether the handler can work here at all, before it is registered. May be called
     /// again, each time something registers it. The host offers nothing but [`Host::explain`].
     ///

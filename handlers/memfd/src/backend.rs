@@ -7,7 +7,7 @@ use crate::{
     chain::Extents,
     extent::{Contents, Run},
     name::Name,
-    record::{Attributes, Record},
+    record::{Attributes, Record, EARLIER_LAYOUT, LAYOUT},
 };
 
 /// Takes one run of pages after the other.
@@ -23,6 +23,12 @@ pub trait MemfdBackend: Sync + 'static {
 
     /// Memory of its own.
     type Buffer: AsMut<[u8]>;
+
+    /// What of a record it can take: layouts and kinds of files, as [`FileHandler::READS`] has
+    /// them.
+    ///
+    /// [`FileHandler::READS`]: luo_handler_api::FileHandler::READS
+    const READS: &'static [&'static str] = &[LAYOUT, EARLIER_LAYOUT, "shmem", "hugetlb"];
 
     /// Where the contents are while they cross.
     fn contents_in(&self) -> Contents;

@@ -137,6 +137,7 @@ fn release_record(handle: u64, record: &Record, host: Host<'_>) {
 impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
     const COMPATIBLE: Compatible = Compatible::new("luo-handlers,memfd-v1");
     const HOSTS: Hosts = Hosts::Both;
+    const READS: &'static [&'static str] = B::READS;
     type Private = Private<B::Kept>;
 
     fn can_preserve(&self, file: FileRef<'_>) -> bool {
@@ -236,7 +237,10 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
     /// Attributes, and what the record knows of the contents: extents and data where it names
     /// frames.
     fn describe(&self, data: u64, host: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {
-        Summary::read(host, data)?.report(pairs);
+        let summary = Summary::read(host, data)?;
+        summary.report(pairs);
+        pairs.put("needs[]", Record::layout(host, data)?);
+        pairs.put("needs[]", summary.kind);
         Ok(())
     }
 }
@@ -593,7 +597,11 @@ mod tests {
                 }
             };
             expected.extend(["position 0", metadata, "seals[] seal", "seals[] grow"]);
+            expected.extend(["needs[] memfd-r3", "needs[] shmem"]);
             assert_eq!(found, expected);
+            let mut needs = found.iter().filter_map(|it| it.strip_prefix("needs[] "));
+            let reads = MemfdHandler::<&FakeBackend>::READS;
+            assert!(needs.all(|word| reads.contains(&word)));
         }
     }
 

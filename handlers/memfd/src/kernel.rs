@@ -44,7 +44,7 @@ use crate::{
     handler::MemfdHandler,
     name::Name,
     pieces::{Block, Pieces, Slots},
-    record::{Attributes, Kind, Record},
+    record::{Attributes, Kind, Record, EARLIER_LAYOUT, LAYOUT},
 };
 
 register_handler!(
@@ -131,6 +131,10 @@ impl AsMut<[u8]> for Buffer {
 impl MemfdBackend for KernelBackend {
     type Kept = PreservedFrames;
     type Buffer = Buffer;
+    const READS: &'static [&'static str] = match cfg!(CONFIG_HUGETLBFS) {
+        true => &[LAYOUT, EARLIER_LAYOUT, "shmem", "hugetlb"],
+        false => &[LAYOUT, EARLIER_LAYOUT, "shmem"],
+    };
 
     fn contents_in(&self) -> Contents {
         Contents::Frames

@@ -58,7 +58,8 @@
 //! - *Pages that have to move*: those that lie in the scratch memory of kexec handover, to a free
 //!   page of the pool elsewhere or to new memory. A gigantic page never lies there. Pages of
 //!   `hugetlb_cma` and of boot-time reservations stay where they are; after the jump they are
-//!   memory like any other.
+//!   memory like any other. Linux 7.2 takes those of boot-time reservations for memory of the
+//!   kernel, and wants twice as much scratch: boot it with a `kho_scratch=` of a fixed size.
 //! - Where the next kernel lacks the size, retrieve fails with `EOPNOTSUPP` and the log has the
 //!   reason; finish frees the memory. An optimised vmemmap (HVO) is a matter of each kernel.
 //!

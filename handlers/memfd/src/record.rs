@@ -32,11 +32,17 @@ use crate::{
     },
 };
 
-/// What a record begins with.
-pub const MAGIC: [u8; 8] = *b"memfd-r3";
+/// The layout of the record, by name.
+pub const LAYOUT: &str = "memfd-r3";
 
-/// The same of an earlier layout, which is still read: its extents cross whole, in 16 bytes each.
-pub const EARLIER_MAGIC: [u8; 8] = *b"memfd-r2";
+/// An earlier layout, which is still read: its extents cross whole, in 16 bytes each.
+pub const EARLIER_LAYOUT: &str = "memfd-r2";
+
+/// What a record begins with.
+pub const MAGIC: [u8; 8] = *LAYOUT.as_bytes().first_chunk().unwrap();
+
+/// The same of the earlier layout.
+pub const EARLIER_MAGIC: [u8; 8] = *EARLIER_LAYOUT.as_bytes().first_chunk().unwrap();
 
 /// `F_SEAL_SEAL` of `include/uapi/linux/fcntl.h`: no more seals.
 pub const SEAL_SEAL: u32 = 0x01;
@@ -324,6 +330,18 @@ impl Record {
             Ok(record)
         } else {
             Err(Errno::EINVAL)
+        }
+    }
+
+    /// The layout of a record: [`LAYOUT`] or [`EARLIER_LAYOUT`].
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn layout(host: Host<'_>, handle: u64) -> Result<&'static str, Errno> {
+        match RecordHeader::load(host, handle)?.magic {
+            MAGIC => Ok(LAYOUT),
+            _ => Ok(EARLIER_LAYOUT),
         }
     }
 

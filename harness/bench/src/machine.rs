@@ -337,6 +337,7 @@ mod tests {
     use super::*;
     use luo_check::facts::{Facts, Origin};
     use luo_check::image::Format;
+    use std::collections::BTreeMap;
 
     #[test]
     fn the_initrd_is_found_by_any_name_distributions_use() {
@@ -389,6 +390,7 @@ mod tests {
                 stand_ins: true,
                 handlers: handlers.map(str::to_owned).into(),
                 own_handlers: BTreeSet::new(),
+                reads: BTreeMap::new(),
             },
         }
     }

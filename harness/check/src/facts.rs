@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What a kernel can take: from the notes that kmod puts into its image, or guessed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use object::elf::FileHeader64;
 use object::read::elf::NoteIterator;
@@ -15,13 +15,15 @@ const NAME: &[u8] = b"luo-handlers";
 const ABI: u32 = 1;
 const HANDLER: u32 = 2;
 const OWN_HANDLER: u32 = 3;
+const READS: u32 = 4;
 
 /// What stood before the vendor was put before our compatibles.
 const VENDOR: &str = "luo-handlers,";
 
 /// The longest compatible, as the kernel has it.
 const COMPATIBLE_MAX: usize = 47;
-/// No kernel has so many handlers, nor so many strings that look like one.
+/// No kernel has so many handlers, nor so many strings that look like one, nor has a handler so many
+/// words.
 const HANDLERS_MAX: usize = 4096;
 
 /// Where facts are from.
@@ -51,6 +53,9 @@ pub struct Facts {
     pub handlers: BTreeSet<String>,
     /// Those of the kernel's own.
     pub own_handlers: BTreeSet<String>,
+    /// What a handler can read beyond its compatible, by compatible: layouts of its record, kinds
+    /// of files. Handlers that do not name any are not in it.
+    pub reads: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Facts {
@@ -63,6 +68,7 @@ impl Facts {
             stand_ins: false,
             handlers: BTreeSet::new(),
             own_handlers: BTreeSet::new(),
+            reads: BTreeMap::new(),
         }
     }
 
@@ -95,6 +101,7 @@ impl Facts {
                 ABI => facts.add_abi(text),
                 HANDLER => add(&mut facts.handlers, text),
                 OWN_HANDLER => add(&mut facts.own_handlers, text),
+                READS => facts.add_reads(text),
                 _ => {} // of a later kmod
             }
         }
@@ -109,6 +116,14 @@ impl Facts {
                 "stand_ins" => self.stand_ins = value == "1",
                 "kho_enabled" => self.kho_enabled = Some(value == "1"),
                 _ => {}
+            }
+        }
+    }
+
+    fn add_reads(&mut self, text: &str) {
+        if let Some((compatible, word)) = text.split_once('\n') {
+            if self.reads.len() < HANDLERS_MAX || self.reads.contains_key(compatible) {
+                add(self.reads.entry(compatible.to_owned()).or_default(), word);
             }
         }
     }
@@ -231,6 +246,21 @@ pub(crate) mod tests {
         assert!(!facts.stand_ins && !facts.takes("c-v1"));
         assert_eq!(Facts::from_notes(&note(b"GNU", 3, &[7; 20])).unwrap(), None);
         assert_eq!(Facts::from_notes(&[]).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_handler_reads_is_listed() {
+        let mut notes = notes("luo-v5", &["a-v1"]);
+        for text in ["a-v1\nr2", "a-v1\nr1", "b-v1\nr1", "junk"] {
+            notes.extend(note(NAME, READS, text.as_bytes()));
+        }
+        let facts = Facts::from_notes(&notes).unwrap().unwrap();
+        let reads = |compatible: &str| facts.reads[compatible].iter().collect::<Vec<_>>();
+        assert_eq!(reads("a-v1"), ["r1", "r2"]);
+        assert_eq!(
+            (reads("b-v1"), facts.reads.len()),
+            (vec![&"r1".to_owned()], 2)
+        );
     }
 
     #[test]

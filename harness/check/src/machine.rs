@@ -47,6 +47,8 @@ pub struct PreservedFile {
     pub name: Option<String>,
     /// The format, which names the handler.
     pub compatible: String,
+    /// What its handler has to be able to read: the layout of its record, the kind of file.
+    pub needs: Vec<String>,
 }
 
 impl Machine {
@@ -90,12 +92,14 @@ impl Machine {
             }
             for file in session.files {
                 let name = file.value("name").map(str::to_owned);
+                let needs = file.values("needs[]").map(str::to_owned).collect();
                 *self.preserved.entry(file.compatible.clone()).or_default() += 1;
                 self.files.push(PreservedFile {
                     session: session.name.clone(),
                     token: file.token.to_string(),
                     name,
                     compatible: file.compatible,
+                    needs,
                 });
             }
         }
@@ -224,7 +228,7 @@ mod tests {
 
     const SHOWN: &str = "session outgoing held a\\x20b\n\
         file 0x1 preserved memfd-v2 data=0x1 name=memfd:x inode=7\n\
-        file 0x2 preserved luo-handlers,memfd-v1 data=0x2\n\
+        file 0x2 preserved luo-handlers,memfd-v1 data=0x2 needs[]=memfd-r3 needs[]=shmem\n\
         session outgoing busy c\n\
         session incoming waiting d\nfile 0x3 waiting e-v1 data=0x3\n";
 
@@ -232,15 +236,17 @@ mod tests {
     fn what_sessions_show_is_known_file_by_file() {
         let mut machine = Machine::default();
         machine.add_shown(sessions::parse(SHOWN));
-        let file = |token: &str, name: Option<&str>, compatible: &str| PreservedFile {
-            session: "a b".into(),
-            token: token.into(),
-            name: name.map(str::to_owned),
-            compatible: compatible.into(),
-        };
+        let file =
+            |token: &str, name: Option<&str>, compatible: &str, needs: &[&str]| PreservedFile {
+                session: "a b".into(),
+                token: token.into(),
+                name: name.map(str::to_owned),
+                compatible: compatible.into(),
+                needs: needs.iter().copied().map(str::to_owned).collect(),
+            };
         let files = [
-            file("0x1", Some("memfd:x"), "memfd-v2"),
-            file("0x2", None, "luo-handlers,memfd-v1"),
+            file("0x1", Some("memfd:x"), "memfd-v2", &[]),
+            file("0x2", None, "luo-handlers,memfd-v1", &["memfd-r3", "shmem"]),
         ];
         assert_eq!(machine.files, files);
         assert_eq!(machine.busy_sessions, ["c"]);

@@ -58,8 +58,10 @@ pub struct File {
     /// Which.
     #[serde(flatten)]
     pub file: PreservedFile,
-    /// Whether the next kernel takes it; [`Files`] has the reason.
+    /// Whether the next kernel takes it.
     pub answer: Answer,
+    /// Why it does not, where that is not so for all files of its format: see [`Files`].
+    pub text: Option<String>,
 }
 
 /// All of it.
@@ -112,24 +114,23 @@ pub fn compare(machine: &Machine, next: &Image, boot: &Boot) -> Report {
         memory(machine, next, boot),
     ];
     checks.extend(machine.busy_sessions.iter().map(|name| busy(name)));
-    let formats: Vec<Files> = machine
+    let mut formats: Vec<Files> = machine
         .preserved
         .iter()
         .map(|(compatible, count)| taken(compatible, *count, &next.facts, command_line))
         .collect();
-    let answer_for = |file: &PreservedFile| {
-        let mut its = formats.iter().filter(|it| it.compatible == file.compatible);
-        its.next().map_or(Answer::Unknown, |format| format.answer)
-    };
-    let files = machine.files.iter().map(|file| File {
-        file: file.clone(),
-        answer: answer_for(file),
-    });
+    let files = machine.files.iter();
+    let files: Vec<File> = files
+        .map(|file| of_file(file, &formats, &next.facts))
+        .collect();
+    for format in formats.iter_mut().filter(|it| it.answer == Answer::Yes) {
+        compare_reads(format, current, &next.facts, &files);
+    }
     let mut report = Report {
         can_jump: false,
         next: next.clone(),
         checks,
-        files: files.collect(),
+        files,
         formats,
     };
     let is_refused = report.refusals().next().is_some();
@@ -222,6 +223,77 @@ fn taken(compatible: &str, count: u64, next: &Facts, command_line: Option<&str>)
         answer,
         text,
     }
+}
+
+/// Whether a file is taken, going by its format and by what its handler has to be able to read.
+fn of_file(file: &PreservedFile, formats: &[Files], next: &Facts) -> File {
+    let mut its = formats.iter().filter(|it| it.compatible == file.compatible);
+    let format = its.next().map_or(Answer::Unknown, |format| format.answer);
+    let (answer, text) = match (format, missing_reads(&file.compatible, &file.needs, next)) {
+        (Answer::Yes, Err(NotListed)) => (
+            Answer::Unknown,
+            Some("the next kernel's notes do not list what its handler can read".to_owned()),
+        ),
+        (Answer::Yes, Ok(missing)) if !missing.is_empty() => (
+            Answer::No,
+            Some(format!(
+                "the next kernel's handler cannot read {}",
+                missing.join(", ")
+            )),
+        ),
+        (answer, _) => (answer, None),
+    };
+    File {
+        file: file.clone(),
+        answer,
+        text,
+    }
+}
+
+/// The same of all files of a format; where they are not known one by one, of what this kernel's
+/// handler can read.
+fn compare_reads(format: &mut Files, current: Option<&Facts>, next: &Facts, files: &[File]) {
+    let its = files
+        .iter()
+        .filter(|it| it.file.compatible == format.compatible);
+    let of_answer = |answer| its.clone().filter(move |it| it.answer == answer).count();
+    let mut texts = its.clone().filter_map(|it| it.text.as_deref());
+    let (no, unknown) = (of_answer(Answer::No), of_answer(Answer::Unknown));
+    if no + unknown > 0 {
+        format.answer = if no > 0 { Answer::No } else { Answer::Unknown };
+        let (count, text) = (no.max(unknown), texts.next().unwrap_or_default());
+        format.text = format!("{count} of them: {text}");
+    } else if its.clone().next().is_none() {
+        let reads = current.and_then(|facts| facts.reads.get(&format.compatible));
+        let reads = reads.into_iter().flatten();
+        if let Ok(missing) = missing_reads(&format.compatible, reads, next) {
+            if !missing.is_empty() {
+                format.answer = Answer::Unknown;
+                format.text = format!(
+                    "the next kernel has a handler, which cannot read {}",
+                    missing.join(", ")
+                );
+            }
+        }
+    }
+}
+
+/// The next kernel's notes do not list what a handler can read.
+struct NotListed;
+
+/// What of these words the next kernel's handler does not list.
+fn missing_reads<'a>(
+    compatible: &str,
+    words: impl IntoIterator<Item = &'a String>,
+    next: &Facts,
+) -> Result<Vec<&'a str>, NotListed> {
+    let mut words = words.into_iter().peekable();
+    if words.peek().is_none() {
+        return Ok(Vec::new());
+    }
+    let reads = next.reads.get(compatible).ok_or(NotListed)?;
+    let missing = words.filter(|word| !reads.contains(*word));
+    Ok(missing.map(String::as_str).collect())
 }
 
 /// Another format that the next kernel takes of files of the same name.
@@ -427,6 +499,7 @@ mod tests {
                 token: token.to_owned(),
                 name: None,
                 compatible: compatible.to_owned(),
+                needs: Vec::new(),
             })
             .collect();
         let next = image("luo-v5", &["memfd-v1"]);
@@ -438,6 +511,66 @@ mod tests {
             .collect();
         assert_eq!(found, [("0x1", Answer::No), ("0x2", Answer::Yes)]);
         assert!(!report.can_jump);
+    }
+
+    /// Facts of a kernel whose handler of memfds can read this.
+    fn reading(words: &[&str]) -> Facts {
+        let mut facts = machine().facts.unwrap();
+        let words = words.iter().copied().map(str::to_owned).collect();
+        facts.reads.insert("memfd-v1".to_owned(), words);
+        facts
+    }
+
+    #[test]
+    fn a_file_that_its_handler_cannot_read_is_named() {
+        use Answer::{No, Unknown, Yes};
+        let mut current = Machine::of_kernel(reading(&["r3", "shmem", "hugetlb"]));
+        for (token, kind) in [("0x1", "shmem"), ("0x2", "hugetlb"), ("0x3", "hugetlb")] {
+            current.files.push(PreservedFile {
+                session: "guest".to_owned(),
+                token: token.to_owned(),
+                name: None,
+                compatible: "memfd-v1".to_owned(),
+                needs: vec!["r3".to_owned(), kind.to_owned()],
+            });
+        }
+        let mut next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
+        let mut answers = |facts: Facts| {
+            next.facts = facts;
+            let report = compare(&current, &next, &boot("liveupdate=on kho=on"));
+            let of_name = |it: &&Files| it.compatible == "memfd-v1";
+            let format = report.formats.iter().find(of_name).unwrap().clone();
+            let files: Vec<_> = report.files.iter().map(|it| it.answer).collect();
+            assert_eq!(report.can_jump, format.answer != No);
+            (files, format.answer, format.text)
+        };
+        let (files, format, _) = answers(reading(&["r4", "r3", "shmem", "hugetlb"]));
+        assert_eq!((files, format), (vec![Yes; 3], Yes));
+        let (files, format, text) = answers(reading(&["r3", "shmem"]));
+        assert_eq!((files, format), (vec![Yes, No, No], No));
+        assert_eq!(
+            text,
+            "2 of them: the next kernel's handler cannot read hugetlb"
+        );
+        let (files, format, text) = answers(reading(&["r2", "shmem", "hugetlb"]));
+        assert_eq!((files, format), (vec![No; 3], No));
+        assert!(text.ends_with("cannot read r3"), "{text}");
+        // An older kmod has no such notes.
+        let (files, format, text) = answers(machine().facts.unwrap());
+        assert_eq!((files, format), (vec![Unknown; 3], Unknown));
+        assert!(text.contains("do not list"), "{text}");
+    }
+
+    #[test]
+    fn what_another_kernel_may_hold_and_this_one_cannot_read_is_reported() {
+        let machine = Machine::of_kernel(reading(&["r3", "shmem", "hugetlb"]));
+        let mut next = image("luo-v5", &["memfd-v1", "vfio-v1"]);
+        next.facts = reading(&["r3", "shmem"]);
+        let report = compare(&machine, &next, &boot("liveupdate=on kho=on"));
+        let mut formats = report.formats.iter();
+        let memfd = formats.find(|it| it.compatible == "memfd-v1").unwrap();
+        assert!(memfd.answer == Answer::Unknown && memfd.text.ends_with("cannot read hugetlb"));
+        assert!(report.can_jump);
     }
 
     #[test]

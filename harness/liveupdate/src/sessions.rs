@@ -53,8 +53,13 @@ pub struct ShownFile {
 impl ShownFile {
     /// The first value of a key.
     pub fn value(&self, key: &str) -> Option<&str> {
-        let mut values = self.pairs.iter().filter(|(its, _)| its == key);
-        values.next().map(|(_, value)| value.as_str())
+        self.values(key).next()
+    }
+
+    /// All values of a key.
+    pub fn values<'a, 'k>(&'a self, key: &'k str) -> impl Iterator<Item = &'a str> + use<'a, 'k> {
+        let values = self.pairs.iter().filter(move |(its, _)| its == key);
+        values.map(|(_, value)| value.as_str())
     }
 
     /// The first value of a key that is a number.

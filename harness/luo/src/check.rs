@@ -124,14 +124,15 @@ fn print(report: &Report, machine: &Machine, is_running: bool) {
 
 /// What is preserved, file by file.
 fn files(files: &[File]) -> Table {
-    let mut table = table(["session", "token", "file", "handler", "fits"]);
-    for File { file, answer } in files {
+    let mut table = table(["session", "token", "file", "handler", "fits", "why"]);
+    for File { file, answer, text } in files {
         table.add_row([
             &printable(&file.session),
             &file.token,
             &printable(file.name.as_deref().unwrap_or_default()),
             &printable(&file.compatible),
             word(*answer),
+            &printable(text.as_deref().unwrap_or_default()),
         ]);
     }
     table

@@ -99,6 +99,10 @@ pub enum LabCommand {
         /// these are the only tests
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
+        /// Guests that run at a time; by default one for each processor, up to four, as far as
+        /// there is memory for them
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+        guests: Option<u8>,
         /// Run only the tests whose names contain one of these
         names: Vec<String>,
     },
@@ -410,9 +414,18 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
             guest,
             more,
             program,
+            guests,
             names,
             ..
-        } => return test(guest.with(more), program, names),
+        } => {
+            let selected = Selected {
+                names,
+                program: program.is_some(),
+                outside: !more.handlers.is_empty(),
+                guests: guests.map(usize::from),
+            };
+            return test(guest.with(more), program, &selected);
+        }
         LabCommand::Bench(arguments) => return measure(arguments),
         LabCommand::Soak {
             guest,
@@ -455,18 +468,13 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
 fn test(
     mut guest: GuestArguments,
     program: Option<PathBuf>,
-    names: Vec<String>,
+    selected: &Selected,
 ) -> Result<ExitCode> {
-    table::check_names(&names)?;
-    let selected = Selected {
-        names,
-        program: program.is_some(),
-        outside: !guest.build.handlers.is_empty(),
-    };
+    table::check_names(&selected.names)?;
     guest.build.program = program;
     guest.build.variants = selected.variants()?;
     let (cache, built, options) = guest.prepare()?;
-    let summary = run_tests(&cache, &built, &options, &selected, &mut |result| {
+    let summary = run_tests(&cache, &built, &options, selected, &mut |result| {
         println!("{result}");
     })?;
     println!("{summary}");

@@ -6,9 +6,12 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display};
 use std::fs;
 use std::path::Path;
+use std::sync::{mpsc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use luo_bench::memory::available_bytes;
 
 use crate::build::built::Built;
 use crate::build::profile::Profile;
@@ -22,12 +25,15 @@ use crate::run::verdict::{case_problem, verdict};
 use crate::tests::table;
 use crate::tests::test::Test;
 use crate::units::duration;
+use crate::vm::accel::Accel;
 use crate::vm::options::GuestOptions;
 use crate::vm::probe;
 use crate::vm::qemu::GuestRun;
 
 /// The kernel that checks itself is about this much slower.
 const DEBUG_SLOWNESS: u64 = 6;
+/// More guests at a time than this are a matter of asking for them.
+const GUESTS_MAX: usize = 4;
 
 /// What came out of all tests. Its text is for people.
 #[derive(Debug)]
@@ -90,6 +96,9 @@ pub struct Selected {
     pub program: bool,
     /// Handlers from outside are in the kernel.
     pub outside: bool,
+    /// How many guests run at a time; by default one for each processor, up to four, as far as
+    /// there is memory for them.
+    pub guests: Option<usize>,
 }
 
 impl Selected {
@@ -118,7 +127,7 @@ impl Selected {
     }
 }
 
-/// Runs tests, and calls `report` for each result.
+/// Runs tests, and calls `report` for each result as it comes.
 ///
 /// # Errors
 ///
@@ -143,12 +152,72 @@ pub fn run_tests(
         ),
         crossed: Crossed::default(),
     };
-    for test in tests {
+    let guests = selected
+        .guests
+        .unwrap_or_else(|| guests_at_a_time(built, options));
+    let bench = Bench {
+        runs: &runs,
+        built,
+        options,
+        accel,
+    };
+    let waiting = Mutex::new(tests.into_iter());
+    let (sender, receiver) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..guests.max(1) {
+            let (sender, bench, waiting) = (sender.clone(), &bench, &waiting);
+            // It waits for its guests itself: each ends with the thread that started it.
+            scope.spawn(move || {
+                let next = || waiting.lock().ok()?.next();
+                while let Some(test) = next() {
+                    let run = bench.run(test);
+                    if sender.send((test, run)).is_err() {
+                        break; // another one could not be run
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (test, run) in receiver {
+            let run = run?;
+            summary.crossed.add(&run);
+            for result in results(test, &run) {
+                summary.passed += u32::from(result.problem.is_none());
+                summary.failed += u32::from(result.problem.is_some());
+                report(&result);
+            }
+        }
+        Ok(summary)
+    })
+}
+
+fn guests_at_a_time(built: &Built, options: &GuestOptions) -> usize {
+    // They would listen on the same port.
+    if options.gdb {
+        return 1;
+    }
+    let memory = options.memory.unwrap_or(built.profile.guest_memory());
+    let room = available_bytes().map_or(1, |available| available / memory.max(1));
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    processors.min(room as usize).clamp(1, GUESTS_MAX)
+}
+
+/// What a test needs to be run.
+struct Bench<'a> {
+    runs: &'a Runs,
+    built: &'a Built,
+    options: &'a GuestOptions,
+    accel: Accel,
+}
+
+impl Bench<'_> {
+    fn run(&self, test: &Test) -> Result<GuestRun> {
+        let Self { built, options, .. } = *self;
         let job = Job::Test {
             name: test.name.into(),
             stage: 1,
         };
-        let mut guest = guest(&runs, built, options, accel, job, test.name);
+        let mut guest = guest(self.runs, built, options, self.accel, job, test.name);
         let first = test.stages.first().map_or("", |stage| stage.parameters);
         guest.machine = test.machine;
         let kernels = kernels_of(test, built)?;
@@ -157,17 +226,11 @@ pub fn run_tests(
         if let Some((_, image)) = kernels.iter().find(|(it, _)| Some(*it) == first_kernel) {
             guest.image = image;
         }
-        guest.parameters = format!("{} {first}", guest.parameters);
+        // The last one counts: the user's, then what the kernel needs, then the test's.
+        guest.parameters = format!("{first} {}", guest.parameters);
         guest.timeout = options.timeout.or(Some(test_timeout(built.profile, test)));
-        let run = guest.run()?;
-        summary.crossed.add(&run);
-        for result in results(test, &run) {
-            summary.passed += u32::from(result.problem.is_none());
-            summary.failed += u32::from(result.problem.is_some());
-            report(&result);
-        }
+        guest.run()
     }
-    Ok(summary)
 }
 
 /// The other kernels that a test runs in, and their images.

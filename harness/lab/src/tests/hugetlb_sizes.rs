@@ -24,8 +24,9 @@ use crate::tests::memfds::{memfd, preserve, retrieve};
 
 const GIGANTIC: u64 = 1 << 30;
 const GIGANTIC_POOL: Pool = Pool(GIGANTIC);
-/// The first kernel reserves one at boot.
-pub(super) const RESERVED: &str = "hugepagesz=1G hugepages=1";
+/// The first kernel reserves one at boot. Linux 7.2 takes that for memory of the kernel, and by
+/// default wants twice that as scratch.
+pub(super) const RESERVED: &str = "hugepagesz=1G hugepages=1 kho_scratch=64M,512M,256M";
 /// A processor that has no pages of 1 GiB, as far as the kernel knows.
 pub(super) const WITHOUT: &str = "clearcpuid=pdpe1gb";
 const SESSION: &str = "gigantic";
@@ -53,7 +54,8 @@ pub(super) fn preserve_gigantic(held: &mut HeldOpen) -> Result<()> {
 
 /// As much in pages of 2 MiB. Those that are reserved at boot do not lie in scratch memory.
 const HUGE_PAGES: u64 = GIGANTIC / HUGE;
-pub(super) const BOTH_RESERVED: &str = "hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=513";
+pub(super) const BOTH_RESERVED: &str =
+    "hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=513 kho_scratch=64M,512M,256M";
 const IN_HUGE_PAGES: Token = Token(2);
 
 /// The time that our handler spends in a phase while `call` runs.
@@ -135,7 +137,7 @@ pub(super) fn lose_gigantic(_held: &mut HeldOpen) -> Result<()> {
 }
 
 /// The first kernel has a place for one gigantic page, where nothing else stays.
-pub(super) const CMA: &str = "hugetlb_cma=1G";
+pub(super) const CMA: &str = "hugetlb_cma=1G kho_scratch=64M,512M,256M";
 
 fn free_cma() -> Result<u64> {
     meminfo("CmaFree:").context("/proc/meminfo has no CmaFree")
