@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
 use luo_bench::counters::moved_bytes;
+use luo_bench::memory::available_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::Device;
 use luo_orchestrator::SharedMapping;
@@ -60,11 +61,16 @@ fn lie_in(mapping: &SharedMapping, ranges: &[Range<u64>]) -> Result<Vec<bool>> {
         .collect()
 }
 
+/// More scratch memory than [`SPARED`], in a guest of any kernel.
+pub(super) const PARAMETERS: &str = "kho_scratch=64M,1G,256M";
+/// What is left of memory for all else, in bytes. With none of it the kernel does not go on.
+const SPARED: u64 = 256 << 20;
+
 /// With all of memory in huge pages there is no place to move some to; with less they move.
 pub(super) fn preserve_from_scratch(held: &mut HeldOpen) -> Result<()> {
-    // The kernel has as many as it can.
-    fs::write("/proc/sys/vm/nr_hugepages", "1000000")?;
-    let all = POOL.counters()?.total;
+    let available = available_bytes().context("/proc/meminfo has no MemAvailable")?;
+    let all = available.saturating_sub(SPARED) / HUGE;
+    POOL.resize(all)?;
     let file = huge_memfd("scratch", all)?;
     let mapping = map(&file, all)?;
     (0..all).for_each(|page| number(&mapping, page));

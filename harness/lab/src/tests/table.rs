@@ -328,7 +328,10 @@ pub(crate) static TESTS: &[Test] = &[
         about: "huge pages that lie where the next kernel boots move, or their file is refused",
         machine: Machine::Plain,
         stages: &[
-            check(hugetlb_scratch::preserve_from_scratch, 1, 0),
+            Stage {
+                parameters: hugetlb_scratch::PARAMETERS,
+                ..check(hugetlb_scratch::preserve_from_scratch, 1, 0)
+            },
             check(hugetlb_scratch::take_moved, 0, 1),
         ],
         prints: &["lies where the next kernel boots, and there is no free one to move it to"],
