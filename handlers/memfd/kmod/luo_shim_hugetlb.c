@@ -125,18 +125,21 @@ static void uncharge(struct hstate *h, struct charges *charges)
 }
 
 /*
- * A folio that the previous kernel preserved in this order, frozen, if nobody has taken it;
- * luo_incoming is held. As kho_restore_folio(), but each struct page is written to once and not
- * twice, which is most of what a retrieve costs; and the pages are added to those that this kernel
- * manages by manage(), for many folios at once.
+ * A folio that the previous kernel preserved in this order, frozen, if nobody has taken it. As
+ * kho_restore_folio(), but each struct page is written to once and not twice, which is most of
+ * what a retrieve costs; and the pages are added to those that this kernel manages by manage(),
+ * for many folios at once.
  */
 static struct folio *take_back(u64 pfn, unsigned int order)
 {
 	struct page *head = pfn_to_page(pfn), *page;
 
-	if (luo_preserved_order(pfn) != order)
-		return NULL;
-	set_page_private(head, 0);
+	scoped_guard(mutex, &luo_incoming) {
+		if (luo_preserved_order(pfn) != order)
+			return NULL;
+		/* Nobody else takes it from here on. */
+		set_page_private(head, 0);
+	}
 	set_page_count(head, 0);
 	clear_page_tag_ref(head);
 	__SetPageHead(head);
@@ -244,7 +247,6 @@ static int insert_some(struct hstate *h, struct address_space *mapping, u64 pfn,
 	LIST_HEAD(folios);
 	int err = 0, failed = 0;
 
-	mutex_lock(&luo_incoming);
 	for (taken = 0; taken < count; taken++) {
 		err = luo_pause();
 		if (!err)
@@ -252,7 +254,6 @@ static int insert_some(struct hstate *h, struct address_space *mapping, u64 pfn,
 		if (err)
 			break;
 	}
-	mutex_unlock(&luo_incoming);
 	manage(pfn, huge_page_order(h), taken);
 	optimize_vmemmap(h, &folios);
 	spin_lock_irq(&hugetlb_lock);
