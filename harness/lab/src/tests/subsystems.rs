@@ -43,6 +43,9 @@ fn expect(expected: &[(&str, Option<&str>)], when: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where each kernel leaves its version for the next one.
+const PREVIOUS: &str = "/results/release";
+
 /// The kernel's version as the subsystem records it.
 fn this_release() -> String {
     let release = rustix::system::uname()
@@ -57,6 +60,7 @@ fn this_release() -> String {
 }
 
 fn preserve(held: &mut HeldOpen) -> Result<()> {
+    fs::write(PREVIOUS, this_release()).with_context(|| format!("writing {PREVIOUS}"))?;
     for (name, workload) in SESSIONS {
         let session = Device::open()?.create_session(name)?;
         memfds::preserve(&session, &[workload])?;
@@ -97,7 +101,7 @@ pub(crate) fn preserve_first(held: &mut HeldOpen) -> Result<()> {
 
 /// A kernel that the files reach with their subsystem, and that passes others on.
 fn pass_on(held: &mut HeldOpen, live_updates: &str) -> Result<()> {
-    let release = this_release();
+    let release = fs::read_to_string(PREVIOUS).with_context(|| format!("reading {PREVIOUS}"))?;
     let came_in = [
         ("retrieve", Some("1")),
         ("finish", Some("0")),

@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
-    VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX,
+    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
 };
 use vfio_ioctls::{VfioContainer, VfioDevice};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
@@ -47,7 +47,8 @@ pub(crate) struct Description {
     identity: [u32; IDENTITY.len()],
     /// Flags and size of each.
     regions: Vec<(u32, u64)>,
-    /// Flags and count of each.
+    /// Flags and count of each, but of that for errors: Linux 7.2 has it for PCI Express alone, 7.3
+    /// for all devices.
     interrupts: Vec<Option<(u32, u32)>>,
     /// The first register.
     register: u32,
@@ -88,7 +89,10 @@ impl Client {
         Description {
             identity: IDENTITY.map(config),
             regions: (0..VFIO_PCI_NUM_REGIONS).map(region).collect(),
-            interrupts: (0..VFIO_PCI_NUM_IRQS).map(interrupt).collect(),
+            interrupts: (0..VFIO_PCI_NUM_IRQS)
+                .filter(|&index| index != VFIO_PCI_ERR_IRQ_INDEX)
+                .map(interrupt)
+                .collect(),
             register: self.register(IDENTIFICATION),
         }
     }
