@@ -136,30 +136,30 @@ pub(super) fn lose_gigantic(_held: &mut HeldOpen) -> Result<()> {
     expect_freed(before, GIGANTIC)
 }
 
-/// The first kernel has a place for one gigantic page, where nothing else stays.
-pub(super) const CMA: &str = "hugetlb_cma=1G kho_scratch=64M,512M,256M";
+/// The first kernel takes one gigantic page at boot, out of a CMA area.
+pub(super) const CMA: &str = "hugetlb_cma=1G hugetlb_cma_only=1 hugepagesz=1G hugepages=1 \
+                              kho_scratch=64M,512M,256M";
 
-fn free_cma() -> Result<u64> {
-    meminfo("CmaFree:").context("/proc/meminfo has no CmaFree")
-}
-
-/// A page of the area goes back to it, unless it crosses. Others use the area as well, for what can
-/// be moved.
+/// Neither prepare nor cancel moves it.
 pub(super) fn preserve_from_cma(held: &mut HeldOpen) -> Result<()> {
-    let free = free_cma()?;
-    GIGANTIC_POOL.resize(1)?;
-    let taken = free.saturating_sub(free_cma()?);
-    ensure!(taken > GIGANTIC / 2, "{taken} bytes are of a CMA area");
+    let bytes = |name| meminfo(name).with_context(|| format!("/proc/meminfo has no {name}"));
+    let taken = bytes("CmaTotal:")? - bytes("CmaFree:")?;
+    ensure!(taken >= GIGANTIC, "of CMA areas {taken} bytes are taken");
+    let in_pool = Counters {
+        total: 1,
+        free: 1,
+        ..Counters::default()
+    };
+    GIGANTIC_POOL.expect(in_pool, "at first")?;
     let session = Device::open()?.create_session("cancelled")?;
     let file = DENSE.make(|_| ())?;
     session.preserve(Token(DENSE.seed), file.as_fd())?;
-    ensure!(moved_bytes()? == 0, "a page of a CMA area was moved");
     drop((session, file));
-    GIGANTIC_POOL.resize(0)?;
-    let left = free.saturating_sub(free_cma()?);
-    ensure!(left < GIGANTIC / 2, "{left} bytes are not back in it");
-    GIGANTIC_POOL.resize(1)?;
-    preserve_gigantic(held)
+    GIGANTIC_POOL.expect(in_pool, "after a cancel")?;
+    preserve_gigantic(held)?;
+    let moved = moved_bytes()?;
+    ensure!(moved == 0, "{moved} bytes of a CMA area were moved");
+    Ok(())
 }
 
 const WITH_OTHERS: &str = "huge-with-others";
