@@ -16,11 +16,13 @@ use luo_liveupdate::Device;
 use rustix::fs::{fallocate, FallocateFlags};
 use rustix::io::Errno;
 
+use crate::build::variant::Variant;
 use crate::tests::expect::expect_lost;
 use crate::tests::freeze::nanoseconds;
 use crate::tests::held_open::HeldOpen;
 use crate::tests::hugetlb::{expect_freed, huge_memfd, Counters, Pool, HUGE, POOL};
 use crate::tests::memfds::{memfd, preserve, retrieve};
+use crate::tests::missing::expect_check;
 
 const GIGANTIC: u64 = 1 << 30;
 const GIGANTIC_POOL: Pool = Pool(GIGANTIC);
@@ -173,7 +175,10 @@ pub(super) fn preserve_with_others(held: &mut HeldOpen) -> Result<()> {
     let session = Device::open()?.create_session(WITH_OTHERS)?;
     session.preserve(LOST, file.as_fd())?;
     preserve(&session, &[OTHER])?;
-    held.hold(&session)
+    held.hold(&session)?;
+    // The same handler is there, but it cannot read this kind.
+    let expected = [[WITH_OTHERS, "0x7", "no"], [WITH_OTHERS, "0x8", "yes"]];
+    expect_check(Variant::WithoutHugetlb, &expected)
 }
 
 /// In a kernel that is built without huge pages.

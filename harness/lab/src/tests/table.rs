@@ -797,6 +797,18 @@ pub(crate) static NAMED_TESTS: &[Test] = &[
         seconds: 150,
     },
     Test {
+        name: "versions_hugetlb",
+        about: "memfds of huge pages go from the earlier kernel to the present one and back",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Earlier, check(hugetlb::preserve_all, 9, 0)),
+            check(hugetlb::retrieve_all, 5, 7),
+            in_kernel(Variant::Earlier, check(hugetlb::retrieve_again, 0, 5)),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
         name: "versions_devices_up",
         about: "devices and ports go from the earlier kernel to the present one",
         machine: Machine::Vfio,
