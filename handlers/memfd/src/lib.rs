@@ -65,10 +65,10 @@
 //!
 //! Mainline's format has no such files; under `memfd_format=mainline` they are refused.
 //!
-//! *What they cost.* Prepare pins each page and sets a bit for it, whatever its size: emulated (TCG,
-//! 2 cpus, other load), 0.7 ms a GiB in pages of 2 MiB and 0.2 ms in one of 1 GiB. It costs seconds
-//! where pages have to move, which copies them, and may have the kernel compact memory to find a
-//! place. Pages that are reserved at boot (`hugepages=`) never have to. Those that are added at run
+//! *What they cost.* Prepare pins each page and sets a bit for it, whatever its size: 0.7 ms a GiB
+//! in pages of 2 MiB, and 0.2 ms in one of 1 GiB (emulated, TCG, 2 cpus, other load). It costs
+//! seconds where pages have to move, which copies them, and may have the kernel compact memory to
+//! find a place. Pages that are reserved at boot (`hugepages=`) never have to. Those that are added at run
 //! time do if they come from scratch memory, which the kernel takes for them where more of it is
 //! free than of the rest. `moved_bytes` and `moved_files` in `/sys/kernel/debug/luo_handlers` show
 //! it.

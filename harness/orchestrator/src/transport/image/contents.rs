@@ -161,8 +161,8 @@ fn page_runs(chunks: &[Chunk], page_bytes: u64) -> Vec<Range<u64>> {
     runs
 }
 
-/// Gives an empty file of hugetlbfs its size. ftruncate(2) takes whole pages only, fallocate(2) also
-/// what ends within one, and makes that page.
+/// Gives an empty file of hugetlbfs its size. ftruncate(2) takes whole pages only, fallocate(2)
+/// also what ends within one, and makes that page.
 fn resize_huge(memfd: &File, size: u64, page_bytes: u64) -> Result<(), Errno> {
     let whole = size - size % page_bytes;
     memfd.set_len(whole)?;
@@ -174,8 +174,8 @@ fn resize_huge(memfd: &File, size: u64, page_bytes: u64) -> Result<(), Errno> {
 }
 
 /// Where the host gives huge pages to everybody (`shmem_enabled`), these fill holes, and reach
-/// beyond the end; what gives a file of hugetlbfs its size may do so as well. What the file has more
-/// than its data goes again.
+/// beyond the end; what gives a file of hugetlbfs its size may do so as well. What the file has
+/// more than its data goes again.
 fn free_holes(memfd: &File, chunks: &[Chunk], page_bytes: u64) -> Result<(), Errno> {
     let runs = page_runs(chunks, page_bytes);
     let data: u64 = runs.iter().map(|run| run.end - run.start).sum();
@@ -200,8 +200,8 @@ fn free_holes(memfd: &File, chunks: &[Chunk], page_bytes: u64) -> Result<(), Err
 ///
 /// # Errors
 ///
-/// `EBADMSG` if the file is missing or not what was written, `ENOMEM` or `ENOSPC` if the machine has
-/// not enough such huge pages, and those of reading and writing.
+/// `EBADMSG` if the file is missing or not what was written, `ENOMEM` or `ENOSPC` if the machine
+/// has not enough such huge pages, and those of reading and writing.
 pub(super) fn restore(
     image: &Path,
     handle: u64,
