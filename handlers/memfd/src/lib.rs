@@ -68,10 +68,10 @@
 //! *What they cost.* Prepare pins each page and sets a bit for it, whatever its size: 0.7 ms a GiB
 //! in pages of 2 MiB, and 0.2 ms in one of 1 GiB (emulated, TCG, 2 cpus, other load). It costs
 //! seconds where pages have to move, which copies them, and may have the kernel compact memory to
-//! find a place. Pages that are reserved at boot (`hugepages=`) never have to. Those that are added at run
-//! time do if they come from scratch memory, which the kernel takes for them where more of it is
-//! free than of the rest. `moved_bytes` and `moved_files` in `/sys/kernel/debug/luo_handlers` show
-//! it.
+//! find a place. Pages that are reserved at boot (`hugepages=`) never have to. Those that are added
+//! at run time do if they come from scratch memory, which the kernel takes for them where more of
+//! it is free than of the rest. `moved_bytes` and `moved_files` in `/sys/kernel/debug/luo_handlers`
+//! show it.
 //!
 //! Retrieve is bound by the `struct page`s of the next kernel: 262144 a GiB, 16 MiB of memory, in
 //! pages of any size. Each is written to once, when it becomes part of a huge page; KHO's own way
