@@ -88,9 +88,10 @@ test-lab:
 test-systemd:
 	$(CARGO) luo lab systemd
 
-# Between the kernel and one of an earlier series, whose source it fetches and builds the first time.
+# Between the kernel and one of an earlier series, whose source it fetches and builds the first time,
+# and one that is built without HUGETLBFS.
 test-versions:
-	$(LUO) lab test versions
+	$(LUO) lab test versions built
 
 # The first time, this builds another kernel and fetches a firmware.
 test-stick:

@@ -13,6 +13,7 @@
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/pgalloc_tag.h>
 #include <linux/version.h>
 
 #include "luo_shim.h"
@@ -123,20 +124,47 @@ static void uncharge(struct hstate *h, struct charges *charges)
 	hugetlb_cgroup_uncharge_cgroup_rsvd(idx, pages, charges->reserved);
 }
 
-/* A folio that the previous kernel preserved in this order, frozen, if nobody has taken it. */
+/*
+ * A folio that the previous kernel preserved in this order, frozen, if nobody has taken it. As
+ * kho_restore_folio(), but each struct page is written to once and not twice, which is most of
+ * what a retrieve costs; and the pages are added to those that this kernel manages by manage(),
+ * for many folios at once.
+ */
 static struct folio *take_back(u64 pfn, unsigned int order)
 {
-	struct folio *folio = NULL;
+	struct page *head = pfn_to_page(pfn), *page;
 
 	scoped_guard(mutex, luo_incoming(pfn)) {
-		if (luo_preserved_order(pfn) == order)
-			folio = kho_restore_folio(PFN_PHYS(pfn));
+		if (luo_preserved_order(pfn) != order)
+			return NULL;
+		/* Nobody else takes it from here on. */
+		set_page_private(head, 0);
 	}
-	if (folio && !folio_ref_freeze(folio, 1)) {
-		folio_put(folio);
-		return NULL;
+	set_page_count(head, 0);
+	clear_page_tag_ref(head);
+	__SetPageHead(head);
+	for (page = head + 1; page < head + (1UL << order); page++) {
+		set_page_count(page, 0);
+		prep_compound_tail(page, head, order);
 	}
-	return folio;
+	prep_compound_head(head, order);
+	return page_folio(head);
+}
+
+/* adjust_managed_page_count() for @count folios in a row, which computes reserves of all zones. */
+static void manage(u64 pfn, unsigned int order, unsigned int count)
+{
+	while (count) {
+		struct page *first = pfn_to_page(pfn);
+		unsigned int same = 1;
+
+		while (same < count &&
+		       page_zone(pfn_to_page(pfn + ((u64)same << order))) == page_zone(first))
+			same++;
+		adjust_managed_page_count(first, (long)same << order);
+		pfn += (u64)same << order;
+		count -= same;
+	}
 }
 
 /* Makes one hugetlb folio of what was preserved at @pfn, and puts it on @folios. */
@@ -156,12 +184,29 @@ static int revive(struct hstate *h, u64 pfn, struct list_head *folios)
 		return -EINVAL;
 	}
 	init_new_hugetlb_folio(folio);
-	spin_lock_irq(&hugetlb_lock);
-	hugetlb_cgroup_commit_charge(idx, pages, charged.used, folio);
-	hugetlb_cgroup_commit_charge_rsvd(idx, pages, charged.reserved, folio);
-	spin_unlock_irq(&hugetlb_lock);
+	if (!hugetlb_cgroup_disabled()) {
+		spin_lock_irq(&hugetlb_lock);
+		hugetlb_cgroup_commit_charge(idx, pages, charged.used, folio);
+		hugetlb_cgroup_commit_charge_rsvd(idx, pages, charged.reserved, folio);
+		spin_unlock_irq(&hugetlb_lock);
+	}
 	list_add_tail(&folio->lru, folios);
 	return 0;
+}
+
+/*
+ * For many at once the kernel flushes the TLBs of all processors, also where it does not optimise
+ * the vmemmap at all. So one of them first.
+ */
+static void optimize_vmemmap(struct hstate *h, struct list_head *folios)
+{
+	struct folio *first = list_first_entry_or_null(folios, struct folio, lru);
+
+	if (!first)
+		return;
+	hugetlb_vmemmap_optimize_folio(h, first);
+	if (folio_test_hugetlb_vmemmap_optimized(first))
+		hugetlb_vmemmap_optimize_folios(h, folios);
 }
 
 /* Puts a folio into the page cache, which takes over our reference, or drops it. */
@@ -209,8 +254,8 @@ static int insert_some(struct hstate *h, struct address_space *mapping, u64 pfn,
 		if (err)
 			break;
 	}
-	if (!list_empty(&folios))
-		hugetlb_vmemmap_optimize_folios(h, &folios);
+	manage(pfn, huge_page_order(h), taken);
+	optimize_vmemmap(h, &folios);
 	spin_lock_irq(&hugetlb_lock);
 	list_for_each_entry_safe(folio, next, &folios, lru) {
 		hugetlb_account_crossed(folio);

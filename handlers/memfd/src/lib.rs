@@ -65,6 +65,21 @@
 //!
 //! Mainline's format has no such files; under `memfd_format=mainline` they are refused.
 //!
+//! *What they cost.* Prepare pins each page and sets a bit for it, whatever its size: 0.7 ms a GiB
+//! in pages of 2 MiB, and 0.2 ms in one of 1 GiB (emulated, TCG, 2 cpus, other load). It costs
+//! seconds where pages have to move, which copies them, and may have the kernel compact memory to
+//! find a place. Pages that are reserved at boot (`hugepages=`) never have to. Those that are added
+//! at run time do if they come from scratch memory, which the kernel takes for them where more of
+//! it is free than of the rest. `moved_bytes` and `moved_files` in `/sys/kernel/debug/luo_handlers`
+//! show it.
+//!
+//! Retrieve is bound by the `struct page`s of the next kernel: 262144 a GiB, 16 MiB of memory, in
+//! pages of any size. Each is written to once, when it becomes part of a huge page; KHO's own way
+//! writes to each twice. In one page of 1 GiB that is all that takes time, 1.9 ms under the same
+//! conditions. In pages of 2 MiB there are 512 insertions into the page cache and its accounts
+//! beside it, 7.4 ms in all. What would go below that is a kernel that makes these pages when it
+//! boots, as it does with huge pages that are reserved then.
+//!
 //! # Mainline's format
 //!
 //! A kernel that has our handlers and not its own for memfds (`LIVEUPDATE_MEMFD`) has a second one

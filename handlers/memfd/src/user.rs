@@ -111,13 +111,8 @@ impl MemfdBackend for UserBackend {
 fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
     let stat = stat(fd)?;
     let (kind, file_page_shift) = kind(fd)?;
-    let size = stat.st_size as u64;
-    // fallocate(2) makes such a size, but a copy cannot be given it.
-    if kind == Kind::Hugetlb && size % (1 << file_page_shift) != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
     Ok(Attributes {
-        size,
+        size: stat.st_size as u64,
         position: rustix::fs::tell(fd).map_err(errno)?,
         seals: seals(fd)?,
         status: status_of(fd)?,
@@ -770,6 +765,28 @@ mod tests {
         let retrieved = retrieve(data, &host).unwrap();
         assert_eq!(stat(retrieved.as_fd()).unwrap().st_blocks, 4096);
         assert_eq!(seals(retrieved.as_fd()), Ok(SEAL_SHRINK));
+        finish(data, Some(&retrieved), &host);
+    }
+
+    #[test]
+    fn a_hugetlb_memfd_may_end_within_a_page() {
+        let odd = |file: File| {
+            fill(&file)?;
+            let all = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(&file, all, 4 * MIB, 5)
+                .map_err(|errno| format!("no huge page of 2 MiB is free: {errno}"))?;
+            Ok(file)
+        };
+        let file = match huge().and_then(odd) {
+            Ok(file) => file,
+            Err(reason) => return eprintln!("skipped: {reason}"),
+        };
+        let host = FakeHost::default();
+        let data = prepare(&file, &host).unwrap().data;
+        let summary = inspect(data, host.lend()).unwrap();
+        assert_eq!((summary.kind, summary.size), (Kind::Hugetlb, 4 * MIB + 5));
+        let retrieved = retrieve(data, &host).unwrap();
+        assert_eq!(retrieved.metadata().unwrap().len(), 4 * MIB + 5);
         finish(data, Some(&retrieved), &host);
     }
 

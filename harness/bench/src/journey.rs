@@ -442,9 +442,7 @@ fn provide_pages(case: &Case) -> Result<()> {
             pages
                 .reserve(bytes)
                 .with_context(|| format!("reserving pages for {case}"))?;
-            let scattered = |reason| format!("memory has no more of them in one piece: {reason}");
-            let found_none = || pages.obstacle(bytes).map(scattered);
-            match pages.missing().or_else(found_none) {
+            match pages.missing().or_else(|| pages.cannot_reserve(bytes)) {
                 None => Ok(()),
                 Some(reason) => Err(Unmeasurable(reason).into()),
             }

@@ -22,7 +22,7 @@ const VENDOR: &str = "luo-handlers,";
 
 /// The longest compatible, as the kernel has it.
 const COMPATIBLE_MAX: usize = 47;
-/// No kernel has so many handlers, nor so many strings that look like one, nor has a handler so many
+/// No kernel has so many handlers, nor so many strings that look like one, and no handler so many
 /// words.
 const HANDLERS_MAX: usize = 4096;
 

@@ -7,10 +7,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::{null_mut, NonNull};
+use std::time::Duration;
 
 use luo_orchestrator::SharedMapping;
 use rustix::ioctl::{ioctl, opcode, Opcode, Setter};
 use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
+use rustix::process::Pid;
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP, VFIO_DEVICE_FEATURE_SET, VFIO_TYPE,
 };
@@ -39,6 +41,36 @@ pub(crate) fn collapse(mapping: &SharedMapping) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Starts a process that writes a byte to each of `places` of a mapping, in their order, sleeps for
+/// `pace` after each, and then until it is killed.
+pub(crate) fn write_in_a_process(
+    mapping: &SharedMapping,
+    places: impl Iterator<Item = usize>,
+    pace: Duration,
+) -> io::Result<Pid> {
+    let places: Vec<usize> = places.collect();
+    let pace = libc::timespec {
+        tv_sec: pace.as_secs() as libc::time_t,
+        tv_nsec: pace.subsec_nanos().into(),
+    };
+    // SAFETY: of the threads of this process the new one has the calling one alone, so it must not
+    // wait for what another one holds: it stores and sleeps, and does nothing else.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        for &place in &places {
+            mapping.write(place, &[1]);
+            // SAFETY: `pace` is valid, and with a null pointer nothing is returned through it.
+            unsafe { libc::nanosleep(&pace, null_mut()) };
+        }
+        loop {
+            // SAFETY: it takes nothing.
+            unsafe { libc::pause() };
+        }
+    }
+    let started = (pid > 0).then(|| Pid::from_raw(pid)).flatten();
+    started.ok_or_else(io::Error::last_os_error)
 }
 
 /// Makes a call during which `SIGBUS` ends nobody: the kernel sends it to who declares the memory

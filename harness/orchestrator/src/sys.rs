@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
 use memmap2::Mmap;
 use rustix::fs::{fcntl_get_seals, SealFlags};
 use rustix::io::{fcntl_setfd, Errno, FdFlags};
-use rustix::mm::{madvise, mmap, mmap_anonymous, munmap, Advice, MapFlags, ProtFlags};
+use rustix::mm::{
+    madvise, mmap, mmap_anonymous, mprotect, munmap, Advice, MapFlags, MprotectFlags, ProtFlags,
+};
 
 /// A program as `execve(2)` takes it.
 #[derive(Debug)]
@@ -245,30 +247,30 @@ unsafe impl Send for SharedMapping {}
 
 impl SharedMapping {
     /// Maps `range` of a file that can be read and written. It begins at a multiple of the page
-    /// size.
+    /// size. A file of hugetlbfs that is smaller becomes as large.
     ///
     /// # Errors
     ///
     /// Those of `mmap(2)`: `ENOMEM` if there are not enough huge pages, `EINVAL` for an empty
     /// range.
     pub fn new(file: &File, range: Range<u64>) -> io::Result<Self> {
-        let length = range.end.checked_sub(range.start);
-        let length = length.and_then(|length| usize::try_from(length).ok());
-        let length = length.ok_or(io::ErrorKind::InvalidInput)?;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: without MAP_FIXED the kernel chooses a place where nothing is mapped.
-        let start = unsafe {
-            mmap(
-                null_mut(),
-                length,
-                protection,
-                MapFlags::SHARED,
-                file,
-                range.start,
-            )
-        }?;
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let (start, length) = map_shared(file, range, ProtFlags::READ | ProtFlags::WRITE)?;
         Ok(Self { start, length })
+    }
+
+    /// The same, and the file stays as large as it is: a mapping of hugetlbfs extends it only if it
+    /// can be written from the first.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn within(file: &File, range: Range<u64>) -> io::Result<Self> {
+        let (start, length) = map_shared(file, range, ProtFlags::READ)?;
+        let mapping = Self { start, length };
+        let protection = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: it was mapped a moment ago, and nobody refers to it.
+        unsafe { mprotect(start.as_ptr().cast(), length, protection) }?;
+        Ok(mapping)
     }
 
     /// Where it begins.
@@ -332,6 +334,30 @@ impl SharedMapping {
             Ok(madvise(start.as_ptr().cast(), range.len(), advice)?)
         }
     }
+}
+
+/// Maps a range of a file where nothing is mapped; returns where, and its length.
+fn map_shared(
+    file: &File,
+    range: Range<u64>,
+    protection: ProtFlags,
+) -> io::Result<(NonNull<u8>, usize)> {
+    let length = range.end.checked_sub(range.start);
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    let length = length.ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: without MAP_FIXED the kernel chooses a place where nothing is mapped.
+    let start = unsafe {
+        mmap(
+            null_mut(),
+            length,
+            protection,
+            MapFlags::SHARED,
+            file,
+            range.start,
+        )
+    }?;
+    let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+    Ok((start, length))
 }
 
 /// # Safety

@@ -95,7 +95,6 @@ impl Pages {
     }
 
     fn hugetlb_obstacle(self, bytes: u64) -> Option<String> {
-        let size = self.size();
         let Some(free) = self.free_hugetlb() else {
             return Some(match self {
                 Self::HugetlbOf(size) => format!(
@@ -105,13 +104,29 @@ impl Pages {
                 _ => "this kernel has no hugetlbfs".to_owned(),
             });
         };
-        let needed = bytes.div_ceil(size);
-        (free < needed).then(|| {
+        self.too_few(free, bytes).map(|needed| {
             format!(
                 "{free} huge pages are free, {needed} are needed; {}",
                 self.advice(needed)
             )
         })
+    }
+
+    /// Why there are too few of them, after the kernel has reserved as many as it can.
+    pub(crate) fn cannot_reserve(self, bytes: u64) -> Option<String> {
+        let free = self.free_hugetlb()?;
+        self.too_few(free, bytes).map(|needed| {
+            format!(
+                "memory has {free} of {needed} such huge pages in one piece; a machine with more \
+                 memory may have them (in the lab, --memory)"
+            )
+        })
+    }
+
+    /// How many are needed, if that is more than are free.
+    fn too_few(self, free: u64, bytes: u64) -> Option<u64> {
+        let needed = bytes.div_ceil(self.size());
+        (free < needed).then_some(needed)
     }
 
     /// Pages of hugetlbfs that nobody uses or has reserved; `None` if there is no such kind.

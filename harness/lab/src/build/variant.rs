@@ -10,6 +10,8 @@ pub enum Variant {
     Stock,
     /// Without our handler of ports, those that are not ours, and the kernel's own of memfds.
     Lacking,
+    /// Without huge pages, which most of a kernel's objects depend on.
+    WithoutHugetlb,
     /// As the lab's, of the series before the one that the handlers are developed on.
     Earlier,
 }
@@ -23,6 +25,7 @@ impl Variant {
         match self {
             Self::Stock => "stock",
             Self::Lacking => "lacking",
+            Self::WithoutHugetlb => "without-hugetlb",
             Self::Earlier => "earlier",
         }
     }
@@ -35,7 +38,7 @@ impl Variant {
     /// The package of its source, if that is another one than the lab's.
     pub(crate) fn package(self) -> Option<&'static str> {
         match self {
-            Self::Stock | Self::Lacking => None,
+            Self::Stock | Self::Lacking | Self::WithoutHugetlb => None,
             Self::Earlier => Some("linux-source-7.2"),
         }
     }
@@ -56,6 +59,7 @@ impl Variant {
                     .chain(["# CONFIG_LIVEUPDATE_MEMFD is not set\n".to_owned()])
                     .collect()
             }
+            Self::WithoutHugetlb => "# CONFIG_HUGETLBFS is not set\n".to_owned(),
             Self::Earlier => String::new(),
         }
     }

@@ -5,8 +5,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -17,11 +16,13 @@ use luo_liveupdate::kexec::{self, KexecError};
 use luo_liveupdate::{Device, Session};
 use rustix::fs::{memfd_create, MemfdFlags};
 use rustix::io::Errno;
-use rustix::process::{kill_process, Pid, Signal};
+use rustix::process::{kill_process, waitpid, Pid, Signal, WaitOptions};
 
 use crate::guest::programs::{program, BUSYBOX};
+use crate::sys::write_in_a_process;
 use crate::tests::failing_freeze::{spoil, BAD, BAD_MEMFD};
 use crate::tests::held_open::HeldOpen;
+use crate::tests::hugetlb::{huge_memfd, map, number, number_at, HUGE};
 use crate::tests::memfds::preserve;
 
 const PAGE: usize = 4096;
@@ -51,7 +52,7 @@ fn write_late(file: &File, attempt: usize) -> Result<()> {
 }
 
 /// A task that copies pages from a pipe into the holes of a memfd.
-fn fill(file: &File, attempt: usize) -> Result<Child> {
+fn fill(file: &File, attempt: usize) -> Result<Pid> {
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     let arguments = [
         "dd".into(),
@@ -75,7 +76,22 @@ fn fill(file: &File, attempt: usize) -> Result<Child> {
             thread::sleep(PACE);
         }
     });
-    Ok(task)
+    Ok(Pid::from_child(&task))
+}
+
+/// Huge pages that one task may fill.
+const HUGE_ROOM: usize = 24;
+const HUGE_PAGES: u64 = (ATTEMPTS * HUGE_ROOM) as u64;
+const HUGE_PACE: Duration = Duration::from_millis(5);
+/// So many huge pages, reserved where they need not move.
+pub(super) const HUGE_PARAMETERS: &str = "hugepages=480";
+
+/// The same with stores to the holes of a memfd of huge pages, which has no `write(2)`.
+fn fill_huge(file: &File, attempt: usize) -> Result<Pid> {
+    let mapping = map(file, HUGE_PAGES)?;
+    let pages = attempt * HUGE_ROOM..(attempt + 1) * HUGE_ROOM;
+    let places = pages.map(|page| page * HUGE as usize);
+    write_in_a_process(&mapping, places, HUGE_PACE).context("starting a process")
 }
 
 /// Whether a task sleeps where only a fatal signal wakes it.
@@ -85,26 +101,49 @@ fn waits(task: Pid) -> bool {
 }
 
 /// Kills the task when it waits, and returns whether it had ended before the jump was refused.
-fn kill_while_waiting(mut task: Child, refused: &AtomicBool) -> Result<bool> {
-    let pid = Pid::from_child(&task);
+fn kill_while_waiting(task: Pid, refused: &AtomicBool) -> Result<bool> {
     // Twice, so that it is not a lock that it waits for.
-    while !(waits(pid) && waits(pid)) {
+    while !(waits(task) && waits(task)) {
         if refused.load(Ordering::SeqCst) {
             break;
         }
     }
-    kill_process(pid, Signal::KILL)?;
-    let status = task.wait()?;
+    kill_process(task, Signal::KILL)?;
+    let ended = waitpid(Some(task), WaitOptions::empty())?;
     let in_time = !refused.load(Ordering::SeqCst);
-    ensure!(status.signal() == Some(9), "dd ended with {status}");
+    let (_, status) = ended.context("the task did not end")?;
+    ensure!(
+        status.terminating_signal() == Some(Signal::KILL.as_raw()),
+        "the task ended with {status:?}"
+    );
     Ok(in_time)
 }
 
-/// Jumps are refused until a task was killed while it waited.
+/// One fills a memfd of base pages with write(2).
 pub(super) fn kill(held: &mut HeldOpen) -> Result<()> {
-    let session_filled = session(FILLED)?;
     let filled = File::from(memfd_create(FILLED, MemfdFlags::CLOEXEC)?);
     filled.set_len((ATTEMPTS * ROOM * PAGE) as u64)?;
+    kill_who_fills(held, &filled, fill)?;
+    // Its holes can be filled again.
+    Ok(filled.write_all_at(&[2; PAGE], 0)?)
+}
+
+/// One fills a memfd of huge pages by page faults.
+pub(super) fn kill_in_a_fault(held: &mut HeldOpen) -> Result<()> {
+    let filled = huge_memfd(FILLED, HUGE_PAGES)?;
+    kill_who_fills(held, &filled, fill_huge)?;
+    let last = HUGE_PAGES - 1;
+    number(&map(&filled, HUGE_PAGES)?, last);
+    Ok(())
+}
+
+/// Jumps are refused until a task was killed while it waited.
+fn kill_who_fills(
+    held: &mut HeldOpen,
+    filled: &File,
+    fill: fn(&File, usize) -> Result<Pid>,
+) -> Result<()> {
+    let session_filled = session(FILLED)?;
     session_filled.preserve(TOKEN, filled.as_fd())?;
     let session_busy = session(BUSY)?;
     let busy = File::from(memfd_create(BUSY, MemfdFlags::CLOEXEC)?);
@@ -117,7 +156,7 @@ pub(super) fn kill(held: &mut HeldOpen) -> Result<()> {
     let mut killed = false;
     for attempt in 0..ATTEMPTS {
         write_late(&busy, attempt)?;
-        let task = fill(&filled, attempt)?;
+        let task = fill(filled, attempt)?;
         let refused = AtomicBool::new(false);
         killed = thread::scope(|scope| {
             let killer = scope.spawn(|| kill_while_waiting(task, &refused));
@@ -134,8 +173,6 @@ pub(super) fn kill(held: &mut HeldOpen) -> Result<()> {
         }
     }
     ensure!(killed, "in {ATTEMPTS} attempts no task was killed in time");
-    // Its holes can be filled again.
-    filled.write_all_at(&[2; PAGE], 0)?;
     drop(session_bad);
     held.hold(&session_filled)?;
     held.hold(&session_busy)
@@ -143,14 +180,32 @@ pub(super) fn kill(held: &mut HeldOpen) -> Result<()> {
 
 /// After the next jump.
 pub(super) fn take(_held: &mut HeldOpen) -> Result<()> {
-    let device = Device::open()?;
-    let session = device.retrieve_session(FILLED)?;
-    let filled = File::from(session.retrieve(TOKEN)?);
     let mut page = [0; PAGE];
-    filled.read_exact_at(&mut page, 0)?;
+    take_filled(|filled| Ok(filled.read_exact_at(&mut page, 0)?))?;
     ensure!(page == [2; PAGE], "the last page written did not come back");
-    session.finish()?;
-    let session = device.retrieve_session(BUSY)?;
+    take_busy()
+}
+
+/// The same with huge pages.
+pub(super) fn take_huge(_held: &mut HeldOpen) -> Result<()> {
+    let last = HUGE_PAGES - 1;
+    let mut found = 0;
+    take_filled(|filled| {
+        found = number_at(filled, last)?;
+        Ok(())
+    })?;
+    ensure!(found == HUGE_PAGES, "the last huge page holds {found}");
+    take_busy()
+}
+
+fn take_filled(look: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    let session = Device::open()?.retrieve_session(FILLED)?;
+    look(&File::from(session.retrieve(TOKEN)?))?;
+    Ok(session.finish()?)
+}
+
+fn take_busy() -> Result<()> {
+    let session = Device::open()?.retrieve_session(BUSY)?;
     let busy = File::from(session.retrieve(TOKEN)?);
     for page in (0..2 * LATE).step_by(2) {
         let mut number = [0; 8];

@@ -44,16 +44,19 @@ pub(crate) fn preserve(held: &mut HeldOpen) -> Result<()> {
     let session = device.create_session(OTHERS)?;
     memfds::preserve(&session, &[OTHER])?;
     held.hold(&session)?;
-    expect_check()
+    let expected = [
+        [MIXED, "0x1", "no"],
+        [MIXED, "0x2", "yes"],
+        [OTHERS, "0x3", "yes"],
+    ];
+    expect_check(Variant::Lacking, &expected)
 }
 
-/// Before the jump `luo check` reports which file would be lost.
-fn expect_check() -> Result<()> {
+/// Before the jump `luo check` reports which file would be lost: session, token and answer of each.
+pub(super) fn expect_check(next: Variant, expected: &[[&str; 3]]) -> Result<()> {
     let mut check = program(LUO, &["check", "--json", "--kernel"]);
     let line = "liveupdate=on kho=on";
-    check
-        .arg(image_of(Variant::Lacking))
-        .args(["--command-line", line]);
+    check.arg(image_of(next)).args(["--command-line", line]);
     let Output { status, stdout, .. } = check.output().context("starting luo check")?;
     let report: Value = serde_json::from_slice(&stdout).context("luo check printed no JSON")?;
     let files = report["files"].as_array().context("it has no files")?;
@@ -63,11 +66,6 @@ fn expect_check() -> Result<()> {
         .map(|file| ["session", "token", "answer"].map(|key| word(file, key)))
         .collect();
     files.sort_unstable();
-    let expected = [
-        [MIXED, "0x1", "no"],
-        [MIXED, "0x2", "yes"],
-        [OTHERS, "0x3", "yes"],
-    ];
     ensure!(
         status.code() == Some(1) && files == expected,
         "luo check ended with {status} and {files:?}"

@@ -18,6 +18,8 @@ mod host_settings;
 mod hugetlb;
 mod hugetlb_forged;
 mod hugetlb_freeze;
+mod hugetlb_limit;
+mod hugetlb_scratch;
 mod hugetlb_sizes;
 mod incoming;
 mod killed_waiter;

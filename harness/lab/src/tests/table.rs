@@ -12,9 +12,9 @@ use crate::tests::test::{
 };
 use crate::tests::{
     attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings,
-    hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_sizes, killed_waiter, late_writes, limit,
-    luo_bench, memfd_twice, missing, moved, numa, parts, quiet, reserved, session_shell,
-    subsystems, swap, switched_off,
+    hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_limit, hugetlb_scratch, hugetlb_sizes,
+    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, parts, quiet,
+    reserved, session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -283,10 +283,10 @@ pub(crate) static TESTS: &[Test] = &[
         machine: Machine::Plain,
         stages: &[
             Stage {
-                parameters: hugetlb_sizes::RESERVED,
-                ..check(hugetlb_sizes::preserve_both_sizes, 2, 0)
+                parameters: hugetlb_sizes::BOTH_RESERVED,
+                ..check(hugetlb_sizes::preserve_both_sizes, 3, 0)
             },
-            check(hugetlb_sizes::retrieve_both_sizes, 0, 2),
+            check(hugetlb_sizes::retrieve_both_sizes, 0, 3),
         ],
         prints: &[],
         seconds: 300,
@@ -307,6 +307,63 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &["this kernel has no huge pages of 1048576 KiB"],
         seconds: 300,
+    },
+    Test {
+        name: "hugetlb_cma",
+        about:
+            "a page of 1 GiB in a CMA area stays where it is; after the jump its memory is freed",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: hugetlb_sizes::CMA,
+                ..check(hugetlb_sizes::preserve_from_cma, 2, 0)
+            },
+            check(hugetlb_sizes::retrieve_gigantic, 0, 1),
+        ],
+        prints: &[],
+        seconds: 300,
+    },
+    Test {
+        name: "hugetlb_scratch",
+        about: "huge pages that lie where the next kernel boots move, or their file is refused",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: hugetlb_scratch::PARAMETERS,
+                ..check(hugetlb_scratch::preserve_from_scratch, 1, 0)
+            },
+            check(hugetlb_scratch::take_moved, 0, 1),
+        ],
+        prints: &["lies where the next kernel boots, and there is no free one to move it to"],
+        seconds: 300,
+    },
+    Test {
+        name: "hugetlb_killed_waiter",
+        about: "a task that waits for a jump in a fault on a hole of a huge page can be killed",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: killed_waiter::HUGE_PARAMETERS,
+                ..check(killed_waiter::kill_in_a_fault, 3, 0)
+            },
+            check(killed_waiter::take_huge, 0, 2),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "hugetlb_limit",
+        about: "limits of a hugetlb cgroup are found out before anything is taken; the file is \
+                charged, until it is closed",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_limit::preserve_charged, 2, 0),
+            check(hugetlb_limit::retrieve_under_limits, 0, 1),
+        ],
+        prints: &[
+            "memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit",
+        ],
+        seconds: 180,
     },
     Test {
         name: "hugetlb_numa",
@@ -708,12 +765,12 @@ pub(crate) static OUTSIDE_TESTS: &[Test] = &[Test {
     seconds: 300,
 }];
 
-/// What the names of [`VERSION_TESTS`] begin with, and no others.
-const VERSIONS: &str = "versions";
+/// What the names of [`NAMED_TESTS`] begin with, and no others.
+const ONLY_NAMED: [&str; 2] = ["versions", "built"];
 
-/// Between the kernel and that of an earlier series, which is built for them. They run only if they
-/// are named.
-pub(crate) static VERSION_TESTS: &[Test] = &[
+/// With kernels that are built for them alone, which takes minutes: that of an earlier series, and
+/// one whose configuration has most of its objects built again. They run only if they are named.
+pub(crate) static NAMED_TESTS: &[Test] = &[
     Test {
         name: "versions_memfds_up",
         about: "memfds of every shape go from the earlier kernel to the present one",
@@ -763,6 +820,18 @@ pub(crate) static VERSION_TESTS: &[Test] = &[
         seconds: 150,
     },
     Test {
+        name: "versions_hugetlb",
+        about: "memfds of huge pages go from the earlier kernel to the present one and back",
+        machine: Machine::Plain,
+        stages: &[
+            in_kernel(Variant::Earlier, check(hugetlb::preserve_all, 9, 0)),
+            check(hugetlb::retrieve_all, 5, 7),
+            in_kernel(Variant::Earlier, check(hugetlb::retrieve_again, 0, 5)),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
         name: "versions_devices_up",
         about: "devices and ports go from the earlier kernel to the present one",
         machine: Machine::Vfio,
@@ -802,6 +871,21 @@ pub(crate) static VERSION_TESTS: &[Test] = &[
         prints: &["subsystem luo-handlers,lineage-v1 came in"],
         seconds: 150,
     },
+    Test {
+        name: "built_without_hugetlb",
+        about: "a kernel without HUGETLBFS refuses a memfd of huge pages with a reason and frees \
+                it; others cross",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_sizes::preserve_with_others, 2, 0),
+            in_kernel(
+                Variant::WithoutHugetlb,
+                check(hugetlb_sizes::lose_huge_alone, 0, 1),
+            ),
+        ],
+        prints: &["this kernel has no huge pages of 2048 KiB"],
+        seconds: 180,
+    },
 ];
 
 /// Refuses a name that selects no test.
@@ -820,12 +904,15 @@ pub fn check_names(names: &[String]) -> Result<()> {
 
 /// Those that can be named.
 fn all_tests() -> impl Iterator<Item = &'static Test> {
-    TESTS.iter().chain(VERSION_TESTS)
+    TESTS.iter().chain(NAMED_TESTS)
 }
 
 /// Whether a part of a name means this test. `memfd` alone does not ask for another kernel.
 fn is_named(test: &Test, part: &str) -> bool {
-    test.is_called(part) && (!test.name.starts_with(VERSIONS) || part.starts_with(VERSIONS))
+    let start = ONLY_NAMED
+        .iter()
+        .find(|start| test.name.starts_with(**start));
+    test.is_called(part) && start.is_none_or(|start| part.starts_with(start))
 }
 
 /// The tests whose names contain one of `names`; all of the first table if that is empty.
@@ -852,9 +939,9 @@ pub fn list() -> String {
         let cases = test.cases().iter();
         lines.extend(cases.map(|case| format!("  {:<22} {}", case.name, case.about)));
     }
-    lines.push("only if they are named, since they take the kernel of an earlier series:".into());
-    let versions = VERSION_TESTS.iter();
-    lines.extend(versions.map(|test| format!("{:<24} {}", test.name, test.about)));
+    lines.push("only if they are named, since they take kernels of their own:".into());
+    let named = NAMED_TESTS.iter();
+    lines.extend(named.map(|test| format!("{:<24} {}", test.name, test.about)));
     lines.join("\n")
 }
 
@@ -887,12 +974,11 @@ mod unit_tests {
             ["luo_stress_files", "luo_stress_sessions"]
         );
         assert_eq!(select(&[]).unwrap().len(), TESTS.len());
-        assert_eq!(
-            select(&["versions".into()]).unwrap().len(),
-            VERSION_TESTS.len()
-        );
-        let memfds = select(&["memfd".into()]).unwrap();
-        assert!(memfds.iter().all(|test| !test.name.starts_with(VERSIONS)));
+        let named = ONLY_NAMED.map(String::from);
+        assert_eq!(select(&named).unwrap().len(), NAMED_TESTS.len());
+        let others = select(&["memfd".into(), "hugetlb".into()]).unwrap();
+        let is_other = |name: &str| ONLY_NAMED.iter().all(|start| !name.starts_with(start));
+        assert!(others.iter().all(|test| is_other(test.name)));
         assert!(select(&["nonesuch".into()]).is_err());
     }
 

@@ -101,7 +101,7 @@ impl Stored {
                 if chunk.offset >= mapped.0.end {
                     // Runs and chunks are in the same order, and no run is without a chunk.
                     let run = runs.next().ok_or(Errno::EBADMSG)?;
-                    mapped = (run.clone(), Some(SharedMapping::new(memfd, run)?));
+                    mapped = (run.clone(), Some(SharedMapping::within(memfd, run)?));
                 }
                 let mapping = mapped.1.as_ref().ok_or(Errno::EBADMSG)?;
                 mapping.write((chunk.offset - mapped.0.start) as usize, bytes);
@@ -161,10 +161,22 @@ fn page_runs(chunks: &[Chunk], page_bytes: u64) -> Vec<Range<u64>> {
     runs
 }
 
+/// Gives an empty file of hugetlbfs its size. ftruncate(2) takes whole pages only, fallocate(2)
+/// also what ends within one, and makes that page.
+fn resize_huge(memfd: &File, size: u64, page_bytes: u64) -> Result<(), Errno> {
+    let whole = size - size % page_bytes;
+    memfd.set_len(whole)?;
+    if whole < size {
+        let all = FallocateFlags::empty();
+        fallocate(memfd, all, whole, size - whole).map_err(io::Error::from)?;
+    }
+    Ok(())
+}
+
 /// Where the host gives huge pages to everybody (`shmem_enabled`), these fill holes, and reach
-/// beyond the end: what the file has more than its data goes again.
-fn free_holes(memfd: &File, chunks: &[Chunk]) -> Result<(), Errno> {
-    let page_bytes = rustix::param::page_size() as u64;
+/// beyond the end; what gives a file of hugetlbfs its size may do so as well. What the file has
+/// more than its data goes again.
+fn free_holes(memfd: &File, chunks: &[Chunk], page_bytes: u64) -> Result<(), Errno> {
     let runs = page_runs(chunks, page_bytes);
     let data: u64 = runs.iter().map(|run| run.end - run.start).sum();
     let metadata = memfd.metadata()?;
@@ -188,8 +200,8 @@ fn free_holes(memfd: &File, chunks: &[Chunk]) -> Result<(), Errno> {
 ///
 /// # Errors
 ///
-/// `EBADMSG` if the file is missing or not what was written, `ENOMEM` if the machine has not enough
-/// such huge pages, and those of reading and writing.
+/// `EBADMSG` if the file is missing or not what was written, `ENOMEM` or `ENOSPC` if the machine
+/// has not enough such huge pages, and those of reading and writing.
 pub(super) fn restore(
     image: &Path,
     handle: u64,
@@ -198,14 +210,21 @@ pub(super) fn restore(
     let stored = Stored::open(image, handle)?;
     let header = &stored.table.header;
     let memfd = create(header, &stored.table.name)?;
-    memfd.set_len(header.size.get())?;
-    match header.huge_page_shift.get() {
+    let size = header.size.get();
+    let page_bytes = match header.huge_page_shift.get() {
         0 => {
+            memfd.set_len(size)?;
             stored.write_to(&memfd, progress)?;
-            free_holes(&memfd, &stored.table.chunks)?;
+            rustix::param::page_size() as u64
         }
-        shift => stored.map_to(&memfd, 1 << shift, progress)?,
-    }
+        shift => {
+            let page_bytes = 1 << shift;
+            resize_huge(&memfd, size, page_bytes)?;
+            stored.map_to(&memfd, page_bytes, progress)?;
+            page_bytes
+        }
+    };
+    free_holes(&memfd, &stored.table.chunks, page_bytes)?;
     let mode = Mode::from_raw_mode(header.mode.get() & 0o7777);
     rustix::fs::fchmod(&memfd, mode).map_err(io::Error::from)?;
     Ok(memfd.into())
@@ -304,5 +323,53 @@ mod tests {
         before.read_exact_at(&mut contents[0], 0).unwrap();
         after.read_exact_at(&mut contents[1], 0).unwrap();
         assert!(contents[0] == contents[1]);
+    }
+
+    /// Of two huge pages and a part of a third one, with data where it is said.
+    fn odd(places: &[u64]) -> Result<File, Errno> {
+        const PAGE: u64 = 2 << 20;
+        let options = MemfdOptions::default().hugetlb(Some(HugetlbSize::Huge2MB));
+        let memfd = options.create("odd").map_err(|_| Errno::EOPNOTSUPP)?;
+        let file = memfd.into_file();
+        resize_huge(&file, 2 * PAGE + 5, PAGE)?;
+        for page in 0..3 {
+            let of_page = places.iter().filter(|place| **place / PAGE == page);
+            let of_page: Vec<u64> = of_page.copied().collect();
+            if of_page.is_empty() {
+                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(&file, punch, page * PAGE, PAGE).map_err(io::Error::from)?;
+                continue;
+            }
+            let mapping = SharedMapping::within(&file, page * PAGE..(page + 1) * PAGE)?;
+            for place in of_page {
+                mapping.write((place % PAGE) as usize, &[7]);
+            }
+        }
+        Ok(file)
+    }
+
+    #[test]
+    fn a_file_of_huge_pages_may_end_within_one() {
+        const PAGE: u64 = 2 << 20;
+        for places in [&[][..], &[3], &[PAGE - 1, 2 * PAGE + 4]] {
+            let before = match odd(places) {
+                Ok(file) => file,
+                Err(error) => return eprintln!("skipped: no huge page of 2 MiB: {error}"),
+            };
+            let directory = tempfile::tempdir().unwrap();
+            let memfd = std::sync::Arc::new(before.try_clone().unwrap().into());
+            let copy = Copy::new(&memfd, 1, directory.path()).unwrap();
+            copy.finish(&mut [], &|_| ()).unwrap();
+            let after = File::from(restore(directory.path(), 1, &|_| ()).unwrap());
+            for file in [&before, &after] {
+                let metadata = file.metadata().unwrap();
+                assert_eq!(metadata.len(), 2 * PAGE + 5);
+                assert_eq!(metadata.blocks() * 512, places.len() as u64 * PAGE);
+                let mut contents = vec![0; metadata.len() as usize];
+                file.read_exact_at(&mut contents, 0).unwrap();
+                let found = (0..metadata.len()).filter(|&place| contents[place as usize] == 7);
+                assert!(found.eq(places.iter().copied()));
+            }
+        }
     }
 }
