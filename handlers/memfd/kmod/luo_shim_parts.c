@@ -34,27 +34,34 @@ static const gfp_t part_gfp = GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN;
 
 static struct workqueue_struct *workers;
 
-/*
- * By default a worker begins near the processor that asks for it, and on that one where the kernel
- * knows of no other that shares a cache: the task is at work there.
- */
 static int __init make_workers(void)
 {
-	struct workqueue_attrs *attrs = alloc_workqueue_attrs();
-
-	workers = alloc_workqueue("luo_memfd", WQ_UNBOUND, 0);
-	if (workers && attrs) {
-		attrs->affn_scope = WQ_AFFN_SYSTEM;
-		apply_workqueue_attrs(workers, attrs);
-	}
-	free_workqueue_attrs(attrs);
+	workers = alloc_workqueue("luo_memfd", WQ_PERCPU | WQ_CPU_INTENSIVE, 0);
 	return workers ? 0 : -ENOMEM;
 }
 late_initcall(make_workers);
 
 /*
- * How many parts at once, where @pages are worth it: 0 otherwise. As many as processors that the
- * task may run on.
+ * The next processor after @cpu that the task may run on, and is not running on. A worker that may
+ * run anywhere is woken where the task is at work, and moved too late.
+ */
+static int other_processor(int cpu)
+{
+	int own = raw_smp_processor_id(), tries;
+
+	for (tries = 0; tries < 3; tries++) {
+		cpu = cpumask_next_and(cpu, current->cpus_ptr, cpu_online_mask);
+		if (cpu >= nr_cpu_ids)
+			cpu = -1;
+		else if (cpu != own)
+			return cpu;
+	}
+	return WORK_CPU_UNBOUND;
+}
+
+/*
+ * How many parts at once, where @pages are worth it: 0 otherwise. Two for each other processor that
+ * the task may run on, so that the next one is there when one is done.
  */
 static unsigned int parts_for(struct file *file, u64 pages)
 {
@@ -62,11 +69,12 @@ static unsigned int parts_for(struct file *file, u64 pages)
 
 	if (!workers || processors < 2 || pages < PAGES_MIN || luo_hugetlb_shift(file))
 		return 0;
-	return min(processors, PARTS_MAX);
+	return min(2 * (processors - 1), PARTS_MAX);
 }
 
 struct luo_part {
 	struct luo_parts *all;
+	int cpu;
 	struct work_struct work;
 	/* Whether a worker has it. */
 	bool busy;
@@ -144,6 +152,7 @@ struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *cla
 {
 	unsigned int others = parts_for(file, pages), i;
 	struct luo_parts *all;
+	int cpu = -1;
 
 	if (!others)
 		return NULL;
@@ -159,6 +168,7 @@ struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *cla
 		struct luo_part *part = &all->parts[i];
 
 		part->all = all;
+		part->cpu = cpu = other_processor(cpu);
 		part->claim.number = claim->number;
 		INIT_WORK(&part->work, insert_in_worker);
 	}
@@ -208,7 +218,7 @@ static void insert_or_queue(struct luo_parts *all)
 			use_workers(all);
 	} else {
 		part->busy = true;
-		queue_work(workers, &part->work);
+		queue_work_on(part->cpu, workers, &part->work);
 	}
 }
 
@@ -290,6 +300,7 @@ int luo_parts_end(struct luo_parts *all, struct luo_claim *claim, int err)
 
 struct luo_scan_part {
 	struct luo_scan *all;
+	int cpu;
 	struct work_struct work;
 	u64 first;
 	u64 last;
@@ -339,7 +350,7 @@ static void scan_on(struct luo_scan *all, struct luo_scan_part *part)
 	if (part->first > part->last)
 		return;
 	all->first = part->last + 1;
-	queue_work(workers, &part->work);
+	queue_work_on(part->cpu, workers, &part->work);
 }
 
 static void free_scan(struct luo_scan *all)
@@ -361,6 +372,7 @@ struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last)
 	u64 range = last - first + 1, pages = READ_ONCE(file->f_mapping->nrpages);
 	unsigned int count = parts_for(file, min(range, pages)), i;
 	struct luo_scan *all;
+	int cpu = -1;
 
 	if (!count || pages < range / 4)
 		return NULL;
@@ -375,6 +387,7 @@ struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last)
 		struct luo_scan_part *part = &all->parts[i];
 
 		part->all = all;
+		part->cpu = cpu = other_processor(cpu);
 		INIT_WORK(&part->work, scan_in_worker);
 		part->found = kvmalloc_array(SCAN_PAGES, sizeof(*part->found), part_gfp);
 		if (!part->found) {
