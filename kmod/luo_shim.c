@@ -7,6 +7,7 @@
 
 #include <linux/container_of.h>
 #include <linux/crc32.h>
+#include <linux/hash.h>
 #include <linux/io.h>
 #include <linux/kexec_handover.h>
 #include <linux/liveupdate.h>
@@ -15,6 +16,7 @@
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
+#include <linux/pgtable.h>
 #include <linux/refcount.h>
 #include <asm/sections.h>
 
@@ -106,13 +108,30 @@ void *luo_bytes_outgoing(unsigned long pfn, size_t len)
 	return page_address(page);
 }
 
-/*
- * What the previous kernel preserved is read and given back under this: two sessions
- * that name the same memory may be finished at the same time.
- */
-DEFINE_MUTEX(luo_incoming);
+#define INCOMING_BITS 6
+static struct mutex incoming[1 << INCOMING_BITS];
 
-/* The same on the other side of the jump; the caller holds luo_incoming. */
+static int __init init_incoming(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(incoming); i++)
+		mutex_init(&incoming[i]);
+	return 0;
+}
+core_initcall(init_incoming);
+
+/*
+ * What the previous kernel preserved is read and given back under the lock of the PMD that it
+ * begins in: two sessions that name the same memory may be finished at the same time. There are
+ * several locks, so that processors which take back parts of one file do not wait for each other.
+ */
+struct mutex *luo_incoming(unsigned long pfn)
+{
+	return &incoming[hash_long(pfn >> (PMD_SHIFT - PAGE_SHIFT), INCOMING_BITS)];
+}
+
+/* The same on the other side of the jump; the caller holds the lock. */
 static void *bytes_incoming(unsigned long pfn, size_t len)
 {
 	int order = luo_preserved_order(pfn);
@@ -125,7 +144,7 @@ static void *bytes_incoming(unsigned long pfn, size_t len)
 /* Page structs, as above. */
 bool luo_bytes_are_incoming(unsigned long pfn, size_t len)
 {
-	guard(mutex)(&luo_incoming);
+	guard(mutex)(luo_incoming(pfn));
 	return bytes_incoming(pfn, len);
 }
 
@@ -134,7 +153,7 @@ int luo_bytes_copy(unsigned long pfn, size_t len, size_t offset, void *buffer, s
 {
 	void *bytes;
 
-	guard(mutex)(&luo_incoming);
+	guard(mutex)(luo_incoming(pfn));
 	bytes = bytes_incoming(pfn, len);
 	if (!bytes)
 		return -ENOENT;
@@ -154,7 +173,7 @@ void luo_bytes_free(unsigned long pfn, size_t len)
 {
 	void *bytes;
 
-	guard(mutex)(&luo_incoming);
+	guard(mutex)(luo_incoming(pfn));
 	bytes = bytes_incoming(pfn, len);
 	if (bytes)
 		kho_restore_free(bytes);

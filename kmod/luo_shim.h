@@ -47,7 +47,7 @@ bool luo_bytes_are_incoming(unsigned long pfn, size_t len);
 int luo_bytes_copy(unsigned long pfn, size_t len, size_t offset, void *buffer, size_t count);
 void luo_bytes_unpreserve(void *bytes);
 void luo_bytes_free(unsigned long pfn, size_t len);
-extern struct mutex luo_incoming;
+struct mutex *luo_incoming(unsigned long pfn);
 int luo_preserved_order(unsigned long pfn);
 
 /* luo_shim.c: checksums */

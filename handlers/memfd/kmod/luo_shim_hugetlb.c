@@ -134,7 +134,7 @@ static struct folio *take_back(u64 pfn, unsigned int order)
 {
 	struct page *head = pfn_to_page(pfn), *page;
 
-	scoped_guard(mutex, &luo_incoming) {
+	scoped_guard(mutex, luo_incoming(pfn)) {
 		if (luo_preserved_order(pfn) != order)
 			return NULL;
 		/* Nobody else takes it from here on. */

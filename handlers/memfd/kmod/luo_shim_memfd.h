@@ -58,10 +58,13 @@ enum luo_found_state {
 /* Frames of a block; in pieces.rs as well. What is held is preserved block by block. */
 #define LUO_BLOCK_FRAMES 512
 
-/* The pieces that one record has taken back. */
+/*
+ * The pieces that one record has taken back. Each processor that takes parts of it has one, with
+ * the same number.
+ */
 struct luo_claim {
 	u64 number;
-	u64 unused;		/* pages of them that it has not asked for yet */
+	u64 unused;		/* pages of them not asked for yet: a difference, if there are several */
 };
 
 bool luo_memfd_is_known(struct file *file);
@@ -98,6 +101,14 @@ u64 luo_take_back(struct luo_claim *claim, u64 pfn, u64 pages, u8 order);
 u8 luo_order_here(u8 order);
 void luo_claim_begin(struct luo_claim *claim);
 void luo_claim_end(struct luo_claim *claim, u64 pfn, u64 pages);
+
+/* luo_shim_parts.c */
+struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *claim, u64 pages);
+int luo_parts_insert(struct luo_parts *parts, const struct luo_run *runs, u32 count);
+int luo_parts_end(struct luo_parts *parts, struct luo_claim *claim, int err);
+struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last);
+u32 luo_scan_next(struct luo_scan *scan, u64 *next, struct luo_found **found);
+void luo_scan_end(struct luo_scan *scan);
 
 /* luo_shim_hugetlb.c */
 u32 luo_hugetlb_shift(struct file *file);

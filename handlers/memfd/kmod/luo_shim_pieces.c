@@ -6,7 +6,8 @@
  * Single pages of a file are preserved as they lie in memory, in pieces as large as fit. Who
  * retrieves asks for them in the order of the file. So a piece is taken back whole when the first
  * of its pages is asked for. The others are marked in page->private, which nobody else uses while
- * they are ours: with the number of the claim, so that they are for one record alone.
+ * they are ours: with the number of the claim, so that they are for one record alone. Several
+ * processors may take back parts of one record: whoever clears a mark has the page.
  */
 #include <linux/atomic.h>
 #include <linux/kexec_handover.h>
@@ -114,14 +115,18 @@ static bool is_whole(const struct page *page, unsigned int order)
 	return true;
 }
 
-/* Of what is marked, as many as follow each other up to @max: they are no longer ours. */
+/*
+ * Of what is marked, as many as follow each other up to @max: they are no longer ours. A record
+ * may name a page twice, in parts that two processors are at.
+ */
 static u64 use_marked(struct luo_claim *claim, struct page *page, u64 max)
 {
 	unsigned long mark = mark_of(claim);
 	u64 used;
 
-	for (used = 0; used < max && page_private(page + used) == mark; used++)
-		set_page_private(page + used, 0);
+	for (used = 0; used < max; used++)
+		if (cmpxchg(&page[used].private, mark, 0) != mark)
+			break;
 	claim->unused -= used;
 	return used;
 }
@@ -138,15 +143,20 @@ static u64 take_pages(struct luo_claim *claim, u64 pfn, u64 pages)
 	if (page_private(page) == mark_of(claim))
 		return use_marked(claim, page, max);
 
-	guard(mutex)(&luo_incoming);
+	guard(mutex)(luo_incoming(pfn));
+	/* Another processor may have been here meanwhile. */
+	if (page_private(page) == mark_of(claim))
+		return use_marked(claim, page, max);
 	order = find_piece(pfn, &first);
 	if (order < 0 || order > PIECE_ORDER_MAX || !is_whole(pfn_to_page(first), order) ||
 	    !kho_restore_pages(PFN_PHYS(first), 1UL << order))
 		return 0;
 	if (first == pfn && 1ULL << order <= pages)
 		return 1ULL << order;
+	/* Who finds a mark, without the lock, finds a page that was restored. */
+	smp_wmb();
 	for (i = 0; i < 1ULL << order; i++)
-		set_page_private(pfn_to_page(first) + i, mark_of(claim));
+		WRITE_ONCE(pfn_to_page(first)[i].private, mark_of(claim));
 	claim->unused += 1ULL << order;
 	return use_marked(claim, page, min(max, first + (1ULL << order) - pfn));
 }
@@ -154,7 +164,7 @@ static u64 take_pages(struct luo_claim *claim, u64 pfn, u64 pages)
 /* The same with a large folio, which is a preservation of its own. */
 static u64 take_folio(u64 pfn, u64 pages, u8 order)
 {
-	guard(mutex)(&luo_incoming);
+	guard(mutex)(luo_incoming(pfn));
 	if (1ULL << order > pages || luo_preserved_order(pfn) != order)
 		return 0;
 	if (luo_order_here(order) ? !kho_restore_folio(PFN_PHYS(pfn)) :

@@ -10,7 +10,8 @@
 //! found is pinned, which prevents reclaim, migration, collapse and splitting of it. Large folios
 //! are preserved as such. Single pages are preserved after the walk, as they lie together in
 //! memory: a file whose pages are scattered is few preservations of KHO, in large pieces. What is
-//! held is remembered by its frames; where it is in the file is in the record alone.
+//! held is remembered by its frames; where it is in the file is in the record alone. In a large
+//! file other processors go ahead and find what comes next (`luo_shim_parts.c`).
 //!
 //! From `freeze` on nothing new comes in: tasks that fill a hole wait until `thaw`, or for the next
 //! kernel (`shmem.patch`, in kmod/). At that moment the number of pages is compared, and only if
@@ -27,9 +28,12 @@
 //! other in the file go into the page cache, its accounts and the LRU together. They come back
 //! dirty and up to date: a clean page could be reclaimed, and would be lost. A large folio comes
 //! back as one; on a kernel without large folios as single pages. One of hugetlbfs becomes a huge
-//! page again (`luo_shim_hugetlb.c`), which is not in this kernel's pool.
+//! page again (`luo_shim_hugetlb.c`), which is not in this kernel's pool. Of a large file of shmem
+//! several processors insert parts, while this one decodes the record (`luo_shim_parts.c`).
 
 #![allow(unsafe_code)]
+
+use core::{ffi::c_void, marker::PhantomData};
 
 use ::kernel::{alloc::KVVec, prelude::GFP_KERNEL};
 use luo_handler_api::{
@@ -279,13 +283,13 @@ impl MemfdBackend for KernelBackend {
         expect_room(&record.attributes, record.pages(), &record.name, host)?;
         let file = create(&record.attributes, &record.name)?;
         let chains = record.chains(self.frame_end(), host);
-        let mut insertion = Insertion::new(&file)?;
+        let mut insertion = Insertion::new(&file, record.pages())?;
         let mut filled = Ok(());
         for extents in &chains {
             filled = filled.and_then(|()| extents.for_each(|run| insertion.push(run)));
         }
-        filled = filled.and_then(|()| insertion.flush());
-        insertion.claim.give_back(&chains);
+        let (filled, mut claim) = insertion.end(filled);
+        claim.give_back(&chains);
         filled.map(|()| file)
     }
 
@@ -336,9 +340,10 @@ impl MainlineBackend for KernelBackend {
     ) -> Result<OwnedFile, Errno> {
         expect_room(attributes, pages, &Name::EMPTY, host)?;
         let file = create(attributes, &Name::EMPTY)?;
-        let mut insertion = Insertion::new(&file)?;
-        let filled = walk(&mut |run| insertion.push(run)).and_then(|()| insertion.flush());
-        let _ = walk(&mut |run| insertion.claim.give_back_in(run.frame(), run.length()));
+        let mut insertion = Insertion::new(&file, pages)?;
+        let filled = walk(&mut |run| insertion.push(run));
+        let (filled, mut claim) = insertion.end(filled);
+        let _ = walk(&mut |run| claim.give_back_in(run.frame(), run.length()));
         filled.map(|()| file)
     }
 
@@ -465,6 +470,91 @@ impl<'a> Memfd<'a> {
     }
 }
 
+/// A walk over a large file, in which other processors go ahead and find what comes next.
+///
+/// # Invariants
+///
+/// It is what `luo_scan_begin` returned, not null, and has not ended.
+struct Ahead<'a>(*mut c_void, PhantomData<FileRef<'a>>);
+
+impl<'a> Ahead<'a> {
+    /// For pages from `first` on, before `end`; `None` if this task should walk alone.
+    fn new(file: Memfd<'a>, first: u64, end: u64) -> Option<Self> {
+        // SAFETY: by the type's invariant it is an open memfd; it is borrowed until the walk ends.
+        let scan = unsafe { shim::luo_scan_begin(file.0.as_ptr(), first, end - 1) };
+        // Nothing to end if it is null.
+        (!scan.is_null()).then(|| Self(scan, PhantomData))
+    }
+
+    /// As [`Memfd::find`], of the pages that come next.
+    fn find(&mut self, next: &mut u64) -> Batch<'_> {
+        let mut found = core::ptr::null_mut();
+        // SAFETY: by the type's invariant; both are ours to write.
+        let count = unsafe { shim::luo_scan_next(self.0, next, &mut found) } as usize;
+        let found: &mut [shim::Found] = match count {
+            0 => &mut [],
+            // SAFETY: `luo_scan_next` returns so many, which nobody touches until it is called
+            // again. That takes the borrow that the batch has.
+            _ => unsafe { core::slice::from_raw_parts_mut(found, count) },
+        };
+        Batch {
+            found,
+            next: 0,
+            count,
+        }
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        // SAFETY: by the type's invariant; nobody uses it after this.
+        unsafe { shim::luo_scan_end(self.0) };
+    }
+}
+
+/// What finds the folios of a file: this task, and others as well once there turns out to be
+/// enough for them.
+struct Finder<'a> {
+    file: Memfd<'a>,
+    memory: KVVec<shim::Found>,
+    ahead: Option<Ahead<'a>>,
+    /// What this task has found by itself.
+    folios: u64,
+    pages: u64,
+}
+
+impl<'a> Finder<'a> {
+    fn new(file: Memfd<'a>) -> Result<Self, Errno> {
+        let memory = KVVec::from_elem(shim::Found::default(), FOUND_AT_ONCE, GFP_KERNEL);
+        Ok(Self {
+            file,
+            memory: memory.map_err(|_| Errno::ENOMEM)?,
+            ahead: None,
+            folios: 0,
+            pages: 0,
+        })
+    }
+
+    /// As [`Memfd::find`], of the pages from `next` on, which follow the last ones, up to `end`.
+    fn find(&mut self, next: &mut u64, end: u64) -> Batch<'_> {
+        // A part is little work where folios are large.
+        if self.folios >= FOLIOS_ALONE && self.pages / self.folios < 4 {
+            (self.folios, self.pages) = (0, 0);
+            self.ahead = Ahead::new(self.file, *next, end);
+        }
+        if let Some(ahead) = &mut self.ahead {
+            return ahead.find(next);
+        }
+        let batch = self.file.find(next, end - 1, &mut self.memory);
+        for found in batch.found.iter().take(batch.count) {
+            let pages = u64::from(found.pages);
+            self.pages += pages;
+            self.folios += pages >> found.order;
+        }
+        batch
+    }
+}
+
 /// Shows `take` the folios from page `next` up to `end`, pinned.
 fn walk(
     file: Memfd<'_>,
@@ -473,13 +563,12 @@ fn walk(
     host: Host<'_>,
     mut take: impl FnMut(PinnedRun) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    let memory = KVVec::from_elem(shim::Found::default(), FOUND_AT_ONCE, GFP_KERNEL);
-    let mut memory = memory.map_err(|_| Errno::ENOMEM)?;
+    let mut finder = Finder::new(file)?;
     // Where the last run that was taken ends.
     let mut taken = next;
     while next < end {
         pause()?;
-        let mut batch = file.find(&mut next, end - 1, &mut memory);
+        let mut batch = finder.find(&mut next, end);
         if batch.is_empty() {
             break;
         }
@@ -952,6 +1041,8 @@ struct Insertion<'a> {
     /// Made by [`create`]: nobody else knows of it.
     file: &'a OwnedFile,
     claim: Claim,
+    /// Of a file that several processors insert; null if this task does it alone.
+    parts: *mut c_void,
     runs: KVVec<shim::Run>,
     count: usize,
 }
@@ -959,12 +1050,18 @@ struct Insertion<'a> {
 const RUNS_AT_ONCE: usize = 128;
 
 impl<'a> Insertion<'a> {
-    fn new(file: &'a OwnedFile) -> Result<Self, Errno> {
+    /// For a file that will have so many pages. Ends with [`end`](Self::end), in any case.
+    fn new(file: &'a OwnedFile, pages: u64) -> Result<Self, Errno> {
         let runs = KVVec::from_elem(shim::Run::default(), RUNS_AT_ONCE, GFP_KERNEL);
+        let runs = runs.map_err(|_| Errno::ENOMEM)?;
+        let claim = Claim::new();
+        // SAFETY: the file is open until the parts end; the claim is borrowed for the call.
+        let parts = unsafe { shim::luo_parts_begin(file.as_ptr(), &claim.0, pages) };
         Ok(Self {
             file,
-            claim: Claim::new(),
-            runs: runs.map_err(|_| Errno::ENOMEM)?,
+            claim,
+            parts,
+            runs,
             count: 0,
         })
     }
@@ -986,23 +1083,38 @@ impl<'a> Insertion<'a> {
     }
 
     fn flush(&mut self) -> Result<(), Errno> {
-        let count = core::mem::take(&mut self.count);
+        let count = core::mem::take(&mut self.count) as u32;
+        let (file, claim, runs) = (self.file.as_ptr(), &mut self.claim.0, self.runs.as_ptr());
         // SAFETY: the file was made by `create`; a place that is taken already is an error, and
         // what is not preserved in these frames is left alone. `count` is at most the length of the
-        // array.
+        // array. The parts, if there are any, have not ended: that takes the value.
         Errno::check(unsafe {
-            shim::luo_memfd_insert(
-                self.file.as_ptr(),
-                &mut self.claim.0,
-                self.runs.as_ptr(),
-                count as u32,
-            )
+            match self.parts.is_null() {
+                true => shim::luo_memfd_insert(file, claim, runs, count),
+                false => shim::luo_parts_insert(self.parts, runs, count),
+            }
         })
+    }
+
+    /// Inserts the rest, unless something has failed before. When this returns nobody is at work
+    /// on the file, and the claim has what was not asked for.
+    fn end(mut self, pushed: Result<(), Errno>) -> (Result<(), Errno>, Claim) {
+        let mut inserted = pushed.and_then(|()| self.flush());
+        if !self.parts.is_null() {
+            let err = inserted.map_or_else(Errno::to_status, |()| 0);
+            // SAFETY: they have not ended, and nobody uses them after this.
+            inserted =
+                Errno::check(unsafe { shim::luo_parts_end(self.parts, &mut self.claim.0, err) });
+        }
+        (inserted, self.claim)
     }
 }
 
 /// Folios that are looked at together; at most `LUO_FOUND_MAX`.
 const FOUND_AT_ONCE: usize = 128;
+
+/// Folios that this task finds before it asks others to help.
+const FOLIOS_ALONE: u64 = 4096;
 
 const PAGE_SHIFT: u8 = ::kernel::page::PAGE_SHIFT as u8;
 
@@ -1131,6 +1243,20 @@ mod shim {
         pub(super) fn luo_hugetlb_has_room(shift: u32, pages: u64) -> i32;
         pub(super) fn luo_hugetlb_shift(file: *mut c_void) -> u32;
         pub(super) fn luo_memfd_create(attributes: *const MemfdAttributes) -> *mut c_void;
+        pub(super) fn luo_parts_begin(
+            file: *mut c_void,
+            claim: *const Claim,
+            pages: u64,
+        ) -> *mut c_void;
+        pub(super) fn luo_parts_insert(parts: *mut c_void, runs: *const Run, count: u32) -> i32;
+        pub(super) fn luo_parts_end(parts: *mut c_void, claim: *mut Claim, err: i32) -> i32;
+        pub(super) fn luo_scan_begin(file: *mut c_void, first: u64, last: u64) -> *mut c_void;
+        pub(super) fn luo_scan_next(
+            scan: *mut c_void,
+            next: *mut u64,
+            found: *mut *mut Found,
+        ) -> u32;
+        pub(super) fn luo_scan_end(scan: *mut c_void);
         pub(super) fn luo_memfd_insert(
             file: *mut c_void,
             claim: *mut Claim,

@@ -287,6 +287,9 @@ pub struct GuestArguments {
     /// Memory of the guest; by default 4G, and 8G for the kernel that checks itself
     #[arg(long, short, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    /// Processors of the guest, by default 2; a board with two NUMA nodes has one for each
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: Option<u32>,
     /// More kernel parameters
     #[arg(
         long,
@@ -316,6 +319,7 @@ impl GuestArguments {
         let built = self.build.build(&cache)?;
         let options = GuestOptions {
             memory: self.memory,
+            cpus: self.cpus,
             append: self.append,
             timeout: self.timeout.map(Duration::from_secs),
             gdb: self.gdb,

@@ -6,7 +6,7 @@ use crate::cache::runs::Runs;
 use crate::job::Job;
 use crate::vm::accel::Accel;
 use crate::vm::machine::Machine;
-use crate::vm::options::GuestOptions;
+use crate::vm::options::{GuestOptions, DEFAULT_CPUS};
 use crate::vm::qemu::Guest;
 
 /// A guest that does this job, on the plain machine, within the time that the user gives it.
@@ -31,6 +31,7 @@ pub(crate) fn guest<'a>(
             options.append
         ),
         memory,
+        cpus: options.cpus.unwrap_or(DEFAULT_CPUS),
         accel,
         directory: runs.of(name),
         timeout: options.timeout,

@@ -59,8 +59,8 @@ pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
 
 /// What a cgroup is charged for, in bytes.
 #[derive(Debug)]
-struct Charged {
-    used: u64,
+pub(super) struct Charged {
+    pub(super) used: u64,
     shmem: u64,
     /// Beyond anonymous memory, on the lists that shared memory is reclaimed from.
     listed: u64,
@@ -68,12 +68,12 @@ struct Charged {
 
 impl Charged {
     /// Whether there is so much shared memory. Anonymous pages come to the lists a little later.
-    fn is_of(&self, shmem: u64) -> bool {
+    pub(super) fn is_of(&self, shmem: u64) -> bool {
         self.shmem == shmem && self.listed.abs_diff(shmem) < 2 << 20
     }
 }
 
-fn charged(group: &Path) -> Result<Charged> {
+pub(super) fn charged(group: &Path) -> Result<Charged> {
     let stat = fs::read_to_string(group.join("memory.stat"))?;
     let value = |name: &str| {
         let mut lines = stat.lines().filter_map(|line| line.split_once(' '));

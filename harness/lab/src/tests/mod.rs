@@ -32,6 +32,7 @@ mod memfds;
 mod missing;
 mod moved;
 mod numa;
+mod parts;
 mod pci;
 mod physical_memory;
 mod ports;

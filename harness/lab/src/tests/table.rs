@@ -13,7 +13,7 @@ use crate::tests::test::{
 use crate::tests::{
     attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings,
     hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_limit, hugetlb_scratch, hugetlb_sizes,
-    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, quiet,
+    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, parts, quiet,
     reserved, session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
@@ -387,6 +387,29 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &["memfd:luo-workload-1: the cgroup has no room for 33554432 bytes"],
         seconds: 90,
+    },
+    Test {
+        name: "forged_parts",
+        about: "of large memfds, which several processors retrieve, those with a frame that is \
+                named twice, or is not theirs, fail alone and are freed",
+        machine: Machine::Plain,
+        stages: &[
+            check(parts::preserve_all, 7, 0),
+            check(parts::refuse_forged, 0, 2),
+        ],
+        prints: &[],
+        seconds: 240,
+    },
+    Test {
+        name: "limited_parts",
+        about: "the same of one that a memory limit has no room for when a part of it is inserted",
+        machine: Machine::Plain,
+        stages: &[
+            check(parts::preserve_large, 2, 0),
+            check(parts::retrieve_under_a_limit, 0, 1),
+        ],
+        prints: &[],
+        seconds: 180,
     },
     Test {
         name: "switched_off",

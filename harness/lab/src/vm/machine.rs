@@ -44,11 +44,10 @@ impl Machine {
     #[rustfmt::skip]
     pub(crate) fn arguments(self) -> &'static [&'static str] {
         match self {
-            Self::Plain => &["-machine", "q35", "-smp", "2"],
+            Self::Plain => &["-machine", "q35"],
             Self::Vfio => &[
                 // Interrupts can be remapped only where KVM does not take them all itself.
                 "-machine", "q35,kernel-irqchip=split",
-                "-smp", "2",
                 "-device", "intel-iommu,intremap=on",
                 "-device", "edu,addr=10",
                 "-device", "pci-testdev,addr=11",
@@ -64,8 +63,6 @@ impl Machine {
             ],
             Self::Numa => &[
                 "-machine", "q35",
-                // One processor would not be close to two memories.
-                "-smp", "2,sockets=2",
                 "-numa", "node,nodeid=0,cpus=0,memdev=node0",
                 "-numa", "node,nodeid=1,cpus=1,memdev=node1",
             ],
@@ -82,6 +79,15 @@ impl Machine {
             }
         }
         arguments
+    }
+
+    /// Its processors: so many, but for a board with two nodes, each of which has one.
+    pub(crate) fn processor_arguments(self, cpus: u32) -> [String; 2] {
+        let processors = match self {
+            Self::Plain | Self::Vfio => cpus.to_string(),
+            Self::Numa => "2,sockets=2".into(),
+        };
+        ["-smp".into(), processors]
     }
 
     /// The parameters that its kernel needs.

@@ -3,11 +3,16 @@
 
 use std::time::Duration;
 
+/// How many processors a guest has, if nobody asks for more or fewer.
+pub(crate) const DEFAULT_CPUS: u32 = 2;
+
 /// How to boot a guest.
 #[derive(Clone, Debug, Default)]
 pub struct GuestOptions {
     /// Its memory, in bytes; by default what its kernel needs for every job.
     pub memory: Option<u64>,
+    /// How many processors it has; by default two.
+    pub cpus: Option<u32>,
     /// More kernel parameters.
     pub append: String,
     /// After this a guest that has not ended is stopped; by default a bound that suits the job.

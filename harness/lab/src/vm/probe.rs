@@ -15,6 +15,7 @@ use crate::job::Job;
 use crate::units::duration;
 use crate::vm::accel::Accel;
 use crate::vm::machine::Machine;
+use crate::vm::options::DEFAULT_CPUS;
 use crate::vm::qemu::Guest;
 
 /// Bytes of the guest that tries an accelerator.
@@ -87,6 +88,7 @@ fn try_out(runs: &Runs, built: &Built, accel: Accel) -> Result<Result<String, St
         job: Job::Probe,
         parameters: built.profile.parameters(MEMORY),
         memory: MEMORY,
+        cpus: DEFAULT_CPUS,
         accel,
         directory: runs.of(&format!("probe-{}", accel.name())),
         timeout: Some(accel.deadline()),

@@ -27,6 +27,7 @@ pub(crate) struct Guest<'a> {
     /// Kernel parameters besides the lab's own.
     pub(crate) parameters: String,
     pub(crate) memory: u64,
+    pub(crate) cpus: u32,
     pub(crate) accel: Accel,
     /// Where console, events and results go.
     pub(crate) directory: PathBuf,
@@ -125,6 +126,7 @@ impl Guest<'_> {
             .args(BARE)
             .args(self.machine.memory_arguments(self.memory))
             .args(self.machine.arguments())
+            .args(self.machine.processor_arguments(self.cpus))
             .args(self.accel.qemu_arguments())
             .args(self.gdb.then_some("-s"))
             .args(console);
@@ -294,6 +296,7 @@ mod unit_tests {
             },
             parameters: "  mem=1G ".into(),
             memory: 4 << 30,
+            cpus: 2,
             accel: Accel::Tcg,
             directory: "/d".into(),
             timeout: None,

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Memfds so large that several processors retrieve parts of them: one part fails, all is given up.
+
+use std::fmt;
+use std::fs::{self, write};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{bail, ensure, Context, Result};
+use luo_bench::memory::free_bytes;
+use luo_bench::subject::fill::Fill;
+use luo_bench::subject::memfd::Workload;
+use luo_handler_api::{crc32c, Token};
+use luo_liveupdate::Device;
+use rustix::io::Errno;
+use rustix::mount::{mount, MountFlags};
+use zerocopy::little_endian::U32;
+use zerocopy::IntoBytes;
+
+use crate::tests::expect::{expect_errno, expect_lost};
+use crate::tests::held_open::HeldOpen;
+use crate::tests::incoming;
+use crate::tests::limit::charged;
+use crate::tests::memfds::{memfd, preserve, retrieve};
+use crate::tests::physical_memory::PhysicalMemory;
+use crate::tests::records::{MemfdBlock, MemfdRecord};
+
+/// Nothing else in memory begins so.
+const SESSION: &str = "luo-lab forged parts";
+const SIZE: u64 = 96 << 20;
+const SOUND: [Workload; 2] = [memfd(SIZE, Fill::Shuffled, 1), memfd(SIZE, Fill::Dense, 2)];
+/// What the allocator may hold back meanwhile, and a frame that was named by nobody.
+const SLACK: u64 = 1 << 20;
+
+/// A frame of one block that is put in the place of another block's.
+struct Forged {
+    token: u64,
+    /// Both are counted from the last block on, which is read first.
+    from: From,
+    to: usize,
+}
+
+enum From {
+    Block(usize),
+    /// A frame that nobody preserved.
+    Nowhere,
+}
+
+const fn forged(token: u64, from: From, to: usize) -> Forged {
+    Forged { token, from, to }
+}
+
+/// A part is two blocks of a file in no order.
+static FORGED: &[Forged] = &[
+    // The same frame twice: in two parts that are worked on at the same time, and far apart
+    forged(0x10, From::Block(0), 2),
+    forged(0x11, From::Block(2), 4),
+    forged(0x12, From::Block(1), 20),
+    // Memory that is not the file's: in the first part, and in a later one
+    forged(0x13, From::Nowhere, 0),
+    forged(0x14, From::Nowhere, 10),
+];
+
+fn forged_memfd(forged: &Forged) -> Workload {
+    memfd(SIZE, Fill::Shuffled, forged.token)
+}
+
+pub(super) fn preserve_all(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.create_session(SESSION)?;
+    preserve(&session, &SOUND)?;
+    for forged in FORGED {
+        preserve(&session, &[forged_memfd(forged)])?;
+    }
+    held.hold(&session)
+}
+
+/// Each forged one fails alone, and all of its memory is free in the end.
+pub(super) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
+    let memory = PhysicalMemory::open()?;
+    let entries = incoming::session_files(&memory, SESSION)?;
+    for forged in FORGED {
+        let entry = entries
+            .iter()
+            .find(|(_, entry)| entry.token.get() == forged.token);
+        let (_, entry) = entry.context("a file is not in the list of the kernel")?;
+        forge(&memory, entry.data.get(), forged)?;
+    }
+    let session = Device::open()?.retrieve_session(SESSION)?;
+    let sound = SOUND.iter().map(|workload| retrieve(&session, workload));
+    let sound = sound.collect::<Result<Vec<_>>>()?;
+    let before = free_bytes()?;
+    for forged in FORGED {
+        expect_lost(&session, Token(forged.token), Errno::INVAL)
+            .with_context(|| format!("token {:#x}", forged.token))?;
+    }
+    session.finish()?;
+    drop(sound);
+    expect_freed(before, SIZE * (SOUND.len() + FORGED.len()) as u64)
+}
+
+fn expect_freed(before: u64, bytes: u64) -> Result<()> {
+    soon(
+        || Ok(free_bytes()?.saturating_sub(before)),
+        |freed| freed + SLACK >= bytes,
+    )
+    .with_context(|| format!("not all of {bytes} bytes are free"))
+}
+
+/// Looks until all is well: the nodes of page caches are freed a little later than the pages.
+fn soon<T: fmt::Debug>(look: impl Fn() -> Result<T>, is_well: impl Fn(&T) -> bool) -> Result<()> {
+    let mut found = look()?;
+    for _ in 0..50 {
+        if is_well(&found) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(100));
+        found = look()?;
+    }
+    bail!("found {found:?}")
+}
+
+/// Changes the first frame of a block of the record with the handle `data`.
+fn forge(memory: &PhysicalMemory, data: u64, forged: &Forged) -> Result<()> {
+    let record: MemfdRecord = memory.load(address(data))?;
+    let mut blocks = Vec::new();
+    let mut handle = record.chain.last_block.get();
+    while handle != 0 {
+        blocks.push(handle);
+        let block: MemfdBlock = memory.load(address(handle))?;
+        handle = block.previous.get();
+    }
+    let block = |number: usize| {
+        let handle = blocks.get(number).context("the file has fewer blocks")?;
+        Block::load(memory, *handle)
+    };
+    let frame = match forged.from {
+        From::Block(number) => {
+            let block = block(number)?;
+            block.words[block.first_frame()?]
+        }
+        // Of the first megabyte.
+        From::Nowhere => U32::new(1),
+    };
+    let mut changed = block(forged.to)?;
+    let place = changed.first_frame()?;
+    changed.words[place] = frame;
+    changed.store(memory)
+}
+
+/// Where the page is that a handle begins with; see `kmod/host.rs`.
+fn address(handle: u64) -> u64 {
+    (handle >> 24) * rustix::param::page_size() as u64
+}
+
+struct Block {
+    at: u64,
+    header: MemfdBlock,
+    words: Vec<U32>,
+}
+
+impl Block {
+    fn load(memory: &PhysicalMemory, handle: u64) -> Result<Self> {
+        let at = address(handle);
+        let length = handle as usize & 0xff_ffff;
+        let bytes = memory.load_bytes(at, length)?;
+        let words = bytes[size_of::<MemfdBlock>()..].chunks_exact(4);
+        let words = words.map(|word| U32::from_bytes(word.try_into().expect("four bytes")));
+        Ok(Self {
+            at,
+            header: memory.load(at)?,
+            words: words.collect(),
+        })
+    }
+
+    /// Which word names a frame.
+    fn first_frame(&self) -> Result<usize> {
+        let mut words = self.words.iter();
+        words
+            .position(|word| word.get() >> 31 == 0)
+            .context("a block has a frame")
+    }
+
+    fn store(mut self, memory: &PhysicalMemory) -> Result<()> {
+        self.header.extents_checksum = U32::new(crc32c(0, self.words.as_bytes()));
+        self.header.checksum = U32::ZERO;
+        self.header.checksum = U32::new(crc32c(0, self.header.as_bytes()));
+        memory.store(self.at, &self.header)?;
+        memory.store(self.at + size_of::<MemfdBlock>() as u64, &self.words[..])
+    }
+}
+
+const LIMITED: &str = "luo-lab limited parts";
+const GROUP: &str = "/sys/fs/cgroup/parts";
+const ENOUGH: Workload = memfd(SIZE, Fill::Dense, 1);
+/// With a page here and there, for which the page cache takes 6 MiB besides.
+const SCARCE: Workload = memfd(4 << 30, Fill::sparse(200), 2);
+/// The room for them.
+const MORE: u64 = 2 << 20;
+
+pub(super) fn preserve_large(held: &mut HeldOpen) -> Result<()> {
+    let session = Device::open()?.create_session(LIMITED)?;
+    preserve(&session, &[ENOUGH, SCARCE])?;
+    held.hold(&session)
+}
+
+/// There is room for the pages under the limit, but not for what finds them in the page cache: so
+/// parts fail, after others are in. What workers insert is charged to the group of the task.
+pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    mount("cgroup", root, c"cgroup2", MountFlags::empty(), None).context("mounting cgroups")?;
+    fs::create_dir(GROUP)?;
+    write(root.join("cgroup.subtree_control"), "+memory")?;
+    let group = Path::new(GROUP);
+    let before = free_bytes()?;
+    let session = Device::open()?.retrieve_session(LIMITED)?;
+    write(group.join("cgroup.procs"), "0")?;
+
+    let enough = retrieve(&session, &ENOUGH)?;
+    let found = charged(group)?;
+    ensure!(
+        found.used >= SIZE && found.is_of(SIZE),
+        "a memfd of {SIZE} bytes was retrieved: {found:?}"
+    );
+    let limit = found.used + SCARCE.data_bytes() + MORE;
+    write(group.join("memory.max"), limit.to_string())?;
+    expect_errno(
+        session.retrieve(Token(SCARCE.seed)),
+        Errno::NOMEM,
+        "retrieving more than the limit allows",
+    )?;
+    soon(
+        || charged(group),
+        |left| left.is_of(SIZE) && left.used < found.used + MORE,
+    )
+    .context("what was inserted before is still charged")?;
+    session.finish()?;
+    drop((session, enough));
+    expect_freed(before, SIZE + SCARCE.data_bytes())
+}
