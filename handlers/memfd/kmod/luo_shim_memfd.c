@@ -7,6 +7,7 @@
  */
 #include <linux/cred.h>
 #include <linux/debugfs.h>
+#include <linux/delay.h>
 #include <linux/fcntl.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -492,20 +493,34 @@ static int __init show_moved_bytes(void)
 late_initcall(show_moved_bytes);
 
 /*
+ * Migration of a huge page only tries for locks that a fault on any page of the file holds while
+ * it clears one. That ends soon, and looks like a want of memory until then.
+ */
+#define MOVE_PATIENCE	(2 * HZ)
+
+/*
  * memfd_pin_folios() has no binding. It moves what it pins out of CMA and movable
  * memory, which is all we want of it. It fills holes: the range must not have any.
  */
 int luo_memfd_move(struct file *file, u64 index, u64 last)
 {
 	struct folio *folios[LUO_FOUND_MAX];
+	unsigned long patience = jiffies + MOVE_PATIENCE;
 	pgoff_t offset;
 	long pinned, i;
 	int err = 0;
 
-	pinned = memfd_pin_folios(file, (loff_t)index << PAGE_SHIFT, (loff_t)last << PAGE_SHIFT,
-				  folios, LUO_FOUND_MAX, &offset);
+	for (;;) {
+		pinned = memfd_pin_folios(file, (loff_t)index << PAGE_SHIFT,
+					  (loff_t)last << PAGE_SHIFT, folios, LUO_FOUND_MAX,
+					  &offset);
+		if (pinned != -ENOMEM || !luo_hugetlb_shift(file) ||
+		    time_after(jiffies, patience) || fatal_signal_pending(current))
+			break;
+		fsleep(1000);
+	}
 	if (pinned < 0)
-		return pinned;
+		return fatal_signal_pending(current) ? -EINTR : pinned;
 	for (i = 0; i < pinned && !err; i++)
 		err = folio_may_stay(folios[i]) ? 0 : -EBUSY;
 	unpin_folios(folios, pinned);
