@@ -64,7 +64,7 @@ enum luo_found_state {
  */
 struct luo_claim {
 	u64 number;
-	u64 unused;		/* pages of them not asked for yet: a difference, if there are several */
+	u64 unused;		/* pages of them not asked for yet; if several, a difference */
 };
 
 bool luo_memfd_is_known(struct file *file);
