@@ -981,6 +981,8 @@ fn inspecting_shows_what_the_handler_describes_and_what_the_image_holds() {
         ("size_bytes", "4"),
         ("position", "4"),
         ("metadata_bytes", "368"),
+        ("needs[]", "memfd-r3"),
+        ("needs[]", "shmem"),
     ];
     let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
     assert_eq!(found.files[0].record, expected);
