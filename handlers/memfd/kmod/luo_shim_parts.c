@@ -125,6 +125,7 @@ static void insert_in_worker(struct work_struct *work)
 
 	insert_part(part);
 	set_active_memcg(before);
+	/* The task fills the part again: see next_part(). */
 	smp_store_release(&part->busy, false);
 }
 
@@ -168,7 +169,8 @@ struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *cla
 		struct luo_part *part = &all->parts[i];
 
 		part->all = all;
-		part->cpu = cpu = other_processor(cpu);
+		cpu = other_processor(cpu);
+		part->cpu = cpu;
 		part->claim.number = claim->number;
 		INIT_WORK(&part->work, insert_in_worker);
 	}
@@ -198,9 +200,11 @@ static struct luo_part *next_part(struct luo_parts *all)
 {
 	unsigned int i;
 
-	for (i = 1; i < all->used; i++)
+	for (i = 1; i < all->used; i++) {
+		/* What insert_in_worker() did to it comes before that. */
 		if (!smp_load_acquire(&all->parts[i].busy))
 			return &all->parts[i];
+	}
 	return &all->parts[0];
 }
 
@@ -387,7 +391,8 @@ struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last)
 		struct luo_scan_part *part = &all->parts[i];
 
 		part->all = all;
-		part->cpu = cpu = other_processor(cpu);
+		cpu = other_processor(cpu);
+		part->cpu = cpu;
 		INIT_WORK(&part->work, scan_in_worker);
 		part->found = kvmalloc_array(SCAN_PAGES, sizeof(*part->found), part_gfp);
 		if (!part->found) {
