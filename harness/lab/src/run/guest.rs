@@ -18,7 +18,7 @@ pub(crate) fn guest<'a>(
     job: Job,
     name: &str,
 ) -> Guest<'a> {
-    let memory = options.memory.unwrap_or(built.profile.guest_memory());
+    let memory = options.memory_with(built.profile);
     let nokaslr = if options.gdb { "nokaslr" } else { "" };
     Guest {
         image: &built.artefacts.kernel_image,

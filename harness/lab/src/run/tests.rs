@@ -196,7 +196,7 @@ fn guests_at_a_time(built: &Built, options: &GuestOptions) -> usize {
     if options.gdb {
         return 1;
     }
-    let memory = options.memory.unwrap_or(built.profile.guest_memory());
+    let memory = options.memory_with(built.profile);
     let room = available_bytes().map_or(1, |available| available / memory.max(1));
     let processors = thread::available_parallelism().map_or(1, usize::from);
     processors.min(room as usize).clamp(1, GUESTS_MAX)

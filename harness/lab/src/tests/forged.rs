@@ -15,8 +15,8 @@ use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
 use crate::tests::records::{
-    sign, sign_memfd, MemfdBlock, MemfdDecoder, MemfdExtent, MemfdRecord, VfioCrossing, VfioRecord,
-    MEMFD_MAGIC, MEMFD_WHOLE_BLOCK, VFIO_MAGIC,
+    memory_of, sign, sign_memfd, MemfdBlock, MemfdDecoder, MemfdExtent, MemfdRecord, VfioCrossing,
+    VfioRecord, MEMFD_MAGIC, MEMFD_WHOLE_BLOCK, VFIO_MAGIC,
 };
 use crate::tests::vfio_client::Client;
 use luo_bench::subject::fill::Fill;
@@ -172,7 +172,6 @@ pub(crate) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
 /// Changes the kernel's list of the files, which it has not read yet, and the records of handlers.
 fn forge_all() -> Result<()> {
     let memory = PhysicalMemory::open()?;
-    let page = rustix::param::page_size() as u64;
     let entries = incoming::session_files(&memory, SESSION)?;
     let find = |token: Token| {
         let found = entries
@@ -187,8 +186,7 @@ fn forge_all() -> Result<()> {
             Data(change) => entry.data = U64::new(change(data)),
             DataOf(token) => entry.data = find(token)?.1.data,
             Record(change) => {
-                // Its handle is the number of its first page, and its length; see `kmod/host.rs`.
-                let at = (data >> 24) * page;
+                let (at, _) = memory_of(data);
                 let mut record: VfioRecord = memory.load(at)?;
                 ensure!(
                     record.magic == VFIO_MAGIC,
@@ -213,10 +211,10 @@ pub(super) fn change_extents(
     change: fn(&mut MemfdRecord, &mut MemfdExtent),
 ) -> Result<()> {
     let page = rustix::param::page_size() as u64;
-    let at = (data >> 24) * page;
+    let (at, _) = memory_of(data);
     let mut record: MemfdRecord = memory.load(at)?;
     ensure!(record.magic == MEMFD_MAGIC, "{at:#x} has no record");
-    let block_at = (record.chain.last_block.get() >> 24) * page;
+    let (block_at, _) = memory_of(record.chain.last_block.get());
     let extent_at = block_at + size_of::<MemfdBlock>() as u64;
     let mut block: MemfdBlock = memory.load(block_at)?;
     let mut extent = first_extent(memory, &block, extent_at)?;

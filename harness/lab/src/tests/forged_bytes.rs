@@ -20,6 +20,7 @@ use crate::tests::incoming::{sessions, FileEntry};
 use crate::tests::memfds::memfd;
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
+use crate::tests::records::memory_of;
 use crate::tests::vfio_client::Client;
 use crate::vm::machine::VFIO_DEVICES;
 use luo_bench::subject::fill::Fill;
@@ -92,11 +93,9 @@ struct Record {
     is_signed: bool,
 }
 
-/// The one that a handle leads to, see `kmod/host.rs`: the number of its first page, and its
-/// length. `None` for any other number.
+/// The one that a handle leads to. `None` for any other number.
 fn find_record(memory: &PhysicalMemory, ram: &[Range<u64>], data: u64) -> Result<Option<Record>> {
-    let length = data & 0xff_ffff;
-    let at = (data >> 24).saturating_mul(rustix::param::page_size() as u64);
+    let (at, length) = memory_of(data);
     let end = at.saturating_add(length);
     if length == 0
         || !ram

@@ -11,23 +11,22 @@ use luo_handler_api::Token;
 use luo_liveupdate::Device;
 use rustix::fs::{fallocate, FallocateFlags};
 use rustix::io::Errno;
-use rustix::mount::{mount, MountFlags};
 
 use crate::tests::expect::expect_errno;
 use crate::tests::held_open::HeldOpen;
 use crate::tests::hugetlb::{huge_memfd, map, number, number_at, HUGE, POOL};
+use crate::tests::limit::mount_cgroups;
 
 const SESSION: &str = "huge-limited";
 const TOKEN: Token = Token(1);
 const PAGES: u64 = 8;
-const ROOT: &str = "/sys/fs/cgroup";
 
 struct Group(PathBuf);
 
 impl Group {
     /// With this process in it.
-    fn enter(name: &str) -> Result<Self> {
-        let group = Path::new(ROOT).join(name);
+    fn enter(root: &Path, name: &str) -> Result<Self> {
+        let group = root.join(name);
         fs::create_dir(&group)?;
         fs::write(group.join("cgroup.procs"), "0")?;
         Ok(Self(group))
@@ -53,17 +52,11 @@ impl Group {
     }
 }
 
-fn mount_cgroups() -> Result<()> {
-    mount("cgroup", ROOT, c"cgroup2", MountFlags::empty(), None).context("mounting cgroups")?;
-    let control = Path::new(ROOT).join("cgroup.subtree_control");
-    fs::write(control, "+hugetlb").context("it takes CONFIG_CGROUP_HUGETLB")
-}
-
 /// Neither prepare nor cancel changes what is charged.
 pub(super) fn preserve_charged(held: &mut HeldOpen) -> Result<()> {
     POOL.resize(PAGES)?;
-    mount_cgroups()?;
-    let group = Group::enter("before")?;
+    let root = mount_cgroups("hugetlb")?;
+    let group = Group::enter(&root, "before")?;
     let file = huge_memfd("limited", PAGES)?;
     let mapping = map(&file, PAGES)?;
     (0..PAGES).for_each(|page| number(&mapping, page));
@@ -80,8 +73,8 @@ pub(super) fn preserve_charged(held: &mut HeldOpen) -> Result<()> {
 }
 
 pub(super) fn retrieve_under_limits(_held: &mut HeldOpen) -> Result<()> {
-    mount_cgroups()?;
-    let group = Group::enter("after")?;
+    let root = mount_cgroups("hugetlb")?;
+    let group = Group::enter(&root, "after")?;
     let session = Device::open()?.retrieve_session(SESSION)?;
     let attempt = || session.retrieve(TOKEN);
     group.limit("max", PAGES - 1)?;
@@ -104,7 +97,7 @@ pub(super) fn retrieve_under_limits(_held: &mut HeldOpen) -> Result<()> {
     session.finish()?;
 
     // Who has the file then is not who is charged: it is the file that is.
-    let other = Group::enter("other")?;
+    let other = Group::enter(&root, "other")?;
     group.expect(PAGES, PAGES, "after its user left")?;
     other.expect(0, 0, "in another group")?;
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

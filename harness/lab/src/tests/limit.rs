@@ -2,7 +2,7 @@
 //! A memory limit that a memfd does not fit under.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 use luo_bench::subject::fill::Fill;
@@ -27,11 +27,8 @@ pub(super) fn preserve_much(held: &mut HeldOpen) -> Result<()> {
 
 /// The limit is found out before anything is taken, so that it can be raised.
 pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
-    let root = Path::new("/sys/fs/cgroup");
-    mount("cgroup", root, c"cgroup2", MountFlags::empty(), None).context("mounting cgroups")?;
-    let group = root.join("limited");
+    let group = mount_cgroups("memory")?.join("limited");
     fs::create_dir(&group)?;
-    fs::write(root.join("cgroup.subtree_control"), "+memory")?;
     fs::write(group.join("memory.max"), "16M")?;
     fs::write(group.join("cgroup.procs"), "0")?;
 
@@ -55,6 +52,18 @@ pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
         "the memfd is gone: {left:?}"
     );
     Ok(())
+}
+
+/// Mounts cgroups whose groups have this controller; returns the root.
+pub(super) fn mount_cgroups(controller: &str) -> Result<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    mount("cgroup", &root, c"cgroup2", MountFlags::empty(), None).context("mounting cgroups")?;
+    fs::write(
+        root.join("cgroup.subtree_control"),
+        format!("+{controller}"),
+    )
+    .with_context(|| format!("this kernel has no {controller} cgroups"))?;
+    Ok(root)
 }
 
 /// What a cgroup is charged for, in bytes.

@@ -2,8 +2,7 @@
 //! Memfds so large that several processors retrieve parts of them: one part fails, all is given up.
 
 use std::fmt;
-use std::fs::{self, write};
-use std::path::Path;
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -14,17 +13,16 @@ use luo_bench::subject::memfd::Workload;
 use luo_handler_api::{crc32c, Token};
 use luo_liveupdate::Device;
 use rustix::io::Errno;
-use rustix::mount::{mount, MountFlags};
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
 use crate::tests::expect::{expect_errno, expect_lost};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::incoming;
-use crate::tests::limit::charged;
+use crate::tests::limit::{charged, mount_cgroups};
 use crate::tests::memfds::{memfd, preserve, retrieve};
 use crate::tests::physical_memory::PhysicalMemory;
-use crate::tests::records::{MemfdBlock, MemfdRecord};
+use crate::tests::records::{memory_of, MemfdBlock, MemfdRecord};
 
 /// Nothing else in memory begins so.
 const SESSION: &str = "luo-lab forged parts";
@@ -125,12 +123,12 @@ fn soon<T: fmt::Debug>(look: impl Fn() -> Result<T>, is_well: impl Fn(&T) -> boo
 
 /// Changes the first frame of a block of the record with the handle `data`.
 fn forge(memory: &PhysicalMemory, data: u64, forged: &Forged) -> Result<()> {
-    let record: MemfdRecord = memory.load(address(data))?;
+    let record: MemfdRecord = memory.load(memory_of(data).0)?;
     let mut blocks = Vec::new();
     let mut handle = record.chain.last_block.get();
     while handle != 0 {
         blocks.push(handle);
-        let block: MemfdBlock = memory.load(address(handle))?;
+        let block: MemfdBlock = memory.load(memory_of(handle).0)?;
         handle = block.previous.get();
     }
     let block = |number: usize| {
@@ -155,11 +153,6 @@ fn forge(memory: &PhysicalMemory, data: u64, forged: &Forged) -> Result<()> {
     changed.store(memory)
 }
 
-/// Where the page is that a handle begins with; see `kmod/host.rs`.
-fn address(handle: u64) -> u64 {
-    (handle >> 24) * rustix::param::page_size() as u64
-}
-
 struct Block {
     at: u64,
     header: MemfdBlock,
@@ -168,9 +161,8 @@ struct Block {
 
 impl Block {
     fn load(memory: &PhysicalMemory, handle: u64) -> Result<Self> {
-        let at = address(handle);
-        let length = handle as usize & 0xff_ffff;
-        let bytes = memory.load_bytes(at, length)?;
+        let (at, length) = memory_of(handle);
+        let bytes = memory.load_bytes(at, length as usize)?;
         let words = bytes[size_of::<MemfdBlock>()..].chunks_exact(4);
         let words = words.map(|word| U32::from_bytes(word.try_into().expect("four bytes")));
         Ok(Self {
@@ -198,7 +190,6 @@ impl Block {
 }
 
 const LIMITED: &str = "luo-lab limited parts";
-const GROUP: &str = "/sys/fs/cgroup/parts";
 const ENOUGH: Workload = memfd(SIZE, Fill::Dense, 1);
 /// With a page here and there, for which the page cache takes 6 MiB besides.
 const SCARCE: Workload = memfd(4 << 30, Fill::sparse(200), 2);
@@ -214,30 +205,27 @@ pub(super) fn preserve_large(held: &mut HeldOpen) -> Result<()> {
 /// There is room for the pages under the limit, but not for what finds them in the page cache: so
 /// parts fail, after others are in. What workers insert is charged to the group of the task.
 pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
-    let root = Path::new("/sys/fs/cgroup");
-    mount("cgroup", root, c"cgroup2", MountFlags::empty(), None).context("mounting cgroups")?;
-    fs::create_dir(GROUP)?;
-    write(root.join("cgroup.subtree_control"), "+memory")?;
-    let group = Path::new(GROUP);
+    let group = mount_cgroups("memory")?.join("parts");
+    fs::create_dir(&group)?;
     let before = free_bytes()?;
     let session = Device::open()?.retrieve_session(LIMITED)?;
-    write(group.join("cgroup.procs"), "0")?;
+    fs::write(group.join("cgroup.procs"), "0")?;
 
     let enough = retrieve(&session, &ENOUGH)?;
-    let found = charged(group)?;
+    let found = charged(&group)?;
     ensure!(
         found.used >= SIZE && found.is_of(SIZE),
         "a memfd of {SIZE} bytes was retrieved: {found:?}"
     );
     let limit = found.used + SCARCE.data_bytes() + MORE;
-    write(group.join("memory.max"), limit.to_string())?;
+    fs::write(group.join("memory.max"), limit.to_string())?;
     expect_errno(
         session.retrieve(Token(SCARCE.seed)),
         Errno::NOMEM,
         "retrieving more than the limit allows",
     )?;
     soon(
-        || charged(group),
+        || charged(&group),
         |left| left.is_of(SIZE) && left.used < found.used + MORE,
     )
     .context("what was inserted before is still charged")?;

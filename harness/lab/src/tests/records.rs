@@ -20,6 +20,12 @@ pub(crate) use luo_handler_vfio::record::{
     Crossing as VfioCrossing, RecordBytes as VfioRecord, MAGIC as VFIO_MAGIC,
 };
 
+/// The address of what a handle leads to, and its length in bytes; see `kmod/host.rs`.
+pub(crate) fn memory_of(handle: u64) -> (u64, u64) {
+    let page = rustix::param::page_size() as u64;
+    ((handle >> 24) * page, handle & 0xff_ffff)
+}
+
 /// Makes the checksum of a record right again.
 pub(crate) fn sign(record: &mut VfioRecord) {
     record.checksum = U32::ZERO;

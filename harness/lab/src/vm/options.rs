@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::build::profile::Profile;
+
 /// How many processors a guest has, if nobody asks for more or fewer.
 pub(crate) const DEFAULT_CPUS: u32 = 2;
 
@@ -20,4 +22,11 @@ pub struct GuestOptions {
     /// Whether QEMU listens for gdb, on port 1234. The kernel's addresses are those of its
     /// `vmlinux` then.
     pub gdb: bool,
+}
+
+impl GuestOptions {
+    /// The bytes of memory of a guest with a kernel of this profile.
+    pub(crate) fn memory_with(&self, profile: Profile) -> u64 {
+        self.memory.unwrap_or(profile.guest_memory())
+    }
 }
