@@ -13,7 +13,6 @@
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
-#include <linux/pgalloc_tag.h>
 #include <linux/version.h>
 
 #include "luo_shim.h"
@@ -124,49 +123,6 @@ static void uncharge(struct hstate *h, struct charges *charges)
 	hugetlb_cgroup_uncharge_cgroup_rsvd(idx, pages, charges->reserved);
 }
 
-/*
- * A folio that the previous kernel preserved in this order, frozen, if nobody has taken it. As
- * kho_restore_folio(), but each struct page is written to once and not twice, which is most of
- * what a retrieve costs; and the pages are added to those that this kernel manages by manage(),
- * for many folios at once.
- */
-static struct folio *take_back(u64 pfn, unsigned int order)
-{
-	struct page *head = pfn_to_page(pfn), *page;
-
-	scoped_guard(mutex, luo_incoming(pfn)) {
-		if (luo_preserved_order(pfn) != order)
-			return NULL;
-		/* Nobody else takes it from here on. */
-		set_page_private(head, 0);
-	}
-	set_page_count(head, 0);
-	clear_page_tag_ref(head);
-	__SetPageHead(head);
-	for (page = head + 1; page < head + (1UL << order); page++) {
-		set_page_count(page, 0);
-		prep_compound_tail(page, head, order);
-	}
-	prep_compound_head(head, order);
-	return page_folio(head);
-}
-
-/* adjust_managed_page_count() for @count folios in a row, which computes reserves of all zones. */
-static void manage(u64 pfn, unsigned int order, unsigned int count)
-{
-	while (count) {
-		struct page *first = pfn_to_page(pfn);
-		unsigned int same = 1;
-
-		while (same < count &&
-		       page_zone(pfn_to_page(pfn + ((u64)same << order))) == page_zone(first))
-			same++;
-		adjust_managed_page_count(first, (long)same << order);
-		pfn += (u64)same << order;
-		count -= same;
-	}
-}
-
 /* Makes one hugetlb folio of what was preserved at @pfn, and puts it on @folios. */
 static int revive(struct hstate *h, u64 pfn, struct list_head *folios)
 {
@@ -178,7 +134,7 @@ static int revive(struct hstate *h, u64 pfn, struct list_head *folios)
 	err = charge(h, &charged);
 	if (err)
 		return err;
-	folio = take_back(pfn, huge_page_order(h));
+	folio = luo_folio_take_back(pfn, huge_page_order(h));
 	if (!folio) {
 		uncharge(h, &charged);
 		return -EINVAL;
@@ -254,7 +210,7 @@ static int insert_some(struct hstate *h, struct address_space *mapping, u64 pfn,
 		if (err)
 			break;
 	}
-	manage(pfn, huge_page_order(h), taken);
+	luo_folios_manage(pfn, huge_page_order(h), taken);
 	optimize_vmemmap(h, &folios);
 	spin_lock_irq(&hugetlb_lock);
 	list_for_each_entry_safe(folio, next, &folios, lru) {

@@ -962,6 +962,9 @@ static int insert_run(struct insertion *insertion, const struct luo_run *run)
 	u8 here = luo_order_here(run->order);
 	int err = 0;
 
+	/* Shmem has no larger ones; what hugetlb had may be. */
+	if (here > MAX_PAGECACHE_ORDER)
+		return -EINVAL;
 	while (pfn < end) {
 		taken = luo_take_back(insertion->claim, pfn, end - pfn, run->order);
 		if (!taken)

@@ -99,6 +99,8 @@ void luo_frames_discard(struct luo_claim *claim, u64 pfn, u64 pages, u8 order);
 void luo_frames_put(u64 pfn, u64 pages, u8 order);
 u64 luo_take_back(struct luo_claim *claim, u64 pfn, u64 pages, u8 order);
 u8 luo_order_here(u8 order);
+struct folio *luo_folio_take_back(u64 pfn, unsigned int order);
+void luo_folios_manage(u64 pfn, unsigned int order, unsigned int folios);
 void luo_claim_begin(struct luo_claim *claim);
 void luo_claim_end(struct luo_claim *claim, u64 pfn, u64 pages);
 

@@ -13,9 +13,11 @@
 #include <linux/kexec_handover.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
+#include <linux/pgalloc_tag.h>
 #include <linux/pgtable.h>
 #include <linux/sched.h>
 
+#include "../../mm/internal.h"
 #include "luo_shim.h"
 #include "luo_shim_memfd.h"
 
@@ -88,6 +90,30 @@ static unsigned long mark_of(const struct luo_claim *claim)
 }
 
 /*
+ * adjust_managed_page_count() of what was taken back; it computes reserves of all zones, and by
+ * several processors at once computes them wrong.
+ */
+static void manage(struct page *first, unsigned long pages)
+{
+	static DEFINE_MUTEX(lock);
+
+	guard(mutex)(&lock);
+	adjust_managed_page_count(first, pages);
+}
+
+/* As kho_restore_pages(), all but manage(). Who finds a mark finds a page that is restored. */
+static void restore_pages(struct page *first, unsigned int order, unsigned long mark)
+{
+	struct page *page;
+
+	for (page = first; page < first + (1UL << order); page++) {
+		set_page_count(page, 1);
+		clear_page_tag_ref(page);
+		smp_store_release(&page->private, mark);
+	}
+}
+
+/*
  * The largest piece that holds @pfn and that nobody has taken back. The largest one first: so of
  * pieces that a hostile kernel has laid into each other none is found but the outermost.
  */
@@ -148,29 +174,97 @@ static u64 take_pages(struct luo_claim *claim, u64 pfn, u64 pages)
 	if (page_private(page) == mark_of(claim))
 		return use_marked(claim, page, max);
 	order = find_piece(pfn, &first);
-	if (order < 0 || order > PIECE_ORDER_MAX || !is_whole(pfn_to_page(first), order) ||
-	    !kho_restore_pages(PFN_PHYS(first), 1UL << order))
+	if (order < 0 || order > PIECE_ORDER_MAX || !is_whole(pfn_to_page(first), order))
 		return 0;
-	if (first == pfn && 1ULL << order <= pages)
+	manage(pfn_to_page(first), 1UL << order);
+	if (first == pfn && 1ULL << order <= pages) {
+		restore_pages(page, order, 0);
 		return 1ULL << order;
-	/* Who finds a mark, without the lock, finds a page that was restored. */
-	smp_wmb();
-	for (i = 0; i < 1ULL << order; i++)
-		WRITE_ONCE(pfn_to_page(first)[i].private, mark_of(claim));
+	}
+	restore_pages(pfn_to_page(first), order, mark_of(claim));
 	claim->unused += 1ULL << order;
 	return use_marked(claim, page, min(max, first + (1ULL << order) - pfn));
 }
 
-/* The same with a large folio, which is a preservation of its own. */
-static u64 take_folio(u64 pfn, u64 pages, u8 order)
+/*
+ * kho_restore_folio() writes each struct page twice, which is most of what a retrieve of large
+ * folios costs. Makes a folio of what the previous kernel preserved at @pfn in this order, if
+ * nobody has taken it: frozen, and to be counted by luo_folios_manage().
+ */
+struct folio *luo_folio_take_back(u64 pfn, unsigned int order)
 {
-	guard(mutex)(luo_incoming(pfn));
-	if (1ULL << order > pages || luo_preserved_order(pfn) != order)
-		return 0;
-	if (luo_order_here(order) ? !kho_restore_folio(PFN_PHYS(pfn)) :
-				    !kho_restore_pages(PFN_PHYS(pfn), 1UL << order))
-		return 0;
+	struct page *head = pfn_to_page(pfn), *page;
+
+	scoped_guard(mutex, luo_incoming(pfn)) {
+		if (luo_preserved_order(pfn) != order)
+			return NULL;
+		/* Nobody else takes it from here on. */
+		set_page_private(head, 0);
+	}
+	set_page_count(head, 0);
+	clear_page_tag_ref(head);
+	__SetPageHead(head);
+	for (page = head + 1; page < head + (1UL << order); page++) {
+		set_page_count(page, 0);
+		prep_compound_tail(page, head, order);
+	}
+	prep_compound_head(head, order);
+	return page_folio(head);
+}
+
+/* manage() for @folios in a row, those of one zone at once. */
+void luo_folios_manage(u64 pfn, unsigned int order, unsigned int folios)
+{
+	while (folios) {
+		struct page *first = pfn_to_page(pfn);
+		unsigned int same = 1;
+
+		while (same < folios &&
+		       page_zone(pfn_to_page(pfn + ((u64)same << order))) == page_zone(first))
+			same++;
+		manage(first, (unsigned long)same << order);
+		pfn += (u64)same << order;
+		folios -= same;
+	}
+}
+
+/* Large folios that are taken back together; each is a preservation of its own. */
+#define FOLIOS_AT_ONCE 64
+
+/* The same as take_pages() with folios of @order. */
+static u64 take_folios(u64 pfn, u64 pages, u8 order)
+{
+	unsigned int count = min(pages >> order, FOLIOS_AT_ONCE), taken;
+
+	for (taken = 0; taken < count; taken++) {
+		struct folio *folio = luo_folio_take_back(pfn + ((u64)taken << order), order);
+
+		if (!folio)
+			break;
+		folio_ref_unfreeze(folio, 1);
+	}
+	luo_folios_manage(pfn, order, taken);
+	return (u64)taken << order;
+}
+
+/* The same where this kernel has no large folios for it. */
+static u64 take_apart(u64 pfn, u64 pages, u8 order)
+{
+	struct page *first = pfn_to_page(pfn);
+
+	scoped_guard(mutex, luo_incoming(pfn)) {
+		if (1ULL << order > pages || luo_preserved_order(pfn) != order)
+			return 0;
+		restore_pages(first, order, 0);
+	}
+	manage(first, 1UL << order);
 	return 1ULL << order;
+}
+
+/* IS_ENABLED() is a macro: order of the folios that luo_take_back() makes. */
+u8 luo_order_here(u8 order)
+{
+	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) ? order : 0;
 }
 
 /*
@@ -180,13 +274,10 @@ static u64 take_folio(u64 pfn, u64 pages, u8 order)
  */
 u64 luo_take_back(struct luo_claim *claim, u64 pfn, u64 pages, u8 order)
 {
-	return order ? take_folio(pfn, pages, order) : take_pages(claim, pfn, pages);
-}
-
-/* IS_ENABLED() is a macro: order of the folios that luo_take_back() makes. */
-u8 luo_order_here(u8 order)
-{
-	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) ? order : 0;
+	if (!order)
+		return take_pages(claim, pfn, pages);
+	return luo_order_here(order) ? take_folios(pfn, pages, order) :
+				       take_apart(pfn, pages, order);
 }
 
 /* folio_put() is a static inline. */

@@ -18,11 +18,15 @@ use rustix::io::Errno;
 
 use crate::build::variant::Variant;
 use crate::tests::expect::expect_lost;
+use crate::tests::forged::change_extents;
 use crate::tests::freeze::nanoseconds;
 use crate::tests::held_open::HeldOpen;
 use crate::tests::hugetlb::{expect_freed, huge_memfd, Counters, Pool, HUGE, POOL};
+use crate::tests::incoming;
 use crate::tests::memfds::{memfd, preserve, retrieve};
 use crate::tests::missing::expect_check;
+use crate::tests::physical_memory::PhysicalMemory;
+use crate::tests::records::MemfdKind;
 
 const GIGANTIC: u64 = 1 << 30;
 const GIGANTIC_POOL: Pool = Pool(GIGANTIC);
@@ -31,7 +35,8 @@ const GIGANTIC_POOL: Pool = Pool(GIGANTIC);
 pub(super) const RESERVED: &str = "hugepagesz=1G hugepages=1 kho_scratch=64M,512M,256M";
 /// A processor that has no pages of 1 GiB, as far as the kernel knows.
 pub(super) const WITHOUT: &str = "clearcpuid=pdpe1gb";
-const SESSION: &str = "gigantic";
+/// Nothing else in memory begins so.
+const SESSION: &str = "luo-lab gigantic page";
 const BESIDE: &str = "huge-beside";
 const DENSE: Workload = Workload {
     size: GIGANTIC,
@@ -133,6 +138,22 @@ pub(super) fn lose_gigantic(_held: &mut HeldOpen) -> Result<()> {
     );
     let session = Device::open()?.retrieve_session(SESSION)?;
     expect_lost(&session, Token(DENSE.seed), Errno::OPNOTSUPP)?;
+    let before = free_bytes()?;
+    session.finish()?;
+    expect_freed(before, GIGANTIC)
+}
+
+/// Shmem has no folios of that size. Its record names one, in a kernel that has such pages.
+pub(super) fn refuse_gigantic_folio(_held: &mut HeldOpen) -> Result<()> {
+    let memory = PhysicalMemory::open()?;
+    let entries = incoming::session_files(&memory, SESSION)?;
+    let (_, entry) = entries.first().context("the session has no file")?;
+    change_extents(&memory, entry.data.get(), |record, _| {
+        record.kind = MemfdKind::Shmem as u8;
+        record.file_page_shift = 12;
+    })?;
+    let session = Device::open()?.retrieve_session(SESSION)?;
+    expect_lost(&session, Token(DENSE.seed), Errno::INVAL)?;
     let before = free_bytes()?;
     session.finish()?;
     expect_freed(before, GIGANTIC)

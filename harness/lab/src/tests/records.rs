@@ -14,7 +14,9 @@ pub(crate) use luo_handler_memfd::chain::{
     BlockHeader as MemfdBlock, WHOLE_BLOCK_MAGIC as MEMFD_WHOLE_BLOCK,
 };
 pub(crate) use luo_handler_memfd::extent::Extent as MemfdExtent;
-pub(crate) use luo_handler_memfd::record::{RecordHeader as MemfdRecord, MAGIC as MEMFD_MAGIC};
+pub(crate) use luo_handler_memfd::record::{
+    Kind as MemfdKind, RecordHeader as MemfdRecord, MAGIC as MEMFD_MAGIC,
+};
 pub(crate) use luo_handler_memfd::words::Decoder as MemfdDecoder;
 pub(crate) use luo_handler_vfio::record::{
     Crossing as VfioCrossing, RecordBytes as VfioRecord, MAGIC as VFIO_MAGIC,

@@ -309,6 +309,20 @@ pub(crate) static TESTS: &[Test] = &[
         seconds: 300,
     },
     Test {
+        name: "hugetlb_forged_kind",
+        about: "a memfd without huge pages whose record names a folio of 1 GiB is refused, freed",
+        machine: Machine::Plain,
+        stages: &[
+            Stage {
+                parameters: hugetlb_sizes::RESERVED,
+                ..check(hugetlb_sizes::preserve_gigantic, 1, 0)
+            },
+            check(hugetlb_sizes::refuse_gigantic_folio, 0, 0),
+        ],
+        prints: &[],
+        seconds: 300,
+    },
+    Test {
         name: "hugetlb_cma",
         about:
             "a page of 1 GiB in a CMA area stays where it is; after the jump its memory is freed",
