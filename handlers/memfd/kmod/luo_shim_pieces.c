@@ -160,7 +160,7 @@ static u64 use_marked(struct luo_claim *claim, struct page *page, u64 max)
 /* Takes back up to @pages single pages from @pfn on; returns how many, 0 if there are none. */
 static u64 take_pages(struct luo_claim *claim, u64 pfn, u64 pages)
 {
-	u64 max = piece_end(pfn, pfn + pages, 0, false) - pfn, first, i;
+	u64 max = piece_end(pfn, pfn + pages, 0, false) - pfn, first;
 	struct page *page = pfn_to_online_page(pfn);
 	int order;
 

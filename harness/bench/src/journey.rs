@@ -37,6 +37,7 @@ use crate::memory::free_bytes;
 use crate::outcome::Outcome;
 use crate::phase::Phase;
 use crate::profile::{Profiler, PROFILE_ROOM};
+use crate::rehearsal;
 use crate::report::{Row, Skipped};
 use crate::series::{Series, Step, OURS_OFF};
 use crate::subject::fill::Fill;
@@ -57,7 +58,7 @@ const STATE: Subject = Subject::Memfd {
 };
 /// The state is written before it is complete, and cannot grow once it is preserved: room for what
 /// is still to come, and a few bytes for each file.
-const STATE_ROOM: usize = 4096;
+const STATE_ROOM: usize = 8192;
 const FILE_ROOM: usize = 128;
 /// More than the longest series comes to; what is larger is not a state.
 const STATE_MAX: u64 = 64 << 20;
@@ -110,6 +111,8 @@ struct State<J> {
 #[derive(Serialize, Deserialize)]
 struct Departure {
     update: Update,
+    /// That of a small file that goes first.
+    rehearsal: Option<Update>,
     /// When it ended.
     jumped: Moment,
 }
@@ -294,7 +297,7 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
     /// To a fresh kernel, with the state alone.
     fn jump_with_state(&self) -> Result<Infallible> {
         let state = HeldState::new(&Device::open()?, self, 0)?;
-        state.jump(self, None)
+        state.jump(self, |_| None)
     }
 
     /// The old side of a live update.
@@ -306,6 +309,7 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         provide_pages(&step.case)?;
         let device = Device::open()?;
         let state = HeldState::new(&device, self, step.case.files as usize)?;
+        let (rehearsal, _session) = rehearsal::begin(&device, &step.case)?.unzip();
         let (mut update, files) =
             Update::begin(&step.case, |_| ()).map_err(|error| match error {
                 MakeError::Unavailable(reason) => Unmeasurable(reason).into(),
@@ -323,7 +327,13 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         before.compare(step, &mut update.outcome)?;
         // The samples are memory that is freed by this.
         note_profile(Phase::Prepare, profiler, &mut update.outcome);
-        state.jump(self, Some(update))
+        state.jump(self, |jumped| {
+            Some(Departure {
+                update,
+                rehearsal,
+                jumped,
+            })
+        })
     }
 }
 
@@ -358,11 +368,10 @@ impl HeldState {
     fn jump<E: Serialize>(
         &self,
         journey: &Journey<E>,
-        update: Option<Update>,
+        depart: impl FnOnce(Moment) -> Option<Departure>,
     ) -> Result<Infallible> {
         (journey.settle)();
-        let jumped = Moment::now()?;
-        let departure = update.map(|update| Departure { update, jumped });
+        let departure = depart(Moment::now()?);
         self.write(&State { journey, departure })?;
         Err(kexec::jump().into())
     }
@@ -440,7 +449,7 @@ fn provide_pages(case: &Case) -> Result<()> {
         Pages::Hugetlb | Pages::HugetlbOf(_) => {
             let bytes = case.data_bytes();
             pages
-                .reserve(bytes)
+                .reserve(rehearsal::data_bytes(case))
                 .with_context(|| format!("reserving pages for {case}"))?;
             match pages.missing().or_else(|| pages.cannot_reserve(bytes)) {
                 None => Ok(()),
@@ -465,7 +474,7 @@ fn refusal(step: &Step, error: luo_liveupdate::Error) -> anyhow::Error {
     }
 }
 
-fn preserve(session: &Session, files: &Files) -> Result<(), luo_liveupdate::Error> {
+pub(crate) fn preserve(session: &Session, files: &Files) -> Result<(), luo_liveupdate::Error> {
     for (token, file) in files {
         session.preserve(*token, file.as_fd())?;
     }
@@ -538,8 +547,13 @@ fn arrive(
     arrived: &Moment,
     profile: bool,
 ) -> Outcome {
-    let Departure { mut update, jumped } = departure;
-    let taken = take_back(device, step, &mut update, profile);
+    let Departure {
+        mut update,
+        rehearsal,
+        jumped,
+    } = departure;
+    let rehearsed = rehearsal.map_or(Ok(()), |update| rehearsal::end(device, update));
+    let taken = rehearsed.and_then(|()| take_back(device, step, &mut update, profile));
     // Long after the arrival, so that the rate is known well.
     let blackout = Moment::now()
         .and_then(|now| arrived.rate_until(&now))
@@ -570,9 +584,9 @@ fn take_back(device: &Device, step: &Step, update: &mut Update, profile: bool) -
 }
 
 /// A session on the new side, with a profiler if there is one.
-struct SampledSession {
-    session: Session,
-    profiler: Option<Profiler>,
+pub(crate) struct SampledSession {
+    pub(crate) session: Session,
+    pub(crate) profiler: Option<Profiler>,
 }
 
 impl NewSide for SampledSession {
@@ -628,6 +642,7 @@ mod tests {
         let update = Update::begin(&series(true).cases()[0], |_| ());
         let departure = Some(Departure {
             update: update.unwrap().0,
+            rehearsal: None,
             jumped: Moment::now().unwrap(),
         });
         let mut text = serde_json::to_vec(&State { journey, departure }).unwrap();

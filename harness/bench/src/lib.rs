@@ -72,6 +72,7 @@ pub mod place;
 pub mod plan;
 pub mod profile;
 pub mod regression;
+mod rehearsal;
 pub mod report;
 pub mod sample;
 pub mod scale;

@@ -33,6 +33,9 @@ pub struct Series {
     /// Whether the kernel is sampled meanwhile.
     #[serde(default)]
     profile: bool,
+    /// The one of all steps that is made, if not all are.
+    #[serde(default)]
+    only: Option<usize>,
 }
 
 /// One live update of a series.
@@ -51,6 +54,16 @@ impl Series {
             plan,
             compare,
             profile: false,
+            only: None,
+        }
+    }
+
+    /// The step with this number, counted from 0, alone.
+    #[must_use]
+    pub fn only(&self, step: usize) -> Self {
+        Self {
+            only: Some(step),
+            ..self.clone()
         }
     }
 
@@ -133,7 +146,10 @@ impl Series {
             }
             peers.reverse();
         }
-        steps
+        match self.only {
+            None => steps,
+            Some(step) => steps.into_iter().skip(step).take(1).collect(),
+        }
     }
 
     /// A row for each case and implementation that was measured, and what was not, with the first
@@ -191,7 +207,17 @@ pub(crate) mod tests {
             },
             compare,
             profile: false,
+            only: None,
         }
+    }
+
+    #[test]
+    fn a_step_can_be_made_alone() {
+        let steps = series(true).steps();
+        for (number, step) in steps.iter().enumerate() {
+            assert_eq!(series(true).only(number).steps(), [step.clone()]);
+        }
+        assert!(series(true).only(steps.len()).steps().is_empty());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A series of measured live updates, from kernel to kernel.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -12,9 +13,10 @@ use crate::job::next_stage;
 use luo_bench::environment::Environment;
 use luo_bench::journey::Journey;
 use luo_bench::series::Series;
+use luo_liveupdate::kexec::with_parameters;
 
-/// On the host: it has to outlast a kernel.
-const NOTE: &str = "/results/journey.json";
+/// The kernel parameter of a guest without hardware virtualisation.
+const EMULATED: &str = "luo.accel=tcg";
 
 /// Begins a series of live updates, or goes on with it.
 pub(crate) fn measure(
@@ -28,7 +30,9 @@ pub(crate) fn measure(
             let environment = Box::new(Environment::of_this_machine(Path::new("/")));
             reporter.report(&Event::Environment { environment })?;
             let next = next_stage(command_line, 2, "", "");
-            Journey::new(series, &next, NOTE.into(), ())
+            let next = with_parameters(&next, &tsc_frequency(command_line)?);
+            // A guest makes one step of it, and leaves no note.
+            Journey::new(series, &next, PathBuf::new(), ())
         }
         _ => Journey::arrived()?.context("nothing came from the previous kernel")?,
     };
@@ -42,4 +46,39 @@ pub(crate) fn measure(
         reporter.report(&Event::Measured { outcome })?;
     }
     Ok(())
+}
+
+/// An emulated timer often is too late for a kernel to find out by it how fast the time stamp
+/// counter runs. Then it tries again, for up to a second: a blackout would depend on luck. So the
+/// next kernels use what this one has found. Whatever is not emulated has better ways.
+fn tsc_frequency(command_line: &str) -> Result<String> {
+    if !command_line.split_whitespace().any(|word| word == EMULATED) {
+        return Ok(String::new());
+    }
+    let processors = fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
+    let khz = parse_tsc_khz(&processors).context("/proc/cpuinfo has no frequency")?;
+    Ok(format!("tsc_early_khz={khz}"))
+}
+
+/// Without frequency scaling, as in a guest, a processor runs at the speed of its counter.
+fn parse_tsc_khz(processors: &str) -> Option<u64> {
+    let mut lines = processors.lines().filter_map(|line| line.split_once(':'));
+    let (_, mhz) = lines.find(|(name, _)| name.trim() == "cpu MHz")?;
+    let khz = mhz.trim().parse::<f64>().ok()? * 1000.0;
+    (khz >= 1.0).then_some(khz.round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frequency_is_read() {
+        let of = |mhz: &str| parse_tsc_khz(&format!("processor\t: 0\ncpu MHz\t\t: {mhz}\n"));
+        assert_eq!(of("2596.115"), Some(2_596_115));
+        for garbled in ["", "unknown", "0.000", "-1", "nan"] {
+            assert_eq!(of(garbled), None, "{garbled}");
+        }
+        assert_eq!(parse_tsc_khz("processor\t: 0\n"), None);
+    }
 }

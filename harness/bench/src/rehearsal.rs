@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! A small memfd that crosses a kexec before the files that are measured.
+//!
+//! In a kernel that has just booted the handlers run for the first time. An emulated processor
+//! translates code then, which takes longer than to run it, and the caches of any other are cold.
+//! So a small file of the same kind is preserved and retrieved first, and does not count.
+
+use anyhow::{bail, Context, Result};
+use luo_liveupdate::{Device, Session};
+
+use crate::case::Case;
+use crate::journey::{preserve, SampledSession};
+use crate::subject::memfd::MakeError;
+use crate::subject::Subject;
+use crate::update::Update;
+
+const SESSION: &str = "luo-bench-rehearsal";
+/// Enough for the handlers to use several processors.
+const SIZE_MAX: u64 = 96 << 20;
+/// No more than this part of what is measured.
+const PART: u64 = 8;
+
+/// Preserves a small file like those of `case`, for as long as the session is open. There is none if
+/// it would not be like them, or cannot be made or preserved: who measures the case finds out why.
+///
+/// # Errors
+///
+/// Those of making files and sessions.
+pub(crate) fn begin(device: &Device, case: &Case) -> Result<Option<(Update, Session)>> {
+    let Some(small) = small(case) else {
+        return Ok(None);
+    };
+    let Subject::Memfd { pages, .. } = small.subject else {
+        return Ok(None);
+    };
+    if pages.cannot_reserve(data_bytes(case)).is_some() {
+        return Ok(None);
+    }
+    let (update, files) = match Update::begin(&small, |_| ()) {
+        Ok(begun) => begun,
+        Err(MakeError::Unavailable(_)) => return Ok(None),
+        Err(error) => return Err(error).context("a small file that goes first"),
+    };
+    let session = device.create_session(SESSION)?;
+    let preserved = preserve(&session, &files);
+    Ok(preserved.is_ok().then_some((update, session)))
+}
+
+/// Retrieves and compares it on the new side.
+///
+/// # Errors
+///
+/// Those of the handlers; it is not as it was before.
+pub(crate) fn end(device: &Device, mut update: Update) -> Result<()> {
+    let session = SampledSession {
+        session: device.retrieve_session(SESSION)?,
+        profiler: None,
+    };
+    update.take_back(&session, |_| ())?;
+    match update.outcome.mismatch {
+        None => Ok(()),
+        Some(mismatch) => bail!("the small file that went first: {mismatch}"),
+    }
+}
+
+/// Bytes of data in the files of a case, with the small one that goes first.
+pub(crate) fn data_bytes(case: &Case) -> u64 {
+    case.data_bytes() + small(case).map_or(0, |small| small.data_bytes())
+}
+
+/// A case like another one, with little in it; `None` if that would be nothing.
+fn small(case: &Case) -> Option<Case> {
+    let Subject::Memfd { size, pages, fill } = case.subject else {
+        return None;
+    };
+    let all = size.saturating_mul(case.files.into());
+    let size = (all / PART).min(SIZE_MAX) / pages.size() * pages.size();
+    let small = Case {
+        transport: case.transport,
+        subject: Subject::Memfd { size, pages, fill },
+        files: 1,
+    };
+    (size > 0 && small.data_bytes() > 0).then_some(small)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subject::fill::Fill;
+    use crate::subject::pages::Pages;
+    use crate::transport::Transport;
+
+    fn size_of_small(subject: Subject, files: u32) -> Option<u64> {
+        let case = Case {
+            transport: Transport::Kexec,
+            subject,
+            files,
+        };
+        let expected = case.data_bytes() + small(&case).map_or(0, |it| it.data_bytes());
+        assert_eq!(data_bytes(&case), expected);
+        small(&case).map(|small| match small.subject {
+            Subject::Memfd { size, .. } => size,
+            other => panic!("{other} is no memfd"),
+        })
+    }
+
+    const fn memfd(size: u64, pages: Pages, fill: Fill) -> Subject {
+        Subject::Memfd { size, pages, fill }
+    }
+
+    #[test]
+    fn it_is_small_and_of_whole_pages() {
+        const MIB: u64 = 1 << 20;
+        const GIGANTIC: Pages = Pages::HugetlbOf(1 << 30);
+        let huge = Pages::HugetlbOf(2 * MIB);
+        for (subject, files, expected) in [
+            (
+                memfd(4096 * MIB, Pages::Base, Fill::Shuffled),
+                1,
+                Some(SIZE_MAX),
+            ),
+            (memfd(64 * MIB, Pages::Base, Fill::Dense), 1, Some(8 * MIB)),
+            (memfd(MIB, Pages::Base, Fill::Dense), 1000, Some(SIZE_MAX)),
+            (memfd(100 * MIB, huge, Fill::Dense), 1, Some(12 * MIB)),
+            (memfd(4096, Pages::Base, Fill::Dense), 1, None),
+            (memfd(4096 * MIB, GIGANTIC, Fill::Dense), 1, None),
+            (
+                memfd(8 * MIB, Pages::Base, "sparse:0.1%".parse().unwrap()),
+                1,
+                None,
+            ),
+            (Subject::Ioport, 4, None),
+        ] {
+            assert_eq!(size_of_small(subject.clone(), files), expected, "{subject}");
+        }
+    }
+}
