@@ -37,7 +37,7 @@ use crate::memory::free_bytes;
 use crate::outcome::Outcome;
 use crate::phase::Phase;
 use crate::profile::{Profiler, PROFILE_ROOM};
-use crate::rehearsal;
+use crate::rehearsal::{self, Rehearsal};
 use crate::report::{Row, Skipped};
 use crate::series::{Series, Step, OURS_OFF};
 use crate::subject::fill::Fill;
@@ -309,12 +309,14 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         provide_pages(&step.case)?;
         let device = Device::open()?;
         let state = HeldState::new(&device, self, step.case.files as usize)?;
-        let (rehearsal, _session) = rehearsal::begin(&device, &step.case)?.unzip();
+        let rehearsal = Rehearsal::make(&step.case)?;
         let (mut update, files) =
             Update::begin(&step.case, |_| ()).map_err(|error| match error {
                 MakeError::Unavailable(reason) => Unmeasurable(reason).into(),
                 error => anyhow!(error),
             })?;
+        let rehearsal = rehearsal.map(|it| it.preserve(&device)).transpose()?;
+        let (rehearsal, _session) = rehearsal.flatten().unzip();
         let session = device.create_session(SESSION)?;
         let profiler = profiler_if(self.series.has_profile())?;
         let before = Before::look()?;

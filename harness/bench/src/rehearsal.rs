@@ -12,7 +12,7 @@ use crate::case::Case;
 use crate::journey::{preserve, SampledSession};
 use crate::subject::memfd::MakeError;
 use crate::subject::Subject;
-use crate::update::Update;
+use crate::update::{Files, Update};
 
 const SESSION: &str = "luo-bench-rehearsal";
 /// Enough for the handlers to use several processors.
@@ -20,30 +20,50 @@ const SIZE_MAX: u64 = 96 << 20;
 /// No more than this part of what is measured.
 const PART: u64 = 8;
 
-/// Preserves a small file like those of `case`, for as long as the session is open. There is none if
-/// it would not be like them, or cannot be made or preserved: who measures the case finds out why.
-///
-/// # Errors
-///
-/// Those of making files and sessions.
-pub(crate) fn begin(device: &Device, case: &Case) -> Result<Option<(Update, Session)>> {
-    let Some(small) = small(case) else {
-        return Ok(None);
-    };
-    let Subject::Memfd { pages, .. } = small.subject else {
-        return Ok(None);
-    };
-    if pages.cannot_reserve(data_bytes(case)).is_some() {
-        return Ok(None);
+/// The small file on the old side.
+pub(crate) struct Rehearsal {
+    update: Update,
+    files: Files,
+}
+
+impl Rehearsal {
+    /// A small file like those of `case`. There is none if it would not be like them, or cannot be
+    /// made: who makes the case finds out why.
+    ///
+    /// It is made before the files of the case: memory that is free on this processor and lies in
+    /// scratch, where nothing can stay, goes to it.
+    ///
+    /// # Errors
+    ///
+    /// Those of making a file.
+    pub(crate) fn make(case: &Case) -> Result<Option<Self>> {
+        let Some(small) = small(case) else {
+            return Ok(None);
+        };
+        let Subject::Memfd { pages, .. } = small.subject else {
+            return Ok(None);
+        };
+        if pages.cannot_reserve(data_bytes(case)).is_some() {
+            return Ok(None);
+        }
+        match Update::begin(&small, |_| ()) {
+            Ok((update, files)) => Ok(Some(Self { update, files })),
+            Err(MakeError::Unavailable(_)) => Ok(None),
+            Err(error) => Err(error).context("a small file that goes first"),
+        }
     }
-    let (update, files) = match Update::begin(&small, |_| ()) {
-        Ok(begun) => begun,
-        Err(MakeError::Unavailable(_)) => return Ok(None),
-        Err(error) => return Err(error).context("a small file that goes first"),
-    };
-    let session = device.create_session(SESSION)?;
-    let preserved = preserve(&session, &files);
-    Ok(preserved.is_ok().then_some((update, session)))
+
+    /// Preserves it for as long as the session is open, after the files of the case were made: it
+    /// moves out of scratch then. Nothing if it is refused, as the case will be.
+    ///
+    /// # Errors
+    ///
+    /// Those of making a session.
+    pub(crate) fn preserve(self, device: &Device) -> Result<Option<(Update, Session)>> {
+        let session = device.create_session(SESSION)?;
+        let preserved = preserve(&session, &self.files);
+        Ok(preserved.is_ok().then_some((self.update, session)))
+    }
 }
 
 /// Retrieves and compares it on the new side.
