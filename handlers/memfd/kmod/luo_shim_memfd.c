@@ -342,11 +342,15 @@ static __always_inline bool pin_single(struct finder *finder, struct xa_state *x
 	return false;
 }
 
-/* Whether a page follows a run of single ones, in the file and in a block of frames. */
-static bool continues(const struct luo_found *run, u64 index, u64 pfn)
+/*
+ * Whether a folio follows those of a run, in the file and in memory. Runs of single pages end with
+ * their block of frames.
+ */
+static bool continues(const struct luo_found *run, u64 index, u64 pfn, u8 order)
 {
 	return run->pfn + run->pages == pfn && run->index + run->pages == index &&
-	       run->state == LUO_FOUND_HELD && !run->order && pfn % LUO_BLOCK_FRAMES;
+	       run->state == LUO_FOUND_HELD && run->order == order &&
+	       (order || pfn % LUO_BLOCK_FRAMES);
 }
 
 /* What to do with a folio of any kind, which was pinned and stays so only if it is HELD or so. */
@@ -401,7 +405,7 @@ u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *fo
 		} else if (likely(pin_single(&finder, &xas, folio))) {
 			u64 pfn = folio_pfn(folio);
 
-			if (count && continues(next - 1, xas.xa_index, pfn)) {
+			if (count && continues(next - 1, xas.xa_index, pfn, 0)) {
 				next[-1].pages++;
 			} else {
 				*next = (struct luo_found) {
@@ -417,7 +421,11 @@ u32 luo_memfd_find(struct file *file, u64 *start, u64 last, struct luo_found *fo
 			continue;
 		} else {
 			find_pinned(&finder, folio, from, next, &locked);
-			count++;
+			if (count && next->state == LUO_FOUND_HELD &&
+			    continues(next - 1, next->index, next->pfn, next->order))
+				next[-1].pages += next->pages;
+			else
+				count++;
 		}
 		if (count == room || ++steps == LUO_FOUND_STEPS_MAX || locked)
 			break;
@@ -663,12 +671,13 @@ err_put:
 	return ERR_PTR(err);
 }
 
-/* Single pages at consecutive places of a file, on their way into its page cache. */
+/* Folios of one order at consecutive places of a file, on their way into its page cache. */
 struct insertion {
 	struct address_space *mapping;
 	struct luo_claim *claim;
 	long accounted;
 	pgoff_t index;
+	u8 order;
 	unsigned int count;
 	struct folio *folios[128];
 };
@@ -684,31 +693,6 @@ static int account(struct insertion *insertion, long pages)
 	if (!err)
 		insertion->accounted += pages;
 	return err;
-}
-
-/* Puts one large folio into the page cache, which takes over our reference, or drops it. */
-static int insert_large(struct insertion *insertion, struct folio *folio, pgoff_t index)
-{
-	struct address_space *mapping = insertion->mapping;
-	gfp_t gfp = mapping_gfp_mask(mapping);
-	int err;
-
-	__folio_set_locked(folio);
-	__folio_set_swapbacked(folio);
-	err = account(insertion, folio_nr_pages(folio));
-	if (!err)
-		err = mem_cgroup_charge(folio, NULL, gfp);
-	if (!err)
-		err = shmem_add_to_page_cache(folio, mapping, index, NULL, gfp);
-	if (!err) {
-		folio_mark_uptodate(folio);
-		/* A clean page can be reclaimed, and would be lost. */
-		folio_mark_dirty(folio);
-		folio_add_lru(folio);
-	}
-	folio_unlock(folio);
-	folio_put(folio);
-	return err ? : luo_pause();
 }
 
 #ifdef CONFIG_MEMCG
@@ -731,7 +715,7 @@ static bool charge_as_the_first(struct folio **folios, unsigned int count)
 {
 #ifdef CONFIG_MEMCG
 	struct obj_cgroup *objcg = folio_objcg(folios[0]);
-	unsigned int i, more = count - 1;
+	unsigned int i, more = (count - 1) << folio_order(folios[0]);
 	struct page_counter *full;
 	struct mem_cgroup *memcg;
 	bool charged;
@@ -751,7 +735,7 @@ static bool charge_as_the_first(struct folio **folios, unsigned int count)
 		if (!charged)
 			return false;
 	}
-	obj_cgroup_get_many(objcg, more);
+	obj_cgroup_get_many(objcg, count - 1);
 	for (i = 1; i < count; i++)
 		folios[i]->memcg_data = folios[0]->memcg_data;
 	return true;
@@ -789,7 +773,7 @@ static bool same_lruvec(struct folio *folio, struct folio *other)
 	return folio_pgdat(folio) == folio_pgdat(other);
 }
 
-/* lruvec_add_folio() for all of them, which have the same flags; the lock is held. */
+/* lruvec_add_folio() for all of them, which have the same flags and order; the lock is held. */
 static void add_to_lru(struct lruvec *lruvec, struct folio **folios, unsigned int count)
 {
 	enum lru_list lru = folio_lru_list(folios[0]);
@@ -801,7 +785,7 @@ static void add_to_lru(struct lruvec *lruvec, struct folio **folios, unsigned in
 			lruvec_add_folio(lruvec, folios[i]);
 			continue;
 		}
-		in_zone[folio_zonenum(folios[i])]++;
+		in_zone[folio_zonenum(folios[i])] += folio_nr_pages(folios[i]);
 		list_add(&folios[i]->lru, &lruvec->lists[lru]);
 	}
 	for (i = 0; i < MAX_NR_ZONES; i++)
@@ -813,13 +797,16 @@ static void add_to_lru(struct lruvec *lruvec, struct folio **folios, unsigned in
 static void publish(struct folio **folios, unsigned int count)
 {
 	while (count) {
-		unsigned int same = 1;
+		unsigned int same = 1, pages;
 		struct lruvec *lruvec;
 
 		while (same < count && same_lruvec(folios[0], folios[same]))
 			same++;
-		lruvec_stat_mod_folio(folios[0], NR_FILE_PAGES, same);
-		lruvec_stat_mod_folio(folios[0], NR_SHMEM, same);
+		pages = same << folio_order(folios[0]);
+		if (folio_test_pmd_mappable(folios[0]))
+			lruvec_stat_mod_folio(folios[0], NR_SHMEM_THPS, pages);
+		lruvec_stat_mod_folio(folios[0], NR_FILE_PAGES, pages);
+		lruvec_stat_mod_folio(folios[0], NR_SHMEM, pages);
 		lruvec = folio_lruvec_lock_irq(folios[0]);
 		add_to_lru(lruvec, folios, same);
 		lruvec_unlock_irq(lruvec);
@@ -860,7 +847,8 @@ static unsigned int store_in_node(struct xa_state *xas, struct folio **folios, u
 static int store(struct insertion *insertion, unsigned int *number)
 {
 	struct address_space *mapping = insertion->mapping;
-	XA_STATE(xas, &mapping->i_pages, insertion->index);
+	u8 order = insertion->order;
+	XA_STATE_ORDER(xas, &mapping->i_pages, insertion->index, order);
 	unsigned int stored = 0;
 
 	do {
@@ -868,18 +856,22 @@ static int store(struct insertion *insertion, unsigned int *number)
 
 		xas_lock_irq(&xas);
 		while (stored < insertion->count) {
-			if (xas_load(&xas))
+			if (order)
+				xas_set_order(&xas, insertion->index + (stored << order), order);
+			if (order ? xas_find_conflict(&xas) : xas_load(&xas))
 				xas_set_err(&xas, -EEXIST);
 			else
 				xas_store(&xas, insertion->folios[stored]);
 			if (xas_error(&xas))
 				break;
 			stored++;
+			if (order)
+				continue;
 			stored += store_in_node(&xas, insertion->folios + stored,
 						insertion->count - stored);
 			xas_next(&xas);
 		}
-		mapping->nrpages += stored - before;
+		mapping->nrpages += (stored - before) << order;
 		xas_unlock_irq(&xas);
 	} while (xas_nomem(&xas, mapping_gfp_mask(mapping) & GFP_RECLAIM_MASK));
 	*number = stored;
@@ -893,10 +885,11 @@ static int store(struct insertion *insertion, unsigned int *number)
 static int ready(struct insertion *insertion)
 {
 	gfp_t gfp = mapping_gfp_mask(insertion->mapping);
+	u8 order = insertion->order;
 	unsigned int i;
 	int err;
 
-	err = account(insertion, insertion->count);
+	err = account(insertion, (long)insertion->count << order);
 	if (!err)
 		err = charge(insertion->folios, insertion->count, gfp);
 	if (err)
@@ -905,7 +898,7 @@ static int ready(struct insertion *insertion)
 		struct folio *folio = insertion->folios[i];
 
 		folio->mapping = insertion->mapping;
-		folio->index = insertion->index + i;
+		folio->index = insertion->index + (i << order);
 		folio->flags.f |= BIT(PG_swapbacked) | BIT(PG_uptodate) | BIT(PG_dirty);
 	}
 	/* The contents must be there before anybody finds the page up to date. */
@@ -913,11 +906,11 @@ static int ready(struct insertion *insertion)
 	return 0;
 }
 
-static void give_back(struct folio *folio)
+static void give_back(struct folio *folio, u8 order)
 {
 	folio->mapping = NULL;
 	folio->flags.f &= ~(BIT(PG_swapbacked) | BIT(PG_uptodate) | BIT(PG_dirty));
-	folio_put(folio);
+	folio_put_refs(folio, 1 << order);
 }
 
 /* Inserts what was collected; what does not go in is given back. */
@@ -934,24 +927,31 @@ static int flush(struct insertion *insertion)
 		publish(insertion->folios, stored);
 	}
 	for (i = stored; i < insertion->count; i++)
-		give_back(insertion->folios[i]);
+		give_back(insertion->folios[i], insertion->order);
 	insertion->count = 0;
 	return err ? : luo_pause();
 }
 
-static int insert_single(struct insertion *insertion, struct folio *folio, pgoff_t index)
+/* Takes over our reference. */
+static int insert_folio(struct insertion *insertion, struct folio *folio, u8 order, pgoff_t index)
 {
+	pgoff_t next = insertion->index + ((pgoff_t)insertion->count << insertion->order);
 	int err = 0;
 
-	if (insertion->count == ARRAY_SIZE(insertion->folios) ||
-	    index != insertion->index + insertion->count)
+	if (insertion->count == ARRAY_SIZE(insertion->folios) || order != insertion->order ||
+	    index != next)
 		err = flush(insertion);
 	if (err) {
 		folio_put(folio);
 		return err;
 	}
-	if (!insertion->count)
+	if (!insertion->count) {
 		insertion->index = index;
+		insertion->order = order;
+	}
+	/* The page cache has a reference of each page. */
+	if (order)
+		folio_ref_add(folio, (1 << order) - 1);
 	insertion->folios[insertion->count++] = folio;
 	return 0;
 }
@@ -970,10 +970,7 @@ static int insert_run(struct insertion *insertion, const struct luo_run *run)
 		if (!taken)
 			return -EINVAL;
 		for (last = pfn + taken; pfn < last && !err; pfn += 1UL << here) {
-			if (here)
-				err = insert_large(insertion, pfn_folio(pfn), index);
-			else
-				err = insert_single(insertion, pfn_folio(pfn), index);
+			err = insert_folio(insertion, pfn_folio(pfn), here, index);
 			index += 1UL << here;
 		}
 		if (err) {

@@ -24,8 +24,12 @@
 #define PART_WORK 4096
 #define PART_RUNS 2048
 
-/* Smaller files are not worth the wait for the last worker. */
-#define PAGES_MIN (4 * PART_WORK)
+/*
+ * Smaller files are not worth the wait for workers: the code is new to a processor that has just
+ * booted.
+ */
+#define PARTS_MIN 4
+#define PAGES_MIN (PARTS_MIN * PART_WORK)
 
 /* Each has 64 KiB of runs, or 96 KiB of what was found. */
 #define PARTS_MAX 16
@@ -189,7 +193,7 @@ static void use_workers(struct luo_parts *all)
 {
 	u64 work_left = mul_u64_u64_div_u64(all->pages_left, all->work_done, all->pages_done);
 
-	if (work_left < 2 * PART_WORK)
+	if (work_left < PARTS_MIN * PART_WORK)
 		return;
 	while (all->used < all->count && make_room(&all->parts[all->used]))
 		all->used++;
