@@ -15,8 +15,9 @@ use crate::subject::Subject;
 use crate::update::{Files, Update};
 
 const SESSION: &str = "luo-bench-rehearsal";
-/// Enough for the handlers to use several processors.
-const SIZE_MAX: u64 = 96 << 20;
+/// Enough for the handlers to use several processors, and for the huge pages that a processor has
+/// set aside since boot, some of them in scratch.
+const SIZE_MAX: u64 = 256 << 20;
 /// No more than this part of what is measured.
 const PART: u64 = 8;
 
@@ -30,8 +31,8 @@ impl Rehearsal {
     /// A small file like those of `case`. There is none if it would not be like them, or cannot be
     /// made: who makes the case finds out why.
     ///
-    /// It is made before the files of the case: memory that is free on this processor and lies in
-    /// scratch, where nothing can stay, goes to it.
+    /// It is made before the files of the case, and so gets what is set aside in scratch, where
+    /// nothing can stay.
     ///
     /// # Errors
     ///
@@ -140,7 +141,11 @@ mod tests {
                 Some(SIZE_MAX),
             ),
             (memfd(64 * MIB, Pages::Base, Fill::Dense), 1, Some(8 * MIB)),
-            (memfd(MIB, Pages::Base, Fill::Dense), 1000, Some(SIZE_MAX)),
+            (
+                memfd(4 * MIB, Pages::Base, Fill::Dense),
+                1000,
+                Some(SIZE_MAX),
+            ),
             (memfd(100 * MIB, huge, Fill::Dense), 1, Some(12 * MIB)),
             (memfd(4096, Pages::Base, Fill::Dense), 1, None),
             (memfd(4096 * MIB, GIGANTIC, Fill::Dense), 1, None),
