@@ -46,21 +46,25 @@ static int __init make_workers(void)
 late_initcall(make_workers);
 
 /*
- * The next processor after @cpu that the task may run on, and is not running on. A worker that may
- * run anywhere is woken where the task is at work, and moved too late.
+ * Queues work where the task may run, and is not running now: on the next processor after @last,
+ * where work was queued last. A worker that may run anywhere is woken where the task is at work,
+ * and moved too late.
  */
-static int other_processor(int cpu)
+static void queue_elsewhere(struct work_struct *work, int *last)
 {
-	int own = raw_smp_processor_id(), tries;
+	int own = raw_smp_processor_id(), cpu = *last, tries;
 
 	for (tries = 0; tries < 3; tries++) {
 		cpu = cpumask_next_and(cpu, current->cpus_ptr, cpu_online_mask);
-		if (cpu >= nr_cpu_ids)
+		if (cpu >= nr_cpu_ids) {
 			cpu = -1;
-		else if (cpu != own)
-			return cpu;
+		} else if (cpu != own) {
+			*last = cpu;
+			queue_work_on(cpu, workers, work);
+			return;
+		}
 	}
-	return WORK_CPU_UNBOUND;
+	queue_work(workers, work);
 }
 
 /*
@@ -78,7 +82,6 @@ static unsigned int parts_for(struct file *file, u64 pages)
 
 struct luo_part {
 	struct luo_parts *all;
-	int cpu;
 	struct work_struct work;
 	/* Whether a worker has it. */
 	bool busy;
@@ -99,6 +102,7 @@ struct luo_parts {
 	u64 pages_left;
 	u64 pages_done;
 	u64 work_done;
+	int last_cpu;
 	/* What is being filled. The first part is the task's own, and never given to a worker. */
 	struct luo_part *part;
 	/* How many parts are in use: one, until there turns out to be enough work for others. */
@@ -157,7 +161,6 @@ struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *cla
 {
 	unsigned int others = parts_for(file, pages), i;
 	struct luo_parts *all;
-	int cpu = -1;
 
 	if (!others)
 		return NULL;
@@ -173,8 +176,6 @@ struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *cla
 		struct luo_part *part = &all->parts[i];
 
 		part->all = all;
-		cpu = other_processor(cpu);
-		part->cpu = cpu;
 		part->claim.number = claim->number;
 		INIT_WORK(&part->work, insert_in_worker);
 	}
@@ -226,7 +227,7 @@ static void insert_or_queue(struct luo_parts *all)
 			use_workers(all);
 	} else {
 		part->busy = true;
-		queue_work_on(part->cpu, workers, &part->work);
+		queue_elsewhere(&part->work, &all->last_cpu);
 	}
 }
 
@@ -308,7 +309,6 @@ int luo_parts_end(struct luo_parts *all, struct luo_claim *claim, int err)
 
 struct luo_scan_part {
 	struct luo_scan *all;
-	int cpu;
 	struct work_struct work;
 	u64 first;
 	u64 last;
@@ -325,6 +325,7 @@ struct luo_scan {
 	u64 last;
 	/* Whose turn it is. */
 	unsigned int turn;
+	int last_cpu;
 	unsigned int count;
 	struct luo_scan_part parts[] __counted_by(count);
 };
@@ -358,7 +359,7 @@ static void scan_on(struct luo_scan *all, struct luo_scan_part *part)
 	if (part->first > part->last)
 		return;
 	all->first = part->last + 1;
-	queue_work_on(part->cpu, workers, &part->work);
+	queue_elsewhere(&part->work, &all->last_cpu);
 }
 
 static void free_scan(struct luo_scan *all)
@@ -380,7 +381,6 @@ struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last)
 	u64 range = last - first + 1, pages = READ_ONCE(file->f_mapping->nrpages);
 	unsigned int count = parts_for(file, min(range, pages)), i;
 	struct luo_scan *all;
-	int cpu = -1;
 
 	if (!count || pages < range / 4)
 		return NULL;
@@ -395,8 +395,6 @@ struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last)
 		struct luo_scan_part *part = &all->parts[i];
 
 		part->all = all;
-		cpu = other_processor(cpu);
-		part->cpu = cpu;
 		INIT_WORK(&part->work, scan_in_worker);
 		part->found = kvmalloc_array(SCAN_PAGES, sizeof(*part->found), part_gfp);
 		if (!part->found) {

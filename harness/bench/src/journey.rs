@@ -586,9 +586,9 @@ fn take_back(device: &Device, step: &Step, update: &mut Update, profile: bool) -
 }
 
 /// A session on the new side, with a profiler if there is one.
-pub(crate) struct SampledSession {
-    pub(crate) session: Session,
-    pub(crate) profiler: Option<Profiler>,
+struct SampledSession {
+    session: Session,
+    profiler: Option<Profiler>,
 }
 
 impl NewSide for SampledSession {

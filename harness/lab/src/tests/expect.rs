@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Failures that a test expects.
+//! Failures that a test expects, and memory that becomes free.
 
-use anyhow::{bail, ensure, Result};
+use std::fmt;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{bail, ensure, Context, Result};
 use rustix::io::Errno;
 
 use luo_bench::counters::Counters;
+use luo_bench::memory::free_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::kexec::{self, KexecError};
 use luo_liveupdate::Session;
@@ -47,4 +52,32 @@ pub(crate) fn expect_refused_jump(errno: Errno, frozen: u64) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What the allocator may hold back, and others take at the same time.
+const SLACK: u64 = 1 << 20;
+
+/// Since `before` so much has become free.
+pub(crate) fn expect_freed(before: u64, bytes: u64) -> Result<()> {
+    soon(
+        || Ok(free_bytes()?.saturating_sub(before)),
+        |freed| freed + SLACK >= bytes,
+    )
+    .with_context(|| format!("not all of {bytes} bytes are free"))
+}
+
+/// Looks until all is well: the nodes of page caches are freed a little later than the pages.
+pub(crate) fn soon<T: fmt::Debug>(
+    look: impl Fn() -> Result<T>,
+    is_well: impl Fn(&T) -> bool,
+) -> Result<()> {
+    let mut found = look()?;
+    for _ in 0..50 {
+        if is_well(&found) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(100));
+        found = look()?;
+    }
+    bail!("found {found:?}")
 }

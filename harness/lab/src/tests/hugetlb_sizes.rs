@@ -17,11 +17,11 @@ use rustix::fs::{fallocate, FallocateFlags};
 use rustix::io::Errno;
 
 use crate::build::variant::Variant;
-use crate::tests::expect::expect_lost;
+use crate::tests::expect::{expect_freed, expect_lost};
 use crate::tests::forged::change_extents;
 use crate::tests::freeze::nanoseconds;
 use crate::tests::held_open::HeldOpen;
-use crate::tests::hugetlb::{expect_freed, huge_memfd, Counters, Pool, HUGE, POOL};
+use crate::tests::hugetlb::{huge_memfd, Counters, Pool, HUGE, POOL};
 use crate::tests::incoming;
 use crate::tests::memfds::{memfd, preserve, retrieve};
 use crate::tests::missing::expect_check;

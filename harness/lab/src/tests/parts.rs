@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Memfds so large that several processors retrieve parts of them: one part fails, all is given up.
 
-use std::fmt;
 use std::fs;
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use luo_bench::memory::free_bytes;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
@@ -16,7 +13,7 @@ use rustix::io::Errno;
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
-use crate::tests::expect::{expect_errno, expect_lost};
+use crate::tests::expect::{expect_errno, expect_freed, expect_lost, soon};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::incoming;
 use crate::tests::limit::{charged, mount_cgroups};
@@ -28,8 +25,6 @@ use crate::tests::records::{memory_of, MemfdBlock, MemfdRecord};
 const SESSION: &str = "luo-lab forged parts";
 const SIZE: u64 = 96 << 20;
 const SOUND: [Workload; 2] = [memfd(SIZE, Fill::Shuffled, 1), memfd(SIZE, Fill::Dense, 2)];
-/// What the allocator may hold back meanwhile, and a frame that was named by nobody.
-const SLACK: u64 = 1 << 20;
 
 /// A frame of one block that is put in the place of another block's.
 struct Forged {
@@ -98,27 +93,6 @@ pub(super) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
     session.finish()?;
     drop(sound);
     expect_freed(before, SIZE * (SOUND.len() + FORGED.len()) as u64)
-}
-
-fn expect_freed(before: u64, bytes: u64) -> Result<()> {
-    soon(
-        || Ok(free_bytes()?.saturating_sub(before)),
-        |freed| freed + SLACK >= bytes,
-    )
-    .with_context(|| format!("not all of {bytes} bytes are free"))
-}
-
-/// Looks until all is well: the nodes of page caches are freed a little later than the pages.
-fn soon<T: fmt::Debug>(look: impl Fn() -> Result<T>, is_well: impl Fn(&T) -> bool) -> Result<()> {
-    let mut found = look()?;
-    for _ in 0..50 {
-        if is_well(&found) {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(100));
-        found = look()?;
-    }
-    bail!("found {found:?}")
 }
 
 /// Changes the first frame of a block of the record with the handle `data`.

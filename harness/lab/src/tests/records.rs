@@ -34,10 +34,15 @@ pub(crate) fn sign(record: &mut VfioRecord) {
     record.checksum = U32::new(crc32c(0, record.as_bytes()));
 }
 
-/// The same for the record of a memfd and a block with one extent.
-pub(crate) fn sign_memfd(record: &mut MemfdRecord, block: &mut MemfdBlock, extent: &MemfdExtent) {
+/// The same for the record of a memfd.
+pub(crate) fn sign_memfd_record(record: &mut MemfdRecord) {
     record.checksum = U32::ZERO;
     record.checksum = U32::new(crc32c(0, record.as_bytes()));
+}
+
+/// The same for the record of a memfd and a block with one extent.
+pub(crate) fn sign_memfd(record: &mut MemfdRecord, block: &mut MemfdBlock, extent: &MemfdExtent) {
+    sign_memfd_record(record);
     block.extents_checksum = U32::new(crc32c(0, extent.as_bytes()));
     block.checksum = U32::ZERO;
     block.checksum = U32::new(crc32c(0, block.as_bytes()));

@@ -11,10 +11,10 @@ use crate::tests::test::{
     check, in_kernel, preserves, retrieves, stage, without_memfd, Action, Stage, Test,
 };
 use crate::tests::{
-    attributes, both_ways, devices, failing_freeze, forged, forged_bytes, freeze, host_settings,
-    hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_limit, hugetlb_scratch, hugetlb_sizes,
-    killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa, parts, quiet,
-    reserved, session_shell, subsystems, swap, switched_off,
+    attributes, both_ways, devices, failing_freeze, folios, forged, forged_bytes, freeze,
+    host_settings, hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_limit, hugetlb_scratch,
+    hugetlb_sizes, killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa,
+    parts, quiet, reserved, session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -413,6 +413,17 @@ pub(crate) static TESTS: &[Test] = &[
         ],
         prints: &[],
         seconds: 240,
+    },
+    Test {
+        name: "forged_folios",
+        about: "a memfd with huge pages in places that are taken is lost, and all of it is freed",
+        machine: Machine::Plain,
+        stages: &[
+            check(folios::preserve_two, 2, 0),
+            check(folios::refuse_taken_places, 0, 0),
+        ],
+        prints: &[],
+        seconds: 120,
     },
     Test {
         name: "limited_parts",
