@@ -58,7 +58,7 @@ const STATE: Subject = Subject::Memfd {
 };
 /// The state is written before it is complete, and cannot grow once it is preserved: room for what
 /// is still to come, and a few bytes for each file.
-const STATE_ROOM: usize = 8192;
+const STATE_ROOM: usize = 4096;
 const FILE_ROOM: usize = 128;
 /// More than the longest series comes to; what is larger is not a state.
 const STATE_MAX: u64 = 64 << 20;
@@ -111,8 +111,6 @@ struct State<J> {
 #[derive(Serialize, Deserialize)]
 struct Departure {
     update: Update,
-    /// That of a small file that goes first.
-    rehearsal: Option<Update>,
     /// When it ended.
     jumped: Moment,
 }
@@ -315,8 +313,10 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
                 MakeError::Unavailable(reason) => Unmeasurable(reason).into(),
                 error => anyhow!(error),
             })?;
-        let rehearsal = rehearsal.map(|it| it.preserve(&device)).transpose()?;
-        let (rehearsal, _session) = rehearsal.flatten().unzip();
+        let _rehearsed = match &rehearsal {
+            Some(rehearsal) => rehearsal.preserve(&device)?,
+            None => None,
+        };
         let session = device.create_session(SESSION)?;
         let profiler = profiler_if(self.series.has_profile())?;
         let before = Before::look()?;
@@ -329,13 +329,7 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         before.compare(step, &mut update.outcome)?;
         // The samples are memory that is freed by this.
         note_profile(Phase::Prepare, profiler, &mut update.outcome);
-        state.jump(self, |jumped| {
-            Some(Departure {
-                update,
-                rehearsal,
-                jumped,
-            })
-        })
+        state.jump(self, |jumped| Some(Departure { update, jumped }))
     }
 }
 
@@ -549,13 +543,8 @@ fn arrive(
     arrived: &Moment,
     profile: bool,
 ) -> Outcome {
-    let Departure {
-        mut update,
-        rehearsal,
-        jumped,
-    } = departure;
-    let rehearsed = rehearsal.map_or(Ok(()), |update| rehearsal::end(device, update));
-    let taken = rehearsed.and_then(|()| take_back(device, step, &mut update, profile));
+    let Departure { mut update, jumped } = departure;
+    let taken = take_back(device, step, &mut update, profile);
     // Long after the arrival, so that the rate is known well.
     let blackout = Moment::now()
         .and_then(|now| arrived.rate_until(&now))
@@ -576,6 +565,7 @@ fn take_back(device: &Device, step: &Step, update: &mut Update, profile: bool) -
         step.case
     );
     allow_many_files()?;
+    rehearsal::end(device)?;
     let side = SampledSession {
         session: device.retrieve_session(SESSION)?,
         profiler: profiler_if(profile)?,
@@ -644,7 +634,6 @@ mod tests {
         let update = Update::begin(&series(true).cases()[0], |_| ());
         let departure = Some(Departure {
             update: update.unwrap().0,
-            rehearsal: None,
             jumped: Moment::now().unwrap(),
         });
         let mut text = serde_json::to_vec(&State { journey, departure }).unwrap();

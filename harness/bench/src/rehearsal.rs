@@ -6,7 +6,9 @@
 //! So a small file of the same kind is preserved and retrieved first, and does not count.
 
 use anyhow::{Context, Result};
+use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
+use rustix::io::Errno;
 
 use crate::case::Case;
 use crate::journey::preserve;
@@ -15,6 +17,8 @@ use crate::subject::Subject;
 use crate::update::{Files, Update};
 
 const SESSION: &str = "luo-bench-rehearsal";
+/// The first of a case, and all there is.
+const FILE: Token = Token(1);
 /// Enough for the handlers to use several processors, and for the huge pages that a processor has
 /// set aside since boot, some of them in scratch.
 const SIZE_MAX: u64 = 256 << 20;
@@ -22,10 +26,7 @@ const SIZE_MAX: u64 = 256 << 20;
 const PART: u64 = 8;
 
 /// The small file on the old side.
-pub(crate) struct Rehearsal {
-    update: Update,
-    files: Files,
-}
+pub(crate) struct Rehearsal(Files);
 
 impl Rehearsal {
     /// A small file like those of `case`. There is none if it would not be like them, or cannot be
@@ -48,7 +49,7 @@ impl Rehearsal {
             return Ok(None);
         }
         match Update::begin(&small, |_| ()) {
-            Ok((update, files)) => Ok(Some(Self { update, files })),
+            Ok((_, files)) => Ok(Some(Self(files))),
             Err(MakeError::Unavailable(_)) => Ok(None),
             Err(error) => Err(error).context("a small file that goes first"),
         }
@@ -60,25 +61,28 @@ impl Rehearsal {
     /// # Errors
     ///
     /// Those of making a session.
-    pub(crate) fn preserve(self, device: &Device) -> Result<Option<(Update, Session)>> {
+    pub(crate) fn preserve(&self, device: &Device) -> Result<Option<Session>> {
         let session = device.create_session(SESSION)?;
-        let preserved = preserve(&session, &self.files);
-        Ok(preserved.is_ok().then_some((self.update, session)))
+        let preserved = preserve(&session, &self.0);
+        Ok(preserved.is_ok().then_some(session))
     }
 }
 
-/// Retrieves it on the new side. Whether it is as it was is not looked at: that is for the files of
-/// the case.
+/// Retrieves it on the new side, if there is one. Whether it is as it was is not looked at: that is
+/// for the files of the case.
 ///
 /// # Errors
 ///
 /// Those of the handlers.
-pub(crate) fn end(device: &Device, update: Update) -> Result<()> {
-    let session = device.retrieve_session(SESSION)?;
-    for sample in update.case.samples() {
-        session.retrieve(sample.token)?;
+pub(crate) fn end(device: &Device) -> Result<()> {
+    match device.retrieve_session(SESSION) {
+        Ok(session) => {
+            session.retrieve(FILE)?;
+            Ok(session.finish()?)
+        }
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(session.finish()?)
 }
 
 /// Bytes of data in the files of a case, with the small one that goes first.
