@@ -671,12 +671,11 @@ err_put:
 	return ERR_PTR(err);
 }
 
-/* Folios of one order at consecutive places of a file, on their way into its page cache. */
+/* Folios of one order, whose index is set, on their way into the page cache of a file. */
 struct insertion {
 	struct address_space *mapping;
 	struct luo_claim *claim;
 	long accounted;
-	pgoff_t index;
 	u8 order;
 	unsigned int count;
 	struct folio *folios[128];
@@ -817,7 +816,7 @@ static void publish(struct folio **folios, unsigned int count)
 
 /*
  * After xas_store(): the free slots after it in the same node take the next folios, as that
- * would. Returns how many.
+ * would, if they belong there. Returns how many.
  */
 static unsigned int store_in_node(struct xa_state *xas, struct folio **folios, unsigned int count)
 {
@@ -830,7 +829,8 @@ static unsigned int store_in_node(struct xa_state *xas, struct folio **folios, u
 	for (stored = 0; stored < count; stored++) {
 		void __rcu **slot = &node->slots[xas->xa_offset + 1 + stored];
 
-		if (rcu_access_pointer(*slot))
+		if (folios[stored]->index != xas->xa_index + 1 + stored ||
+		    rcu_access_pointer(*slot))
 			break;
 		rcu_assign_pointer(*slot, folios[stored]);
 	}
@@ -848,7 +848,7 @@ static int store(struct insertion *insertion, unsigned int *number)
 {
 	struct address_space *mapping = insertion->mapping;
 	u8 order = insertion->order;
-	XA_STATE_ORDER(xas, &mapping->i_pages, insertion->index, order);
+	XA_STATE_ORDER(xas, &mapping->i_pages, insertion->folios[0]->index, order);
 	unsigned int stored = 0;
 
 	do {
@@ -856,8 +856,12 @@ static int store(struct insertion *insertion, unsigned int *number)
 
 		xas_lock_irq(&xas);
 		while (stored < insertion->count) {
+			pgoff_t index = insertion->folios[stored]->index;
+
 			if (order)
-				xas_set_order(&xas, insertion->index + (stored << order), order);
+				xas_set_order(&xas, index, order);
+			else if (xas.xa_index != index)
+				xas_set(&xas, index);
 			if (order ? xas_find_conflict(&xas) : xas_load(&xas))
 				xas_set_err(&xas, -EEXIST);
 			else
@@ -898,7 +902,6 @@ static int ready(struct insertion *insertion)
 		struct folio *folio = insertion->folios[i];
 
 		folio->mapping = insertion->mapping;
-		folio->index = insertion->index + (i << order);
 		folio->flags.f |= BIT(PG_swapbacked) | BIT(PG_uptodate) | BIT(PG_dirty);
 	}
 	/* The contents must be there before anybody finds the page up to date. */
@@ -935,20 +938,16 @@ static int flush(struct insertion *insertion)
 /* Takes over our reference. */
 static int insert_folio(struct insertion *insertion, struct folio *folio, u8 order, pgoff_t index)
 {
-	pgoff_t next = insertion->index + ((pgoff_t)insertion->count << insertion->order);
 	int err = 0;
 
-	if (insertion->count == ARRAY_SIZE(insertion->folios) || order != insertion->order ||
-	    index != next)
+	if (insertion->count == ARRAY_SIZE(insertion->folios) || order != insertion->order)
 		err = flush(insertion);
 	if (err) {
 		folio_put(folio);
 		return err;
 	}
-	if (!insertion->count) {
-		insertion->index = index;
-		insertion->order = order;
-	}
+	insertion->order = order;
+	folio->index = index;
 	/* The page cache has a reference of each page. */
 	if (order)
 		folio_ref_add(folio, (1 << order) - 1);
