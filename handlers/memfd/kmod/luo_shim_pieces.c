@@ -101,7 +101,7 @@ static void manage(struct page *first, unsigned long pages)
 	adjust_managed_page_count(first, pages);
 }
 
-/* As kho_restore_pages(), all but manage(). Who finds a mark finds a page that is restored. */
+/* As kho_restore_pages(), all but manage(). */
 static void restore_pages(struct page *first, unsigned int order, unsigned long mark)
 {
 	struct page *page;
@@ -109,6 +109,7 @@ static void restore_pages(struct page *first, unsigned int order, unsigned long 
 	for (page = first; page < first + (1UL << order); page++) {
 		set_page_count(page, 1);
 		clear_page_tag_ref(page);
+		/* Who finds the mark, without the lock, finds a page that is restored. */
 		smp_store_release(&page->private, mark);
 	}
 }
@@ -268,7 +269,7 @@ u8 luo_order_here(u8 order)
 }
 
 /*
- * kho_restore_*() has no binding. Takes back what is preserved from @pfn on, @pages at most: as
+ * struct page, which has no binding. Takes back what is preserved from @pfn on, @pages at most: as
  * folios of @order if this kernel has large ones, as single pages otherwise. Returns the number
  * of pages, 0 if nothing is preserved there.
  */

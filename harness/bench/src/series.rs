@@ -215,7 +215,10 @@ pub(crate) mod tests {
     fn a_step_can_be_made_alone() {
         let steps = series(true).steps();
         for (number, step) in steps.iter().enumerate() {
-            assert_eq!(series(true).only(number).steps(), [step.clone()]);
+            assert_eq!(
+                series(true).only(number).steps(),
+                std::slice::from_ref(step)
+            );
         }
         assert!(series(true).only(steps.len()).steps().is_empty());
     }
