@@ -470,7 +470,7 @@ fn refusal(step: &Step, error: luo_liveupdate::Error) -> anyhow::Error {
     }
 }
 
-pub(crate) fn preserve(session: &Session, files: &Files) -> Result<(), luo_liveupdate::Error> {
+fn preserve(session: &Session, files: &Files) -> Result<(), luo_liveupdate::Error> {
     for (token, file) in files {
         session.preserve(*token, file.as_fd())?;
     }

@@ -5,13 +5,14 @@
 //! translates code then, which takes longer than to run it, and the caches of any other are cold.
 //! So a small file of the same kind is preserved and retrieved first, and does not count.
 
+use std::os::fd::AsFd;
+
 use anyhow::{Context, Result};
 use luo_handler_api::Token;
 use luo_liveupdate::{Device, Session};
 use rustix::io::Errno;
 
 use crate::case::Case;
-use crate::journey::preserve;
 use crate::subject::memfd::MakeError;
 use crate::subject::Subject;
 use crate::update::{Files, Update};
@@ -63,8 +64,9 @@ impl Rehearsal {
     /// Those of making a session.
     pub(crate) fn preserve(&self, device: &Device) -> Result<Option<Session>> {
         let session = device.create_session(SESSION)?;
-        let preserved = preserve(&session, &self.0);
-        Ok(preserved.is_ok().then_some(session))
+        let mut files = self.0.iter();
+        let preserved = files.all(|(token, file)| session.preserve(*token, file.as_fd()).is_ok());
+        Ok(preserved.then_some(session))
     }
 }
 

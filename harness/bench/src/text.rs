@@ -18,8 +18,8 @@ const KEXEC_REMARK: &str =
      /dev/liveupdate: in the lab that is its init process, elsewhere all that starts before it \
      counts too. It is measured by the processor's time stamp counter, which a kexec leaves \
      running, and checked against the battery clock. Memory taken is what prepare took from the \
-     kernel's free pages. Before the files that are measured a small memfd like them crosses, which \
-     does not count: code that a kernel runs for the first time is slow.";
+     kernel's free pages. Before the files that are measured a small memfd like them crosses, \
+     which does not count: code that a kernel runs for the first time is slow.";
 
 /// Images below this are dominated by what they cost at all.
 const COMPARED_IMAGE_BYTES: u64 = 32 << 20;

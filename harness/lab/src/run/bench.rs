@@ -2,8 +2,8 @@
 //! Whole live updates over real kexecs, measured: of our handler and of the kernel's own in turn.
 //!
 //! Each in a guest of its own, from its first kernel into another one of the same image. One guest
-//! for all would boot less often, but an emulated processor writes slowly, for seconds in all, where
-//! it has run code before: and kernels after the first one are unpacked where earlier ones were.
+//! for all would boot less often, but an emulated processor writes slowly, for seconds in all,
+//! where it has run code before: and kernels after the first are unpacked where earlier ones were.
 
 use std::time::Duration;
 
