@@ -848,7 +848,7 @@ static int store(struct insertion *insertion, unsigned int *number)
 {
 	struct address_space *mapping = insertion->mapping;
 	u8 order = insertion->order;
-	XA_STATE_ORDER(xas, &mapping->i_pages, insertion->folios[0]->index, order);
+	XA_STATE(xas, &mapping->i_pages, 0);
 	unsigned int stored = 0;
 
 	do {
@@ -858,10 +858,8 @@ static int store(struct insertion *insertion, unsigned int *number)
 		while (stored < insertion->count) {
 			pgoff_t index = insertion->folios[stored]->index;
 
-			if (order)
+			if (order || xas.xa_index != index)
 				xas_set_order(&xas, index, order);
-			else if (xas.xa_index != index)
-				xas_set(&xas, index);
 			if (order ? xas_find_conflict(&xas) : xas_load(&xas))
 				xas_set_err(&xas, -EEXIST);
 			else

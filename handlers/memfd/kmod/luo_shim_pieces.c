@@ -194,11 +194,12 @@ static u64 take_pages(struct luo_claim *claim, u64 pfn, u64 pages)
  */
 struct folio *luo_folio_take_back(u64 pfn, unsigned int order)
 {
-	struct page *head = pfn_to_page(pfn), *page;
+	struct page *head, *page;
 
 	scoped_guard(mutex, luo_incoming(pfn)) {
 		if (luo_preserved_order(pfn) != order)
 			return NULL;
+		head = pfn_to_page(pfn);
 		/* Nobody else takes it from here on. */
 		set_page_private(head, 0);
 	}
@@ -251,14 +252,11 @@ static u64 take_folios(u64 pfn, u64 pages, u8 order)
 /* The same where this kernel has no large folios for it. */
 static u64 take_apart(u64 pfn, u64 pages, u8 order)
 {
-	struct page *first = pfn_to_page(pfn);
-
-	scoped_guard(mutex, luo_incoming(pfn)) {
-		if (1ULL << order > pages || luo_preserved_order(pfn) != order)
-			return 0;
-		restore_pages(first, order, 0);
-	}
-	manage(first, 1UL << order);
+	guard(mutex)(luo_incoming(pfn));
+	if (1ULL << order > pages || luo_preserved_order(pfn) != order)
+		return 0;
+	manage(pfn_to_page(pfn), 1UL << order);
+	restore_pages(pfn_to_page(pfn), order, 0);
 	return 1ULL << order;
 }
 

@@ -61,7 +61,8 @@ impl Environment {
     }
 }
 
-fn cpuinfo(name: &str) -> Option<String> {
+/// What the kernel reports of the first processor under this name, such as `model name`.
+pub fn cpuinfo(name: &str) -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with(name))?;
     Some(line.split_once(':')?.1.trim().to_owned())

@@ -37,7 +37,7 @@ use crate::memory::free_bytes;
 use crate::outcome::Outcome;
 use crate::phase::Phase;
 use crate::profile::{Profiler, PROFILE_ROOM};
-use crate::rehearsal::{self, Rehearsal};
+use crate::rehearsal;
 use crate::report::{Row, Skipped};
 use crate::series::{Series, Step, OURS_OFF};
 use crate::subject::fill::Fill;
@@ -146,7 +146,7 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
     pub fn arrived() -> Result<Option<Self>> {
         let device = Device::open()?;
         let arrived = Moment::now()?;
-        let state = match state_session(&device)? {
+        let state = match incoming_session(&device, STATE_SESSION)? {
             Some(session) => Some(read_state(&session)?),
             None => read_note()?,
         };
@@ -307,16 +307,13 @@ impl<E: Serialize + DeserializeOwned> Journey<E> {
         provide_pages(&step.case)?;
         let device = Device::open()?;
         let state = HeldState::new(&device, self, step.case.files as usize)?;
-        let rehearsal = Rehearsal::make(&step.case)?;
+        let rehearsal = rehearsal::make(&step.case)?;
         let (mut update, files) =
             Update::begin(&step.case, |_| ()).map_err(|error| match error {
                 MakeError::Unavailable(reason) => Unmeasurable(reason).into(),
                 error => anyhow!(error),
             })?;
-        let _rehearsed = match &rehearsal {
-            Some(rehearsal) => rehearsal.preserve(&device)?,
-            None => None,
-        };
+        let _rehearsed = rehearse(&device, &rehearsal)?;
         let session = device.create_session(SESSION)?;
         let profiler = profiler_if(self.series.has_profile())?;
         let before = Before::look()?;
@@ -381,8 +378,9 @@ impl HeldState {
     }
 }
 
-fn state_session(device: &Device) -> Result<Option<Session>> {
-    match device.retrieve_session(STATE_SESSION) {
+/// A session of the previous kernel, if it had one of this name.
+fn incoming_session(device: &Device, name: &str) -> Result<Option<Session>> {
+    match device.retrieve_session(name) {
         Ok(session) => Ok(Some(session)),
         Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
@@ -477,6 +475,14 @@ fn preserve(session: &Session, files: &Files) -> Result<(), luo_liveupdate::Erro
     Ok(())
 }
 
+/// Preserves the small file that goes first, if there is one, for as long as the session is open.
+/// If it is refused, the case will be as well.
+fn rehearse(device: &Device, files: &Files) -> Result<Option<Session>> {
+    let session = device.create_session(rehearsal::SESSION)?;
+    let preserved = !files.is_empty() && preserve(&session, files).is_ok();
+    Ok(preserved.then_some(session))
+}
+
 /// How things stand before prepare.
 struct Before {
     free_bytes: u64,
@@ -565,7 +571,10 @@ fn take_back(device: &Device, step: &Step, update: &mut Update, profile: bool) -
         step.case
     );
     allow_many_files()?;
-    rehearsal::end(device)?;
+    if let Some(session) = incoming_session(device, rehearsal::SESSION)? {
+        session.retrieve(rehearsal::FILE)?;
+        session.finish()?;
+    }
     let side = SampledSession {
         session: device.retrieve_session(SESSION)?,
         profiler: profiler_if(profile)?,

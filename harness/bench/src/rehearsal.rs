@@ -5,85 +5,49 @@
 //! translates code then, which takes longer than to run it, and the caches of any other are cold.
 //! So a small file of the same kind is preserved and retrieved first, and does not count.
 
-use std::os::fd::AsFd;
-
 use anyhow::{Context, Result};
 use luo_handler_api::Token;
-use luo_liveupdate::{Device, Session};
-use rustix::io::Errno;
 
 use crate::case::Case;
 use crate::subject::memfd::MakeError;
 use crate::subject::Subject;
 use crate::update::{Files, Update};
 
-const SESSION: &str = "luo-bench-rehearsal";
+/// Its session.
+pub(crate) const SESSION: &str = "luo-bench-rehearsal";
 /// The first of a case, and all there is.
-const FILE: Token = Token(1);
+pub(crate) const FILE: Token = Token(1);
 /// Enough for the handlers to use several processors, and for the huge pages that a processor has
 /// set aside since boot, some of them in scratch.
 const SIZE_MAX: u64 = 256 << 20;
 /// No more than this part of what is measured.
 const PART: u64 = 8;
 
-/// The small file on the old side.
-pub(crate) struct Rehearsal(Files);
-
-impl Rehearsal {
-    /// A small file like those of `case`. There is none if it would not be like them, or cannot be
-    /// made: who makes the case finds out why.
-    ///
-    /// It is made before the files of the case, and so gets what is set aside in scratch, where
-    /// nothing can stay.
-    ///
-    /// # Errors
-    ///
-    /// Those of making a file.
-    pub(crate) fn make(case: &Case) -> Result<Option<Self>> {
-        let Some(small) = small(case) else {
-            return Ok(None);
-        };
-        let Subject::Memfd { pages, .. } = small.subject else {
-            return Ok(None);
-        };
-        if pages.cannot_reserve(data_bytes(case)).is_some() {
-            return Ok(None);
-        }
-        match Update::begin(&small, |_| ()) {
-            Ok((_, files)) => Ok(Some(Self(files))),
-            Err(MakeError::Unavailable(_)) => Ok(None),
-            Err(error) => Err(error).context("a small file that goes first"),
-        }
-    }
-
-    /// Preserves it for as long as the session is open, after the files of the case were made: it
-    /// moves out of scratch then. Nothing if it is refused, as the case will be.
-    ///
-    /// # Errors
-    ///
-    /// Those of making a session.
-    pub(crate) fn preserve(&self, device: &Device) -> Result<Option<Session>> {
-        let session = device.create_session(SESSION)?;
-        let mut files = self.0.iter();
-        let preserved = files.all(|(token, file)| session.preserve(*token, file.as_fd()).is_ok());
-        Ok(preserved.then_some(session))
-    }
-}
-
-/// Retrieves it on the new side, if there is one. Whether it is as it was is not looked at: that is
-/// for the files of the case.
+/// A small file like those of `case`; none if it would not be like them, or cannot be made: who
+/// makes the case finds out why.
+///
+/// Made before the files of the case it gets what is set aside in scratch, where nothing can stay.
+/// It should be preserved after they are made, since it moves out of there then.
 ///
 /// # Errors
 ///
-/// Those of the handlers.
-pub(crate) fn end(device: &Device) -> Result<()> {
-    match device.retrieve_session(SESSION) {
-        Ok(session) => {
-            session.retrieve(FILE)?;
-            Ok(session.finish()?)
-        }
-        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
+/// Those of making a file.
+pub(crate) fn make(case: &Case) -> Result<Files> {
+    let Some(small) = small(case).filter(|_| has_pages(case)) else {
+        return Ok(Files::new());
+    };
+    match Update::begin(&small, |_| ()) {
+        Ok((_, files)) => Ok(files),
+        Err(MakeError::Unavailable(_)) => Ok(Files::new()),
+        Err(error) => Err(error).context("a small file that goes first"),
+    }
+}
+
+/// Whether pages of hugetlbfs are left for it beside the files of the case.
+fn has_pages(case: &Case) -> bool {
+    match case.subject {
+        Subject::Memfd { pages, .. } => pages.cannot_reserve(data_bytes(case)).is_none(),
+        _ => true,
     }
 }
 

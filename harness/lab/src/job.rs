@@ -113,7 +113,8 @@ impl Job {
     }
 }
 
-fn value_of<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
+/// The value of a kernel parameter.
+pub(crate) fn value_of<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
     command_line
         .split_whitespace()
         .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))

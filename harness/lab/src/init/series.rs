@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A series of measured live updates, from kernel to kernel.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -9,14 +8,12 @@ use anyhow::{Context, Result};
 use crate::event::Event;
 use crate::guest::next_kernel::load_next;
 use crate::guest::reporter::Reporter;
-use crate::job::next_stage;
-use luo_bench::environment::Environment;
+use crate::job::{next_stage, value_of};
+use crate::vm::accel::Accel;
+use luo_bench::environment::{cpuinfo, Environment};
 use luo_bench::journey::Journey;
 use luo_bench::series::Series;
 use luo_liveupdate::kexec::with_parameters;
-
-/// The kernel parameter of a guest without hardware virtualisation.
-const EMULATED: &str = "luo.accel=tcg";
 
 /// Begins a series of live updates, or goes on with it.
 pub(crate) fn measure(
@@ -52,19 +49,17 @@ pub(crate) fn measure(
 /// counter runs. Then it tries again, for up to a second: a blackout would depend on luck. So the
 /// next kernels use what this one has found. Whatever is not emulated has better ways.
 fn tsc_frequency(command_line: &str) -> Result<String> {
-    if !command_line.split_whitespace().any(|word| word == EMULATED) {
+    if value_of(command_line, "luo.accel") != Some(Accel::Tcg.name()) {
         return Ok(String::new());
     }
-    let processors = fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
-    let khz = parse_tsc_khz(&processors).context("/proc/cpuinfo has no frequency")?;
+    let mhz = cpuinfo("cpu MHz").unwrap_or_default();
+    let khz = parse_khz(&mhz).with_context(|| format!("a processor of {mhz:?} MHz"))?;
     Ok(format!("tsc_early_khz={khz}"))
 }
 
 /// Without frequency scaling, as in a guest, a processor runs at the speed of its counter.
-fn parse_tsc_khz(processors: &str) -> Option<u64> {
-    let mut lines = processors.lines().filter_map(|line| line.split_once(':'));
-    let (_, mhz) = lines.find(|(name, _)| name.trim() == "cpu MHz")?;
-    let khz = mhz.trim().parse::<f64>().ok()? * 1000.0;
+fn parse_khz(mhz: &str) -> Option<u64> {
+    let khz = mhz.parse::<f64>().ok()? * 1000.0;
     (khz >= 1.0).then_some(khz.round() as u64)
 }
 
@@ -74,11 +69,9 @@ mod tests {
 
     #[test]
     fn a_frequency_is_read() {
-        let of = |mhz: &str| parse_tsc_khz(&format!("processor\t: 0\ncpu MHz\t\t: {mhz}\n"));
-        assert_eq!(of("2596.115"), Some(2_596_115));
+        assert_eq!(parse_khz("2596.115"), Some(2_596_115));
         for garbled in ["", "unknown", "0.000", "-1", "nan"] {
-            assert_eq!(of(garbled), None, "{garbled}");
+            assert_eq!(parse_khz(garbled), None, "{garbled}");
         }
-        assert_eq!(parse_tsc_khz("processor\t: 0\n"), None);
     }
 }
