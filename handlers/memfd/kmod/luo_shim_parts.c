@@ -68,16 +68,16 @@ static void queue_elsewhere(struct work_struct *work, int *last)
 }
 
 /*
- * How many parts at once, where @pages are worth it: 0 otherwise. Two for each other processor that
- * the task may run on, so that the next one is there when one is done.
+ * How many parts at once, where @pages are worth it: 0 otherwise. So many for each other processor
+ * that the task may run on: the next one is to be there when one is done.
  */
-static unsigned int parts_for(struct file *file, u64 pages)
+static unsigned int parts_for(struct file *file, u64 pages, unsigned int for_each)
 {
 	unsigned int processors = cpumask_weight_and(current->cpus_ptr, cpu_online_mask);
 
 	if (!workers || processors < 2 || pages < PAGES_MIN || luo_hugetlb_shift(file))
 		return 0;
-	return min(2 * (processors - 1), PARTS_MAX);
+	return min(for_each * (processors - 1), PARTS_MAX);
 }
 
 struct luo_part {
@@ -159,7 +159,7 @@ static bool make_room(struct luo_part *part)
  */
 struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *claim, u64 pages)
 {
-	unsigned int others = parts_for(file, pages), i;
+	unsigned int others = parts_for(file, pages, 2), i;
 	struct luo_parts *all;
 
 	if (!others)
@@ -362,6 +362,27 @@ static void scan_on(struct luo_scan *all, struct luo_scan_part *part)
 	queue_elsewhere(&part->work, &all->last_cpu);
 }
 
+/*
+ * Waits until a part is looked at. Rather than wait for a worker that has not begun, or while it is
+ * at it, the task looks at a part itself: the last that no worker has.
+ */
+static void complete_part(struct luo_scan *all, struct luo_scan_part *part)
+{
+	unsigned int turn = all->turn + all->count - 1;
+
+	if (cancel_work(&part->work)) {
+		scan_part(part);
+		return;
+	}
+	while (work_busy(&part->work) && turn > all->turn) {
+		struct luo_scan_part *other = &all->parts[--turn % all->count];
+
+		if (cancel_work(&other->work))
+			scan_part(other);
+	}
+	flush_work(&part->work);
+}
+
 static void free_scan(struct luo_scan *all)
 {
 	unsigned int i;
@@ -379,7 +400,8 @@ static void free_scan(struct luo_scan *all)
 struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last)
 {
 	u64 range = last - first + 1, pages = READ_ONCE(file->f_mapping->nrpages);
-	unsigned int count = parts_for(file, min(range, pages)), i;
+	/* One that is looked at, one that is next, and one for the task: see complete_part(). */
+	unsigned int count = parts_for(file, min(range, pages), 3), i;
 	struct luo_scan *all;
 
 	if (!count || pages < range / 4)
@@ -424,10 +446,7 @@ u32 luo_scan_next(struct luo_scan *all, u64 *next, struct luo_found **found)
 		*next = part->last + 1;
 		if (part->first > part->last)
 			return 0;
-		if (cancel_work(&part->work))
-			scan_part(part);
-		else
-			flush_work(&part->work);
+		complete_part(all, part);
 		*found = part->found;
 		count = part->count;
 		part->count = 0;

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
 use luo_bench::counters::moved_bytes;
-use luo_bench::memory::available_bytes;
+use luo_bench::memory::{free_bytes, meminfo};
 use luo_handler_api::Token;
 use luo_liveupdate::Device;
 use luo_orchestrator::SharedMapping;
@@ -48,29 +48,46 @@ fn scratch() -> Result<Vec<Range<u64>>> {
 fn lie_in(mapping: &SharedMapping, ranges: &[Range<u64>]) -> Result<Vec<bool>> {
     const FRAME: u64 = (1 << 55) - 1;
     let page = rustix::param::page_size() as u64;
-    let pagemap = File::open("/proc/self/pagemap")?;
-    (0..mapping.len() as u64 / HUGE)
-        .map(|number| {
-            let mut entry = [0; 8];
-            let address = mapping.as_ptr() as u64 + number * HUGE;
-            pagemap.read_exact_at(&mut entry, address / page * 8)?;
-            let place = (u64::from_le_bytes(entry) & FRAME) * page;
+    let entries_of_one = (HUGE / page) as usize;
+    // All at once: KASAN keeps what each read of it allocates and frees.
+    let mut entries = vec![0; mapping.len() / page as usize * size_of::<u64>()];
+    let place = mapping.as_ptr() as u64 / page * size_of::<u64>() as u64;
+    File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, place)?;
+    let firsts = entries.chunks_exact(entries_of_one * size_of::<u64>());
+    let firsts = firsts.filter_map(|entries| entries.first_chunk());
+    firsts
+        .enumerate()
+        .map(|(number, entry)| {
+            let place = (u64::from_le_bytes(*entry) & FRAME) * page;
             ensure!(place != 0, "huge page {number} is not mapped");
             Ok(ranges.iter().any(|range| range.contains(&place)))
         })
         .collect()
 }
 
-/// More scratch memory than [`SPARED`], in a guest of any kernel.
+/// Far more scratch memory than [`SPARED`], in a guest of any kernel.
 pub(super) const PARAMETERS: &str = "kho_scratch=64M,1G,256M";
-/// What is left of memory for all else, in bytes. With none of it the kernel does not go on.
-const SPARED: u64 = 256 << 20;
+/// Bytes that are left outside of scratch memory, which the kernel itself cannot use: it does not go
+/// on without any.
+const SPARED: u64 = 384 << 20;
+/// Huge pages by which the pool grows.
+const STEP: u64 = 16;
+
+/// Makes huge pages of all of memory; returns how many.
+fn fill_memory() -> Result<u64> {
+    free_bytes()?;
+    let bytes = |name| meminfo(name).with_context(|| format!("/proc/meminfo has no {name}"));
+    let mut pages = 0;
+    while bytes("MemFree:")? > bytes("CmaFree:")? + SPARED {
+        pages += STEP;
+        POOL.resize(pages)?;
+    }
+    Ok(pages)
+}
 
 /// With all of memory in huge pages there is no place to move some to; with less they move.
 pub(super) fn preserve_from_scratch(held: &mut HeldOpen) -> Result<()> {
-    let available = available_bytes().context("/proc/meminfo has no MemAvailable")?;
-    let all = available.saturating_sub(SPARED) / HUGE;
-    POOL.resize(all)?;
+    let all = fill_memory()?;
     let file = huge_memfd("scratch", all)?;
     let mapping = map(&file, all)?;
     (0..all).for_each(|page| number(&mapping, page));

@@ -47,19 +47,21 @@ const fn forged(token: u64, from: From, to: usize) -> Forged {
 /// The block that is read last. How many there are depends on how the kernel gave memory out.
 const OLDEST: usize = usize::MAX;
 
-/// A part is two blocks of a file in no order.
+/// A part is about five blocks of such a file: one of [`forged_memfd`].
 static FORGED: &[Forged] = &[
     // The same frame twice: in two parts that are worked on at the same time, and far apart
-    forged(0x10, From::Block(0), 2),
-    forged(0x11, From::Block(2), 4),
+    forged(0x10, From::Block(0), 7),
+    forged(0x11, From::Block(7), 12),
     forged(0x12, From::Block(1), OLDEST),
     // Memory that is not the file's: in the first part, and in a later one
     forged(0x13, From::Nowhere, 0),
-    forged(0x14, From::Nowhere, 6),
+    forged(0x14, From::Nowhere, 20),
 ];
 
-fn forged_memfd(forged: &Forged) -> Workload {
-    memfd(SIZE, Fill::Shuffled, forged.token)
+/// With as many pages as [`SOUND`] has. Every other place is a hole: so there are many extents, also
+/// if pages lie in order in memory, as they do after they were moved out of scratch.
+const fn forged_memfd(forged: &Forged) -> Workload {
+    memfd(2 * SIZE, Fill::sparse(5000), forged.token)
 }
 
 pub(super) fn preserve_all(held: &mut HeldOpen) -> Result<()> {
@@ -80,7 +82,8 @@ pub(super) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
             .iter()
             .find(|(_, entry)| entry.token.get() == forged.token);
         let (_, entry) = entry.context("a file is not in the list of the kernel")?;
-        forge(&memory, entry.data.get(), forged)?;
+        forge(&memory, entry.data.get(), forged)
+            .with_context(|| format!("token {:#x}", forged.token))?;
     }
     let session = Device::open()?.retrieve_session(SESSION)?;
     let sound = SOUND.iter().map(|workload| retrieve(&session, workload));
