@@ -21,6 +21,10 @@ const KEXEC_REMARK: &str =
      kernel's free pages. Before the files that are measured a small memfd like them crosses, \
      which does not count: code that a kernel runs for the first time is slow.";
 
+const HOSTED_REMARK: &str =
+    "exec and image: before each freeze the program is started once in a child, which does not \
+     count: it rested while the files were made.";
+
 /// Images below this are dominated by what they cost at all.
 const COMPARED_IMAGE_BYTES: u64 = 32 << 20;
 
@@ -188,6 +192,9 @@ pub fn sentences(report: &Report) -> Vec<String> {
     let is_kexec = |row: &Row| row.case.transport == Transport::Kexec;
     if report.results.iter().any(is_kexec) {
         sentences.push(KEXEC_REMARK.to_owned());
+    }
+    if !report.results.iter().all(is_kexec) {
+        sentences.push(HOSTED_REMARK.to_owned());
     }
     let skipped = report.skipped.iter();
     sentences
