@@ -67,8 +67,8 @@ fn lie_in(mapping: &SharedMapping, ranges: &[Range<u64>]) -> Result<Vec<bool>> {
 
 /// Far more scratch memory than [`SPARED`], in a guest of any kernel.
 pub(super) const PARAMETERS: &str = "kho_scratch=64M,1G,256M";
-/// Bytes that are left outside of scratch memory, which the kernel itself cannot use: it does not go
-/// on without any.
+/// Bytes that are left outside of scratch memory, which the kernel itself cannot use: it does not
+/// go on without any.
 const SPARED: u64 = 384 << 20;
 /// Huge pages by which the pool grows.
 const STEP: u64 = 16;

@@ -58,8 +58,8 @@ static FORGED: &[Forged] = &[
     forged(0x14, From::Nowhere, 20),
 ];
 
-/// With as many pages as [`SOUND`] has. Every other place is a hole: so there are many extents, also
-/// if pages lie in order in memory, as they do after they were moved out of scratch.
+/// With as many pages as [`SOUND`] has. Every other place is a hole: so there are many extents,
+/// also if pages lie in order in memory, as they do after they were moved out of scratch.
 const fn forged_memfd(forged: &Forged) -> Workload {
     memfd(2 * SIZE, Fill::sparse(5000), forged.token)
 }
