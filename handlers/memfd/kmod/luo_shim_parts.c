@@ -68,16 +68,16 @@ static void queue_elsewhere(struct work_struct *work, int *last)
 }
 
 /*
- * How many parts at once, where @pages are worth it: 0 otherwise. So many for each other processor
- * that the task may run on: the next one is to be there when one is done.
+ * How many parts at once, where @pages are worth it: 0 otherwise. @per_processor for each other one
+ * that the task may run on: the next part is to be there when one is done.
  */
-static unsigned int parts_for(struct file *file, u64 pages, unsigned int for_each)
+static unsigned int parts_for(struct file *file, u64 pages, unsigned int per_processor)
 {
 	unsigned int processors = cpumask_weight_and(current->cpus_ptr, cpu_online_mask);
 
 	if (!workers || processors < 2 || pages < PAGES_MIN || luo_hugetlb_shift(file))
 		return 0;
-	return min(for_each * (processors - 1), PARTS_MAX);
+	return min(per_processor * (processors - 1), PARTS_MAX);
 }
 
 struct luo_part {

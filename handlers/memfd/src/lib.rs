@@ -65,21 +65,21 @@
 //!
 //! Mainline's format has no such files; under `memfd_format=mainline` they are refused.
 //!
-//! *What they cost.* Prepare pins each page and sets a bit for it, whatever its size: 1.5 ms for
-//! 4 GiB in pages of 2 MiB; 1.4 ms in pages of 1 GiB, all of it code that ran for the first time
-//! (Linux 7.3.4, emulated by TCG, 2 cpus, nothing else on the host). It costs seconds where pages
-//! have to move, which copies them, and may have the kernel compact memory to find a place. Pages
-//! that are reserved at boot (`hugepages=`) never have to. Those that are added at run time do if
-//! they come from scratch memory, which the kernel takes for them where more of it is free than of
-//! the rest. `moved_bytes` and `moved_files` in `/sys/kernel/debug/luo_handlers` show it.
+//! *What they cost.* Prepare pins each page and sets a bit for it, whatever its size: 1.5 ms for 4
+//! GiB in pages of 2 MiB; 1.4 ms in pages of 1 GiB, of which no small file goes first (Linux 7.3.4,
+//! emulated by TCG, 2 cpus, nothing else on the host). It costs seconds where pages have to move,
+//! which copies them, and may have the kernel compact memory to find a place. Pages that are
+//! reserved at boot (`hugepages=`) never have to. Those that are added at run time do if they come
+//! from scratch memory, which the kernel takes for them where more of it is free than of the rest.
+//! `moved_bytes` and `moved_files` in `/sys/kernel/debug/luo_handlers` show it.
 //!
 //! Retrieve is bound by the `struct page`s of the next kernel: 262144 a GiB, 16 MiB of memory, in
 //! pages of any size. Each is written to once, when it becomes part of a huge page; KHO's own way
-//! writes to each twice. Under the same conditions that is 2.5 ms a GiB in pages of 1 GiB. In pages
-//! of 2 MiB it is 3.2 ms, with 512 insertions into the page cache and its accounts beside it, and
-//! 2.0 ms in transparent huge pages of shmem. One processor does all of it for hugetlbfs. What
-//! would go below that is a kernel that makes these pages when it boots, as it does with huge pages
-//! that are reserved then.
+//! writes to each twice. Under the same conditions a GiB takes 2.5 ms in pages of 1 GiB; 3.2 ms in
+//! pages of 2 MiB, with 512 insertions into the page cache and its accounts; and 2.0 ms in
+//! transparent huge pages of shmem, which several processors may share. What would go below that is
+//! a kernel that makes these pages when it boots, as it does with huge pages that are reserved
+//! then.
 //!
 //! # Mainline's format
 //!

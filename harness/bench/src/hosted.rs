@@ -11,7 +11,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -208,10 +208,8 @@ fn rehearse_start(worker: &Worker) -> Result<()> {
         image: None,
         plugins: worker.plugins.clone(),
     })?;
-    for stream in [Command::stdin, Command::stdout, Command::stderr] {
-        stream(&mut command, Stdio::null());
-    }
-    let _ = command.status();
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let _ = command.stderr(Stdio::null()).status();
     Ok(())
 }
 
@@ -314,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_new_side_is_started_once_before_the_freeze() {
+    fn a_rehearsed_start_arrives_once_with_nothing_handed_over() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let worker = Worker {

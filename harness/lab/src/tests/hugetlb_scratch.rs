@@ -15,6 +15,7 @@ use luo_liveupdate::Device;
 use luo_orchestrator::SharedMapping;
 use rustix::fs::{fallocate, FallocateFlags};
 use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use crate::tests::expect::expect_errno;
 use crate::tests::held_open::HeldOpen;
@@ -48,17 +49,15 @@ fn scratch() -> Result<Vec<Range<u64>>> {
 fn lie_in(mapping: &SharedMapping, ranges: &[Range<u64>]) -> Result<Vec<bool>> {
     const FRAME: u64 = (1 << 55) - 1;
     let page = rustix::param::page_size() as u64;
-    let entries_of_one = (HUGE / page) as usize;
     // All at once: KASAN keeps what each read of it allocates and frees.
-    let mut entries = vec![0; mapping.len() / page as usize * size_of::<u64>()];
+    let mut entries = vec![0_u64; mapping.len() / page as usize];
     let place = mapping.as_ptr() as u64 / page * size_of::<u64>() as u64;
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, place)?;
-    let firsts = entries.chunks_exact(entries_of_one * size_of::<u64>());
-    let firsts = firsts.filter_map(|entries| entries.first_chunk());
+    File::open("/proc/self/pagemap")?.read_exact_at(entries.as_mut_bytes(), place)?;
+    let firsts = entries.iter().step_by((HUGE / page) as usize);
     firsts
         .enumerate()
         .map(|(number, entry)| {
-            let place = (u64::from_le_bytes(*entry) & FRAME) * page;
+            let place = (entry & FRAME) * page;
             ensure!(place != 0, "huge page {number} is not mapped");
             Ok(ranges.iter().any(|range| range.contains(&place)))
         })
