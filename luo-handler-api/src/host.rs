@@ -50,6 +50,9 @@ pub trait HostServices: Sync {
     }
 
     /// Gives preserved bytes back; an unknown handle is ignored.
+    ///
+    /// The kernel cannot tell whose bytes they are. On the new side give back only what has shown
+    /// that it is yours: [`record::release`](crate::record::release).
     fn release_bytes(&self, handle: u64) {
         let _ = handle;
     }

@@ -32,6 +32,16 @@ pub fn keep(host: Host<'_>, record: &mut [u8]) -> Result<u64, Errno> {
     host.preserve_bytes(record)
 }
 
+/// Gives the record back that the host holds under `handle`, sound or not, if it begins with
+/// `magic`. Anything else stays: a handle that comes from the previous side may lead to memory of
+/// another handler, or to the kernel's own list of the files.
+pub fn release(host: Host<'_>, handle: u64, magic: &[u8; 8]) {
+    let mut found = [0; 8];
+    if host.read_bytes(handle, 0, &mut found).is_ok() && found == *magic {
+        host.release_bytes(handle);
+    }
+}
+
 /// Fills in the length and the checksum of `record`.
 ///
 /// # Errors
@@ -128,6 +138,21 @@ mod tests {
         let handle = host.lend().preserve_bytes(MAGIC).unwrap();
         let short = (host, handle);
         assert_eq!(load_from(&short, MAGIC, 8), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn what_does_not_begin_with_the_magic_is_not_released() {
+        let host = FakeHost::default();
+        for bytes in [b"another-".as_slice(), b"tests", b"tests-v2 and more"] {
+            let handle = host.lend().preserve_bytes(bytes).unwrap();
+            release(host.lend(), handle, MAGIC);
+            assert_eq!(host.bytes(handle), bytes);
+        }
+        let (host, handle) = held(b"contents");
+        release(host.lend(), handle ^ 1 << 20, MAGIC);
+        host.replace(handle, b"tests-v1, and no checksum");
+        release(host.lend(), handle, MAGIC);
+        assert_eq!(host.lend().bytes_len(handle), Err(Errno::ENOENT));
     }
 
     proptest! {

@@ -38,6 +38,7 @@ enum Fault {
     LeaksWhatFailed,
     NeverFinishes,
     ReleasesOthers,
+    ReleasesWhatIsNoRecord,
     RemembersOneFile,
 }
 
@@ -204,7 +205,10 @@ impl FileHandler for Places {
                 (0..10).for_each(|handle| file.host.release_bytes(handle));
             }
         }
-        file.host.release_bytes(file.data);
+        if self.is(Fault::ReleasesWhatIsNoRecord) {
+            file.host.release_bytes(file.data);
+        }
+        record::release(file.host, file.data, MAGIC);
     }
 }
 
@@ -285,6 +289,10 @@ fn every_fault_is_found_and_its_step_named() {
         (LeaksWhatFailed, ["Failed", "files under"]),
         (NeverFinishes, ["can_finish", "false for good"]),
         (ReleasesOthers, ["instead of", "what it held for others"]),
+        (
+            ReleasesWhatIsNoRecord,
+            ["instead of", "what it held for others"],
+        ),
         (RemembersOneFile, ["a change after", "after the jump"]),
     ] {
         let message = with(fault).expect_err(&format!("{fault:?} is not found"));

@@ -4,14 +4,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,
-    Preserved,
+    record, Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs,
+    Prepared, Preserved,
 };
 
 use crate::{
     backend::{Seen, SocketBackend},
     description::Description,
-    record::SocketRecord,
+    record::{SocketRecord, MAGIC},
 };
 
 /// Preserves sockets across a live update, through the backend `B`.
@@ -146,7 +146,7 @@ impl<B: SocketBackend> FileHandler for SocketHandler<B> {
                 file.host.release_file(record.file);
             }
         }
-        file.host.release_bytes(file.data);
+        record::release(file.host, file.data, &MAGIC);
     }
 
     fn describe(&self, data: u64, host: Host<'_>, pairs: &mut Pairs<'_>) -> Result<(), Errno> {

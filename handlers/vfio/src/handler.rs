@@ -4,14 +4,14 @@
 use core::mem::replace;
 
 use luo_handler_api::{
-    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,
-    Preserved,
+    record, Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs,
+    Prepared, Preserved,
 };
 
 use crate::{
     backend::{Kind, VfioBackend},
     description::Address,
-    record::DeviceRecord,
+    record::{DeviceRecord, MAGIC},
 };
 
 const LOW_POWER: &str = "is in low power, and waking it is up to its owner: leave low power first";
@@ -187,7 +187,7 @@ impl<B: VfioBackend> FileHandler for VfioHandler<B> {
         let record = DeviceRecord::read_any(file.host, file.data).ok();
         let record = record.filter(|record| record.crossing == self.0.crossing());
         self.0.finish(record.as_ref(), file.retrieved, file.host);
-        file.host.release_bytes(file.data);
+        record::release(file.host, file.data, &MAGIC);
     }
 
     /// # Errors

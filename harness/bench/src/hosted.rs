@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use luo_handler_api::Token;
@@ -195,21 +196,35 @@ fn jump(
     Err(error).context("cannot start the new side")
 }
 
-/// Starts the new side in a child once, which finds that nothing was handed over to it and ends.
+/// Most starts before a freeze that do not count.
+const REHEARSALS_MAX: u32 = 8;
+
+/// Starts the new side in a child, which finds that nothing was handed over to it and ends; until
+/// that gets no faster.
 ///
 /// While large files are made the program's own pages rest, and hosts of virtual machines put away
 /// what rests: in one, a start took 2 ms, and 30 ms after nine seconds of sleep. A downtime must
 /// not depend on that, and so on how long the files took to make. A host that allows no child
 /// measures without it.
 fn rehearse_start(worker: &Worker) -> Result<()> {
-    let mut command = worker.command(&Task::Arrive {
+    let arrive = Task::Arrive {
         handover_ns: 0,
         jumped_at_ns: 0,
         image: None,
         plugins: worker.plugins.clone(),
-    })?;
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    let _ = command.stderr(Stdio::null()).status();
+    };
+    let mut before = Duration::MAX;
+    for _ in 0..REHEARSALS_MAX {
+        let mut command = worker.command(&arrive)?;
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let start = Instant::now();
+        let _ = command.stderr(Stdio::null()).status();
+        let took = start.elapsed();
+        if took > before.mul_f64(0.9) {
+            break;
+        }
+        before = took;
+    }
     Ok(())
 }
 
@@ -312,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rehearsed_start_arrives_once_with_nothing_handed_over() {
+    fn a_rehearsed_start_arrives_with_nothing_handed_over() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let worker = Worker {
@@ -326,10 +341,13 @@ mod tests {
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        let [Task::Arrive { image, plugins, .. }] = &tasks[..] else {
-            panic!("{tasks:?}");
-        };
-        assert_eq!((image, plugins), (&None, &worker.plugins));
+        assert!((2..=REHEARSALS_MAX as usize).contains(&tasks.len()));
+        for task in tasks {
+            let Task::Arrive { image, plugins, .. } = task else {
+                panic!("{task:?}");
+            };
+            assert_eq!((image, plugins), (None, worker.plugins.clone()));
+        }
     }
 
     #[test]

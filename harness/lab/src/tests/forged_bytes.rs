@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Forges what every handler preserved, whatever its record looks like: bytes flipped, lengths cut,
-//! bits of the `u64` flipped, with the checksum wrong and right.
+//! bits of the `u64` flipped, with the checksum wrong and right; and numbers that lead to the
+//! kernel's own list of the files.
 //!
 //! A record with a wrong checksum has to be refused. For the rest the verdict is the kernel's: it
 //! must not report anything, and everything comes to its end.
@@ -44,24 +45,33 @@ enum Forgery {
     Cut { length: usize, sign: bool },
     /// To a bit of the `u64` itself.
     Bit(u32),
+    /// To the `u64` itself, or to 8 bytes of a record, signed: they lead to the kernel's list that
+    /// names the file.
+    List { at: Option<usize> },
 }
 
-use Forgery::{Bit, Cut, Flip, Sound};
+use Forgery::{Bit, Cut, Flip, List, Sound};
 
 impl Forgery {
     /// The one with this number, from 0 on, to a record of `length` bytes: of each kind some, and
     /// all over the record.
     fn numbered(number: usize, length: Option<usize>) -> Self {
+        let bit = Bit((number * 23 % 64) as u32);
         let Some(length) = length.filter(|length| *length > 0) else {
-            return Bit((number * 23 % 64) as u32);
+            return match number % 6 {
+                0 => List { at: None },
+                _ => bit,
+            };
         };
         // Multiples of the golden section are spread evenly, however many there are.
-        let place = (number * 40_503 % 65_536) * length / 65_536;
+        let spread = |number: usize, over: usize| (number * 40_503 % 65_536) * over / 65_536;
+        let place = spread(number, length);
+        let words = (length / 4).saturating_sub(record::PREFIX / 4 + 1);
         let flip = match number % 4 {
             0 => 0xff,
             _ => 1 << (number % 8),
         };
-        match number % 6 {
+        match number % 7 {
             0 | 1 => Flip {
                 at: place,
                 flip,
@@ -74,9 +84,13 @@ impl Forgery {
             },
             4 => Cut {
                 length: place,
-                sign: number % 12 == 4,
+                sign: number.is_multiple_of(2),
             },
-            _ => Bit((number * 23 % 64) as u32),
+            5 if number % 2 == 1 => bit,
+            6 if words > 0 => List {
+                at: Some(record::PREFIX + 4 * spread(number / 7, words)),
+            },
+            _ => List { at: None },
         }
     }
 
@@ -148,6 +162,9 @@ fn forge(
     forgery: Forgery,
 ) -> Result<()> {
     let data = entry.data.get();
+    // As long as what it stands for.
+    let list =
+        |handle: u64| (at / rustix::param::page_size() as u64) << 24 | (handle & 0xff_ffff).max(1);
     let data = match (forgery, record) {
         (Flip { at, flip, sign }, Some(mut record)) => {
             record.bytes[at] ^= flip;
@@ -167,6 +184,15 @@ fn forge(
             data & !0xff_ffff | length as u64
         }
         (Bit(bit), _) => data ^ 1 << bit,
+        (List { at: Some(place) }, Some(mut record)) => {
+            let bytes = &mut record.bytes[place..place + 8];
+            let old = bytes.try_into().map(u64::from_le_bytes)?;
+            bytes.copy_from_slice(&list(old).to_le_bytes());
+            record::sign(&mut record.bytes)?;
+            memory.store(record.at, &record.bytes[..])?;
+            data
+        }
+        (List { .. }, _) => list(data),
         _ => data,
     };
     entry.data = U64::new(data);
@@ -300,7 +326,7 @@ mod unit_tests {
         let forgeries = |length| (0..41).map(move |number| Forgery::numbered(number, length));
         for length in [1, 17, 368, 5000] {
             let mut places = Vec::new();
-            let mut kinds = [0; 5];
+            let mut kinds = [0; 6];
             for forgery in forgeries(Some(length)) {
                 let kind = match forgery {
                     Sound => panic!("nothing is done"),
@@ -317,6 +343,10 @@ mod unit_tests {
                         assert!(bit < 64);
                         4
                     }
+                    List { at } => {
+                        assert!(at.is_none_or(|at| at + 8 <= length));
+                        5
+                    }
                 };
                 kinds[kind] += 1;
             }
@@ -326,7 +356,7 @@ mod unit_tests {
             assert_eq!(places.len(), length.min(8));
         }
         for length in [None, Some(0)] {
-            assert!(forgeries(length).all(|forgery| matches!(forgery, Bit(_))));
+            assert!(forgeries(length).all(|forgery| matches!(forgery, Bit(_) | List { at: None })));
         }
     }
 }

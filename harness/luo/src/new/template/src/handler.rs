@@ -34,7 +34,7 @@ impl<B: SampleBackend> SampleHandler<B> {
     /// Gives back what [`keep`](Self::keep) had the host preserve.
     fn release(&self, data: u64, record: SampleRecord, host: Host<'_>) {
         self.0.release(record, host);
-        host.release_bytes(data);
+        SampleRecord::release(data, host);
     }
 }
 
@@ -94,7 +94,7 @@ impl<B: SampleBackend> FileHandler for SampleHandler<B> {
         if let Ok(record) = SampleRecord::read(file.host, file.data) {
             self.0.release(record, file.host);
         }
-        file.host.release_bytes(file.data);
+        SampleRecord::release(file.data, file.host);
     }
 
     /// For `luo inspect`.

@@ -7,6 +7,9 @@
 //! 20        handle of what the host preserves besides, 0 for nothing
 //! ```
 //!
+//! What a handle leads to may be somebody else's memory: bytes that are preserved besides are best
+//! a record of their own, which shows by its magic whose they are.
+//!
 //! Change the layout, change the compatible.
 
 use luo_handler_api::{
@@ -44,6 +47,11 @@ impl SampleRecord {
         status.copy_from_slice(&self.status.to_le_bytes());
         contents.copy_from_slice(&self.contents.to_le_bytes());
         record::keep(host, &mut bytes)
+    }
+
+    /// Gives the record back that the host holds under `handle`; leaves alone what is none.
+    pub fn release(handle: u64, host: Host<'_>) {
+        record::release(host, handle, MAGIC);
     }
 
     /// Reads the record that the host holds under `handle`.
