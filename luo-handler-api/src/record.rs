@@ -32,9 +32,10 @@ pub fn keep(host: Host<'_>, record: &mut [u8]) -> Result<u64, Errno> {
     host.preserve_bytes(record)
 }
 
-/// Gives the record back that the host holds under `handle`, sound or not, if it begins with
-/// `magic`. Anything else stays: a handle that comes from the previous side may lead to memory of
-/// another handler, or to the kernel's own list of the files.
+/// Gives the record back that crossed under `handle`, sound or not, if it begins with `magic`.
+/// Anything else stays: a handle that comes from the previous side may lead to memory of another
+/// handler, or to the kernel's own list of the files. On the old side a handle is the handler's
+/// own: [`Host::release_bytes`].
 pub fn release(host: Host<'_>, handle: u64, magic: &[u8; 8]) {
     let mut found = [0; 8];
     if host.read_bytes(handle, 0, &mut found).is_ok() && found == *magic {

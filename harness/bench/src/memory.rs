@@ -129,6 +129,15 @@ pub fn meminfo(name: &str) -> Option<u64> {
     field(&fs::read_to_string("/proc/meminfo").ok()?, name)
 }
 
+/// The same on a kernel that has such a line.
+///
+/// # Errors
+///
+/// If it has none.
+pub fn expect_meminfo(name: &str) -> Result<u64> {
+    meminfo(name).with_context(|| format!("/proc/meminfo has no {name}"))
+}
+
 /// The first line of a `/proc` file that begins with `name`: bytes where it has a unit, else a
 /// number.
 pub fn field(text: &str, name: &str) -> Option<u64> {

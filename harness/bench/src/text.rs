@@ -22,8 +22,8 @@ const KEXEC_REMARK: &str =
      which does not count: code that a kernel runs for the first time is slow.";
 
 const HOSTED_REMARK: &str =
-    "exec and image: before each freeze the program is started in a child until that gets no \
-     faster, which does not count: it rested while the files were made.";
+    "exec and image: before each freeze the jump is rehearsed with a child that gives up, until \
+     that gets no faster, which does not count: all of it rested while the files were made.";
 
 /// Images below this are dominated by what they cost at all.
 const COMPARED_IMAGE_BYTES: u64 = 32 << 20;

@@ -45,6 +45,11 @@ pub enum Task {
         /// As on the old side.
         plugins: Vec<PathBuf>,
     },
+    /// Be the new side of an update that the old side gives up afterwards.
+    Rehearse {
+        /// As on the old side.
+        plugins: Vec<PathBuf>,
+    },
 }
 
 impl Worker {

@@ -17,9 +17,9 @@
 //! [`Draft`](crate::transport::image::Draft) first.
 //!
 //! The longest part of that is the start of the new program, and it is long if its file was not
-//! read for a while. So start it before freeze in a child, as far as it goes without files, until
-//! that gets no faster. In a virtual machine whose host puts away memory that rests, 30 ms became
-//! 2 ms.
+//! read for a while. So rehearse it: freeze, [`spawn`](crate::transport::spawn) a new program that
+//! retrieves and gives up, and unfreeze, until that gets no faster. In a virtual machine whose host
+//! puts away memory that rests, 30 ms became 2 ms.
 //!
 //! # Which transport
 //!

@@ -23,7 +23,7 @@ use crate::stick::screen::Screen;
 use crate::stick::{warnings, INITRD, KERNEL, PLAN, REPORTS};
 use luo_bench::environment::Environment;
 use luo_bench::journey::{awaited_note, Journey};
-use luo_bench::memory::meminfo;
+use luo_bench::memory::expect_meminfo;
 use luo_bench::outputs::Outputs;
 use luo_bench::report::{Report, Skipped};
 use luo_bench::text;
@@ -159,7 +159,7 @@ fn begin(screen: &Screen, stick: &Partition) -> Result<Journey<Pass>> {
     let plan = fs::read(on_stick(PLAN)).with_context(|| format!("reading {PLAN}"))?;
     let plan: StickPlan =
         serde_json::from_slice(&plan).with_context(|| format!("{PLAN} is not a plan"))?;
-    let memory = meminfo("MemTotal:").context("how much memory is there?")?;
+    let memory = expect_meminfo("MemTotal:")?;
     let (series, skipped) = plan.on_machine(memory)?;
     let pass = Pass {
         number: next_number()?,

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
 use luo_bench::counters;
-use luo_bench::memory::meminfo;
+use luo_bench::memory::expect_meminfo;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
@@ -188,7 +188,7 @@ fn take_huge_pages() -> Result<()> {
 }
 
 fn available() -> Result<u64> {
-    meminfo("MemAvailable:").context("reading /proc/meminfo")
+    expect_meminfo("MemAvailable:")
 }
 
 /// Fills memory, makes every other page of it free, and holds the others where they are.

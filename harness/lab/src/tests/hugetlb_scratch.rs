@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
 use luo_bench::counters::moved_bytes;
-use luo_bench::memory::{free_bytes, meminfo};
+use luo_bench::memory::{expect_meminfo, free_bytes};
 use luo_handler_api::Token;
 use luo_liveupdate::Device;
 use luo_orchestrator::SharedMapping;
@@ -75,9 +75,8 @@ const STEP: u64 = 16;
 /// Makes huge pages of all of memory; returns how many.
 fn fill_memory() -> Result<u64> {
     free_bytes()?;
-    let bytes = |name| meminfo(name).with_context(|| format!("/proc/meminfo has no {name}"));
     let mut pages = 0;
-    while bytes("MemFree:")? > bytes("CmaFree:")? + SPARED {
+    while expect_meminfo("MemFree:")? > expect_meminfo("CmaFree:")? + SPARED {
         pages += STEP;
         POOL.resize(pages)?;
     }

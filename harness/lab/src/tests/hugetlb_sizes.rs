@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{ensure, Context, Result};
 use luo_bench::counters::moved_bytes;
-use luo_bench::memory::{free_bytes, meminfo};
+use luo_bench::memory::{expect_meminfo, free_bytes};
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
 use luo_bench::subject::pages::Pages;
@@ -165,7 +165,7 @@ pub(super) const CMA: &str = "hugetlb_cma=1G hugetlb_cma_only=1 hugepagesz=1G hu
 
 /// Neither prepare nor cancel moves it.
 pub(super) fn preserve_from_cma(held: &mut HeldOpen) -> Result<()> {
-    let areas = meminfo("CmaTotal:").context("/proc/meminfo has no CmaTotal")?;
+    let areas = expect_meminfo("CmaTotal:")?;
     ensure!(areas >= GIGANTIC, "CMA areas have {areas} bytes");
     let in_pool = Counters {
         total: 1,

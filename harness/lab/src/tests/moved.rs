@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
 use luo_bench::counters::moved_bytes;
-use luo_bench::memory::meminfo;
+use luo_bench::memory::expect_meminfo;
 use luo_handler_api::Token;
 use luo_liveupdate::Device;
 use rustix::fs::{memfd_create, MemfdFlags};
@@ -34,11 +34,11 @@ fn listed() -> Result<Option<u64>> {
 /// A memfd so large that some of it lies in the scratch memory of kexec handover.
 pub(super) fn count(_held: &mut HeldOpen) -> Result<()> {
     const PIECE: u64 = 1 << 20;
-    let bytes = |name| meminfo(name).with_context(|| format!("{name} is not in /proc/meminfo"));
     // The kernel counts scratch memory as CMA's, and takes it where more of it is free than of the
     // rest. What it took has to find room in the rest.
-    let scratch = bytes("CmaFree:")?;
-    let size = bytes("MemAvailable:")?.saturating_sub(scratch + scratch / 2) / PIECE * PIECE;
+    let scratch = expect_meminfo("CmaFree:")?;
+    let size =
+        expect_meminfo("MemAvailable:")?.saturating_sub(scratch + scratch / 2) / PIECE * PIECE;
     let file = File::from(memfd_create(NAME, MemfdFlags::CLOEXEC)?);
     let piece = vec![1; PIECE as usize];
     for offset in (0..size).step_by(PIECE as usize) {

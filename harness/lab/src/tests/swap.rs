@@ -10,7 +10,7 @@ use rustix::mm::Advice;
 use crate::guest::programs::{exit_code, program, BUSYBOX};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::memfds::{memfd, preserve, retrieve};
-use luo_bench::memory::meminfo;
+use luo_bench::memory::expect_meminfo;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
 use luo_handler_api::Token;
@@ -78,6 +78,5 @@ fn swap_out(file: &File, size: u64) -> Result<()> {
 }
 
 fn used_swap() -> Result<u64> {
-    let line = |name| meminfo(name).with_context(|| format!("/proc/meminfo has no {name}"));
-    Ok(line("SwapTotal:")? - line("SwapFree:")?)
+    Ok(expect_meminfo("SwapTotal:")? - expect_meminfo("SwapFree:")?)
 }

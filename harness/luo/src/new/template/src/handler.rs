@@ -34,7 +34,7 @@ impl<B: SampleBackend> SampleHandler<B> {
     /// Gives back what [`keep`](Self::keep) had the host preserve.
     fn release(&self, data: u64, record: SampleRecord, host: Host<'_>) {
         self.0.release(record, host);
-        SampleRecord::release(data, host);
+        host.release_bytes(data);
     }
 }
 

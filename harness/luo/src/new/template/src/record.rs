@@ -49,7 +49,7 @@ impl SampleRecord {
         record::keep(host, &mut bytes)
     }
 
-    /// Gives the record back that the host holds under `handle`; leaves alone what is none.
+    /// Gives the record back that crossed under `handle`; leaves alone what is none.
     pub fn release(handle: u64, host: Host<'_>) {
         record::release(host, handle, MAGIC);
     }
