@@ -205,7 +205,7 @@ const REHEARSALS: u32 = 4;
 const REHEARSAL_TIME: Duration = Duration::from_secs(10);
 
 /// Free memory that is used before a freeze, in bytes: far more than the start of a program needs.
-const FREE_BYTES: usize = 32 << 20;
+const FREE_BYTES: usize = 64 << 20;
 
 /// Goes through what comes from freeze on, with a child as the new side, which gives everything
 /// back; until that gets no faster: [`REHEARSALS`].
