@@ -2,15 +2,15 @@
 //! The policy: what happens to a memfd in each phase, whoever its host is.
 
 use luo_handler_api::{
-    record, Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs,
-    Prepared, Preserved,
+    Compatible, Crossed, Errno, FileHandler, FileRef, Host, Hosts, OwnedFile, Pairs, Prepared,
+    Preserved,
 };
 
 use crate::{
     backend::{MemfdBackend, ShowRun},
     chain::{Chain, ChainWriter, BLOCK_LENGTH},
     extent::{Contents, RunBuilder},
-    record::{Attributes, Record, EARLIER_MAGIC, MAGIC},
+    record::{Attributes, Record},
     summary::Summary,
 };
 
@@ -230,9 +230,7 @@ impl<B: MemfdBackend> FileHandler for MemfdHandler<B> {
             }
             release_record(data, &record, host);
         } else {
-            for magic in [MAGIC, EARLIER_MAGIC] {
-                record::release(host, data, &magic);
-            }
+            Record::release(host, data);
         }
     }
 
@@ -649,7 +647,7 @@ mod tests {
             bench.finish(data, Retrieved::NotAsked);
             // What is not known to be a record may be anybody's.
             let left = bench.host.all_bytes().remove(&data);
-            prop_assert!(!left.is_some_and(|bytes| bytes.starts_with(&MAGIC)));
+            prop_assert!(!left.is_some_and(|bytes| bytes.starts_with(&crate::record::MAGIC)));
         }
     }
 }

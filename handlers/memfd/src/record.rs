@@ -333,6 +333,12 @@ impl Record {
         }
     }
 
+    /// Gives a record back that cannot be read, of either layout. What is none stays.
+    pub(crate) fn release(host: Host<'_>, handle: u64) {
+        record::release(host, handle, &MAGIC);
+        record::release(host, handle, &EARLIER_MAGIC);
+    }
+
     /// The layout of a record: [`LAYOUT`] or [`EARLIER_LAYOUT`].
     ///
     /// # Errors

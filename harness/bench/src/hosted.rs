@@ -219,7 +219,7 @@ fn rehearse(orchestrator: &Orchestrator, worker: &Worker) -> Result<()> {
     let program = Program::from_command(&worker.command(&Task::Rehearse { plugins })?);
     let (mut best, mut left) = (Duration::MAX, REHEARSALS);
     while left > 0 {
-        use_free_memory(FREE_BYTES);
+        use_free_memory();
         let start = Instant::now();
         orchestrator.freeze()?;
         // A host that allows no child measures without one.
@@ -238,8 +238,8 @@ fn rehearse(orchestrator: &Orchestrator, worker: &Worker) -> Result<()> {
 
 /// Takes memory and gives it back, in small pages: the kernel gives out next what it got last. A
 /// host that has not so much measures without it.
-fn use_free_memory(bytes: usize) {
-    if let Ok(memory) = MmapMut::map_anon(bytes) {
+fn use_free_memory() {
+    if let Ok(memory) = MmapMut::map_anon(FREE_BYTES) {
         let _ = memory.advise(Advice::NoHugePage);
         let _ = memory.advise(Advice::PopulateWrite);
     }
@@ -354,6 +354,8 @@ mod tests {
     use super::*;
     use luo_orchestrator::error::State;
 
+    const PLUGIN: &str = "/a/plugin.so";
+
     /// What a rehearsal with `program` as the new side leaves.
     fn rehearsed_with(program: &str, arguments: &[&str]) -> State {
         let orchestrator = Orchestrator::new(registry(&[]).unwrap());
@@ -361,7 +363,7 @@ mod tests {
         let worker = Worker {
             program: program.into(),
             arguments: arguments.iter().map(|&argument| argument.into()).collect(),
-            plugins: Vec::new(),
+            plugins: vec![PLUGIN.into()],
         };
         rehearse(&orchestrator, &worker).unwrap();
         orchestrator.state()
@@ -371,12 +373,15 @@ mod tests {
     fn a_new_side_that_gives_up_or_does_not_start_leaves_everything_prepared() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
-        let script = format!("echo \"$0\" >> {}", log.display());
+        let script = format!("test \"$LUO_HANDOVER\" && echo \"$0\" >> {}", log.display());
         assert_eq!(rehearsed_with("/bin/sh", &["-c", &script]), State::Prepared);
         let log = std::fs::read_to_string(log).unwrap();
         assert!(log.lines().count() >= REHEARSALS as usize);
         for task in log.lines().map(serde_json::from_str) {
-            assert!(matches!(task.unwrap(), Task::Rehearse { plugins } if plugins.is_empty()));
+            let Task::Rehearse { plugins } = task.unwrap() else {
+                panic!("{log}");
+            };
+            assert_eq!(plugins, [Path::new(PLUGIN)]);
         }
         assert_eq!(rehearsed_with("/nonexistent", &[]), State::Prepared);
     }

@@ -617,7 +617,7 @@ impl<S: PartialEq + Debug> Checks<'_, S> {
                     left.1.push(forged);
                     left.1.sort_unstable();
                 }
-                if left != (bytes.clone(), files.clone()) {
+                if left.0 != bytes || left.1 != files {
                     self.fail(format_args!(
                         "the host has lost what it held for others: {left:?}"
                     ));

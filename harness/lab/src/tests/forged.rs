@@ -15,8 +15,8 @@ use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
 use crate::tests::records::{
-    memory_of, sign, sign_memfd, MemfdBlock, MemfdDecoder, MemfdExtent, MemfdRecord, VfioCrossing,
-    VfioRecord, MEMFD_MAGIC, MEMFD_WHOLE_BLOCK, VFIO_MAGIC,
+    handle_of, memory_of, sign, sign_memfd, MemfdBlock, MemfdDecoder, MemfdExtent, MemfdRecord,
+    VfioCrossing, VfioRecord, MEMFD_MAGIC, MEMFD_WHOLE_BLOCK, VFIO_MAGIC,
 };
 use crate::tests::vfio_client::Client;
 use luo_bench::subject::fill::Fill;
@@ -210,7 +210,6 @@ pub(super) fn change_extents(
     data: u64,
     change: fn(&mut MemfdRecord, &mut MemfdExtent),
 ) -> Result<()> {
-    let page = rustix::param::page_size() as u64;
     let (at, _) = memory_of(data);
     let mut record: MemfdRecord = memory.load(at)?;
     ensure!(record.magic == MEMFD_MAGIC, "{at:#x} has no record");
@@ -219,7 +218,7 @@ pub(super) fn change_extents(
     let mut block: MemfdBlock = memory.load(block_at)?;
     let mut extent = first_extent(memory, &block, extent_at)?;
     let length = (size_of::<MemfdBlock>() + size_of::<MemfdExtent>()) as u64;
-    record.chain.last_block = U64::new((block_at / page) << 24 | length);
+    record.chain.last_block = U64::new(handle_of(block_at, length));
     record.chain.extents = U64::new(1);
     record.chain.pages = U64::new(extent.length());
     change(&mut record, &mut extent);

@@ -21,7 +21,7 @@ use crate::tests::incoming::{sessions, FileEntry};
 use crate::tests::memfds::memfd;
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
-use crate::tests::records::memory_of;
+use crate::tests::records::{handle_of, memory_of};
 use crate::tests::vfio_client::Client;
 use crate::vm::machine::VFIO_DEVICES;
 use luo_bench::subject::fill::Fill;
@@ -163,8 +163,7 @@ fn forge(
 ) -> Result<()> {
     let data = entry.data.get();
     // As long as what it stands for.
-    let list =
-        |handle: u64| (at / rustix::param::page_size() as u64) << 24 | (handle & 0xff_ffff).max(1);
+    let list = |handle| handle_of(at, memory_of(handle).1.max(1));
     let data = match (forgery, record) {
         (Flip { at, flip, sign }, Some(mut record)) => {
             record.bytes[at] ^= flip;

@@ -28,6 +28,11 @@ pub(crate) fn memory_of(handle: u64) -> (u64, u64) {
     ((handle >> 24) * page, handle & 0xff_ffff)
 }
 
+/// The handle of `length` bytes of the page that `at` lies in.
+pub(crate) fn handle_of(at: u64, length: u64) -> u64 {
+    (at / rustix::param::page_size() as u64) << 24 | length
+}
+
 /// Makes the checksum of a record right again.
 pub(crate) fn sign(record: &mut VfioRecord) {
     record.checksum = U32::ZERO;

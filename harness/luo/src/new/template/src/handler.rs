@@ -94,7 +94,7 @@ impl<B: SampleBackend> FileHandler for SampleHandler<B> {
         if let Ok(record) = SampleRecord::read(file.host, file.data) {
             self.0.release(record, file.host);
         }
-        SampleRecord::release(file.data, file.host);
+        SampleRecord::release(file.host, file.data);
     }
 
     /// For `luo inspect`.

@@ -50,7 +50,7 @@ impl SampleRecord {
     }
 
     /// Gives the record back that crossed under `handle`; leaves alone what is none.
-    pub fn release(handle: u64, host: Host<'_>) {
+    pub fn release(host: Host<'_>, handle: u64) {
         record::release(host, handle, MAGIC);
     }
 
