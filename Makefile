@@ -35,7 +35,7 @@ help:
 	@echo "make bench-aarch64 the program for arm64 in qemu-user: rustup target, qemu-user-static"
 	@echo "make check       formatting, lints, documentation, this repository's rules"
 	@echo "make install     luo, its man pages and completions, to PREFIX=$(PREFIX)"
-	@echo "make microbench  criterion: handler ABI, devicetree, extents, whole cycles"
+	@echo "make microbench  criterion: handler ABI, devicetree, extents, cycles, struct pages"
 	@echo "make matrix      the kernel part with W=1 and without each option: TREE= CONFIG="
 	@echo "make fuzz        feed hostile bytes to a reader, until interrupted: FUZZ="
 	@echo "make clean       remove what was built"
@@ -79,7 +79,7 @@ test-hosted:
 # The first time, this fetches a toolchain and builds a kernel; see `luo lab --help`.
 test-lab:
 	$(LUO) lab test
-	$(LUO) lab soak --jumps 20
+	$(LUO) lab soak --jumps 12
 	$(NEW_PIPE)
 	$(LUO) lab test --handler $(PIPE) --program $(PIPE)/tests/kexec.sh
 

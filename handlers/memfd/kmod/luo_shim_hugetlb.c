@@ -95,6 +95,24 @@ int luo_hugetlb_has_room(u32 shift, u64 pages)
 	return 0;
 }
 
+/*
+ * Whether workers may insert parts of such a file. What a worker takes is charged to its own
+ * hugetlb cgroup, which is the root. For memory cgroups there is set_active_memcg(), which
+ * mem_cgroup_charge_hugetlb() heeds from 7.3 on.
+ */
+bool luo_hugetlb_in_parts(void)
+{
+#ifdef CONFIG_CGROUP_HUGETLB
+	if (!hugetlb_cgroup_disabled() && !task_css_is_root(current, hugetlb_cgrp_id))
+		return false;
+#endif
+#if defined(CONFIG_MEMCG) && LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
+	if (cgrp_dfl_root.flags & CGRP_ROOT_MEMORY_HUGETLB_ACCOUNTING)
+		return false;
+#endif
+	return true;
+}
+
 /* What a folio is charged to, as hugetlb_alloc_folio() does without a reservation. */
 struct charges {
 	struct hugetlb_cgroup *used;
@@ -173,7 +191,8 @@ static int insert(struct hstate *h, struct address_space *mapping, struct folio 
 
 	if (!err)
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 3, 0)
-		err = mem_cgroup_charge_hugetlb(folio, current->mm, gfp);
+		/* The active memory cgroup, in a worker; otherwise that of the task's mm. */
+		err = mem_cgroup_charge_hugetlb(folio, NULL, gfp);
 #else
 		err = mem_cgroup_charge_hugetlb(folio, gfp);
 #endif
@@ -290,6 +309,11 @@ bool luo_hugetlb_can_stay(struct folio *folio)
 int luo_hugetlb_has_room(u32 shift, u64 pages)
 {
 	return -EOPNOTSUPP;
+}
+
+bool luo_hugetlb_in_parts(void)
+{
+	return false;
 }
 
 int luo_hugetlb_insert(struct file *file, const struct luo_run *runs, u32 count)

@@ -119,6 +119,7 @@ u64 luo_hugetlb_hold_holes(struct file *file);
 void luo_hugetlb_release_holes(struct file *file);
 bool luo_hugetlb_can_stay(struct folio *folio);
 int luo_hugetlb_has_room(u32 shift, u64 pages);
+bool luo_hugetlb_in_parts(void);
 int luo_hugetlb_insert(struct file *file, const struct luo_run *runs, u32 count);
 
 #endif /* _LUO_SHIM_MEMFD_H */

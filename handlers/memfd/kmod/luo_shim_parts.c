@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Large files of shmem by several processors, in parts: workqueues, their macros and cgroups have
- * no binding. The task that was called decodes or writes the record meanwhile. It never waits for
+ * Large files by several processors, in parts: workqueues, their macros and cgroups have no
+ * binding. The task that was called decodes or writes the record meanwhile. It never waits for
  * a worker that has not begun, but does that part itself: so it goes on whether or not a worker
  * ever runs.
  */
@@ -21,7 +21,7 @@
  * A part is about a millisecond of work, after which a task that was killed gives up: so many
  * single pages at most, or large folios with sixteen times as many.
  */
-#define PART_WORK 4096
+#define PART_WORK 4096ULL
 #define PART_RUNS 2048
 
 /*
@@ -71,11 +71,11 @@ static void queue_elsewhere(struct work_struct *work, int *last)
  * How many parts at once, where @pages are worth it: 0 otherwise. @per_processor for each other one
  * that the task may run on: the next part is to be there when one is done.
  */
-static unsigned int parts_for(struct file *file, u64 pages, unsigned int per_processor)
+static unsigned int parts_for(u64 pages, unsigned int per_processor)
 {
 	unsigned int processors = cpumask_weight_and(current->cpus_ptr, cpu_online_mask);
 
-	if (!workers || processors < 2 || pages < PAGES_MIN || luo_hugetlb_shift(file))
+	if (!workers || processors < 2 || pages < PAGES_MIN)
 		return 0;
 	return min(per_processor * (processors - 1), PARTS_MAX);
 }
@@ -159,10 +159,10 @@ static bool make_room(struct luo_part *part)
  */
 struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *claim, u64 pages)
 {
-	unsigned int others = parts_for(file, pages, 2), i;
+	unsigned int others = parts_for(pages, 2), i;
 	struct luo_parts *all;
 
-	if (!others)
+	if (!others || (luo_hugetlb_shift(file) && !luo_hugetlb_in_parts()))
 		return NULL;
 	all = kvzalloc(struct_size(all, parts, 1 + others), part_gfp);
 	if (!all)
@@ -187,14 +187,15 @@ struct luo_parts *luo_parts_begin(struct file *file, const struct luo_claim *cla
 }
 
 /*
- * After a part that the task did itself. If the rest of the file is like what is done, is it
- * enough for others? A file in huge pages is less work than its size.
+ * After a part that the task did itself, with @work. If the rest of the file is like what is
+ * done, is it enough for others? A file in huge pages is less work than its size, and gigantic
+ * ones are parts too large to wait for the last of a few.
  */
-static void use_workers(struct luo_parts *all)
+static void use_workers(struct luo_parts *all, u64 work)
 {
 	u64 work_left = mul_u64_u64_div_u64(all->pages_left, all->work_done, all->pages_done);
 
-	if (work_left < PARTS_MIN * PART_WORK)
+	if (work_left < PARTS_MIN * max(work, PART_WORK))
 		return;
 	while (all->used < all->count && make_room(&all->parts[all->used]))
 		all->used++;
@@ -220,11 +221,13 @@ static void insert_or_queue(struct luo_parts *all)
 	all->part = NULL;
 	all->pages_left -= min(all->pages_left, part->pages);
 	if (part == &all->parts[0]) {
+		u64 work = part->work_size;
+
 		all->pages_done += part->pages;
-		all->work_done += part->work_size;
+		all->work_done += work;
 		insert_part(part);
 		if (all->used == 1)
-			use_workers(all);
+			use_workers(all, work);
 	} else {
 		part->busy = true;
 		queue_elsewhere(&part->work, &all->last_cpu);
@@ -401,7 +404,7 @@ struct luo_scan *luo_scan_begin(struct file *file, u64 first, u64 last)
 {
 	u64 range = last - first + 1, pages = READ_ONCE(file->f_mapping->nrpages);
 	/* One that is looked at, one that is next, and one for the task: see complete_part(). */
-	unsigned int count = parts_for(file, min(range, pages), 3), i;
+	unsigned int count = parts_for(min(range, pages), 3), i;
 	struct luo_scan *all;
 
 	if (!count || pages < range / 4)

@@ -28,8 +28,8 @@
 //! other in the file go into the page cache, its accounts and the LRU together. They come back
 //! dirty and up to date: a clean page could be reclaimed, and would be lost. A large folio comes
 //! back as one; on a kernel without large folios as single pages. One of hugetlbfs becomes a huge
-//! page again (`luo_shim_hugetlb.c`), which is not in this kernel's pool. Of a large file of shmem
-//! several processors insert parts, while this one decodes the record (`luo_shim_parts.c`).
+//! page again (`luo_shim_hugetlb.c`), which is not in this kernel's pool. Of a large file several
+//! processors insert parts, while this one decodes the record (`luo_shim_parts.c`).
 
 #![allow(unsafe_code)]
 

@@ -75,11 +75,14 @@
 //!
 //! Retrieve is bound by the `struct page`s of the next kernel: 262144 a GiB, 16 MiB of memory, in
 //! pages of any size. Each is written to once, when it becomes part of a huge page; KHO's own way
-//! writes to each twice. Under the same conditions a GiB takes 2.5 ms in pages of 1 GiB; 3.2 ms in
-//! pages of 2 MiB, with 512 insertions into the page cache and its accounts; and 2.0 ms in
-//! transparent huge pages of shmem, which several processors may share. What would go below that is
-//! a kernel that makes these pages when it boots, as it does with huge pages that are reserved
-//! then.
+//! writes to each twice. Under the same conditions a GiB takes 2.2 to 2.5 ms in pages of 1 GiB; 2.6
+//! ms in pages of 2 MiB, with 512 insertions into the page cache and its accounts; and 2.0 ms in
+//! transparent huge pages of shmem. Several processors share a large file, but for one of a few
+//! gigantic pages, and one whose task is in a hugetlb cgroup, which workers cannot charge. They
+//! gain little where one is enough for the memory: on this host, without emulation, to write so
+//! much of each `struct page` takes 0.8 ms a GiB with one thread and 0.6 ms with two. What would go
+//! below that is a kernel that makes these pages when it boots, as it does with huge pages that are
+//! reserved then.
 //!
 //! # Mainline's format
 //!

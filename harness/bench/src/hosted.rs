@@ -33,7 +33,7 @@ use luo_orchestrator::orchestrator::Orchestrator;
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
 use luo_orchestrator::transport::program::Program;
-use luo_orchestrator::transport::spawn::{self, Predecessor};
+use luo_orchestrator::transport::spawn::{self, Predecessor, SpawnError};
 use luo_orchestrator::transport::{
     exec,
     image::{self, Draft},
@@ -160,7 +160,7 @@ fn jump(
     // and again with the last figures in the same place.
     let room = serde_json::to_vec(&update)?.len() + STATE_ROOM;
     write_state(&state, &update, room)?;
-    rehearse(&orchestrator, worker)?;
+    update.outcome.unrehearsed = rehearse(&orchestrator, worker)?;
     let phases = &mut update.outcome.phases;
     phases.time(Phase::Freeze, || orchestrator.freeze())?;
     let outcome = &mut update.outcome;
@@ -201,6 +201,12 @@ fn jump(
 /// The last so many before a freeze were not a tenth faster than the first of them.
 const REHEARSALS: u32 = 4;
 
+/// What the new side of a rehearsal gives up with.
+const REHEARSED: &str = "it was a rehearsal";
+
+/// Characters of the reason why there was none.
+const REASON_MAX: usize = 500;
+
 /// How long the new side of a rehearsal may take.
 const REHEARSAL_TIME: Duration = Duration::from_secs(10);
 
@@ -214,18 +220,26 @@ const FREE_BYTES: usize = 64 << 20;
 /// rests. In one, a start took 2 ms, and 30 ms after nine seconds of sleep; a page fault 3 µs, and
 /// 12 µs where free memory had not been used for a while. A downtime must not depend on that, and
 /// so on how long the files took to make.
-fn rehearse(orchestrator: &Orchestrator, worker: &Worker) -> Result<()> {
+///
+/// Returns why the child did not come to its end, if it did not: a host that allows no child
+/// measures without one.
+fn rehearse(orchestrator: &Orchestrator, worker: &Worker) -> Result<Option<String>> {
     let plugins = worker.plugins.clone();
     let program = Program::from_command(&worker.command(&Task::Rehearse { plugins })?);
     let (mut best, mut left) = (Duration::MAX, REHEARSALS);
+    let mut failure = None;
     while left > 0 {
         use_free_memory();
         let start = Instant::now();
         orchestrator.freeze()?;
-        // A host that allows no child measures without one.
-        let _ = orchestrator.handover(|handover| {
-            spawn::spawn(&handover, &program, REHEARSAL_TIME).map_err(anyhow::Error::from)
-        });
+        let ended = orchestrator.handover(|handover| {
+            Ok::<_, anyhow::Error>(spawn::spawn(&handover, &program, REHEARSAL_TIME))
+        })?;
+        failure = match ended {
+            Ok(_) => bail!("the new side of a rehearsal took over"),
+            Err(SpawnError::GaveUp { reason, .. }) if reason == REHEARSED => None,
+            Err(error) => Some(error.to_string().chars().take(REASON_MAX).collect()),
+        };
         orchestrator.unfreeze()?;
         let took = start.elapsed();
         if took < best.mul_f64(0.9) {
@@ -233,7 +247,7 @@ fn rehearse(orchestrator: &Orchestrator, worker: &Worker) -> Result<()> {
         }
         left -= 1;
     }
-    Ok(())
+    Ok(failure)
 }
 
 /// Takes memory and gives it back, in small pages: the kernel gives out next what it got last. A
@@ -312,7 +326,7 @@ fn arrive_in_rehearsal(registry: Arc<Registry>) -> Result<()> {
     for sample in read_state(&orchestrator)?.case.samples() {
         orchestrator.retrieve(sample.token)?;
     }
-    Ok(predecessor.give_up("it was a rehearsal")?)
+    Ok(predecessor.give_up(REHEARSED)?)
 }
 
 fn arrival(image: Option<&Path>) -> Result<Arrival> {
@@ -356,8 +370,8 @@ mod tests {
 
     const PLUGIN: &str = "/a/plugin.so";
 
-    /// What a rehearsal with `program` as the new side leaves.
-    fn rehearsed_with(program: &str, arguments: &[&str]) -> State {
+    /// Why a rehearsal with `program` as the new side failed. It leaves everything prepared.
+    fn rehearsed_with(program: &str, arguments: &[&str]) -> String {
         let orchestrator = Orchestrator::new(registry(&[]).unwrap());
         orchestrator.prepare().unwrap();
         let worker = Worker {
@@ -365,16 +379,18 @@ mod tests {
             arguments: arguments.iter().map(|&argument| argument.into()).collect(),
             plugins: vec![PLUGIN.into()],
         };
-        rehearse(&orchestrator, &worker).unwrap();
-        orchestrator.state()
+        let failure = rehearse(&orchestrator, &worker).unwrap();
+        assert_eq!(orchestrator.state(), State::Prepared);
+        failure.unwrap()
     }
 
     #[test]
-    fn a_new_side_that_gives_up_or_does_not_start_leaves_everything_prepared() {
+    fn a_new_side_that_fails_or_does_not_start_is_told_of_and_leaves_everything_prepared() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let script = format!("test \"$LUO_HANDOVER\" && echo \"$0\" >> {}", log.display());
-        assert_eq!(rehearsed_with("/bin/sh", &["-c", &script]), State::Prepared);
+        let failure = rehearsed_with("/bin/sh", &["-c", &script]);
+        assert!(failure.contains("ended before it was ready"), "{failure}");
         let log = std::fs::read_to_string(log).unwrap();
         assert!(log.lines().count() >= REHEARSALS as usize);
         for task in log.lines().map(serde_json::from_str) {
@@ -383,6 +399,7 @@ mod tests {
             };
             assert_eq!(plugins, [Path::new(PLUGIN)]);
         }
-        assert_eq!(rehearsed_with("/nonexistent", &[]), State::Prepared);
+        let failure = rehearsed_with("/nonexistent", &[]);
+        assert!(failure.contains("/nonexistent"), "{failure}");
     }
 }

@@ -41,6 +41,9 @@ pub struct Outcome {
     /// Where the time of some phases went, if that was asked for.
     #[serde(default, skip_serializing_if = "Profiles::is_empty")]
     pub profiles: Profiles,
+    /// Why the jump could not be rehearsed before, if that was tried in vain.
+    #[serde(default)]
+    pub unrehearsed: Option<String>,
     /// What was not as before, if anything.
     pub mismatch: Option<String>,
     /// Why nothing was measured, if the machine or its kernel cannot do it.

@@ -97,6 +97,9 @@ pub struct Row {
     /// Where the time of some phases went, in all runs together, if that was asked for.
     #[serde(default, skip_serializing_if = "Profiles::is_empty")]
     pub profiles: Profiles,
+    /// Why the jump could not be rehearsed before a run, if that was tried in vain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrehearsed: Option<String>,
     /// Whether every byte, size, seal, position and hole was as before, in every run; of devices
     /// where they are and what, of port files position, access mode and flags.
     pub verified: bool,
@@ -229,6 +232,7 @@ impl Row {
             collapse: CollapseRow::of(outcomes),
             reference_write_ns: (!references.is_empty()).then(|| Spread::of(references)),
             profiles,
+            unrehearsed: outcomes.iter().find_map(|run| run.unrehearsed.clone()),
             verified: mismatch.is_none() && !outcomes.is_empty(),
             mismatch,
         }

@@ -189,6 +189,7 @@ pub fn sentences(report: &Report) -> Vec<String> {
     sentences.extend(scale::sentences(report));
     sentences.extend(report.results.iter().filter_map(per_file));
     sentences.extend(report.results.iter().filter_map(moved));
+    sentences.extend(report.results.iter().filter_map(unrehearsed));
     let is_kexec = |row: &Row| row.case.transport == Transport::Kexec;
     if report.results.iter().any(is_kexec) {
         sentences.push(KEXEC_REMARK.to_owned());
@@ -305,6 +306,15 @@ fn moved(row: &Row) -> Option<String> {
     })
 }
 
+fn unrehearsed(row: &Row) -> Option<String> {
+    let reason = row.unrehearsed.as_ref()?;
+    Some(format!(
+        "{}: the jump could not be rehearsed, so its downtime has all that a first start costs: \
+         {reason}.",
+        row.case
+    ))
+}
+
 /// Where it was measured.
 pub fn place(report: &Report) -> String {
     let environment = &report.environment;
@@ -396,6 +406,9 @@ pub(crate) mod tests {
             "{text}"
         );
 
+        assert!(!text.contains("could not be rehearsed"), "{text}");
+
+        report.results[3].unrehearsed = Some("no child starts here".to_owned());
         report.results[4].refute("the seals differ");
         let case = &Plan::default().cases()[0];
         report.skipped.push(Skipped::new(
@@ -412,6 +425,10 @@ pub(crate) mod tests {
         assert!(!text.contains("Verified: "), "{text}");
         assert!(
             text.contains(&format!("Skipped: {case}: no room.")),
+            "{text}"
+        );
+        assert!(
+            text.contains("a first start costs: no child starts here."),
             "{text}"
         );
     }

@@ -6,8 +6,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::Table;
 use serde::Serialize;
 
 use crate::bench::{self, BenchArguments};
@@ -19,6 +17,7 @@ use crate::manual;
 use crate::new::{self, NewOptions};
 use crate::session::{self, SessionCommand};
 use crate::sys;
+use crate::table::table;
 use luo_bench::hosted;
 use luo_orchestrator::plugin;
 use luo_orchestrator::registry::Registry;
@@ -191,9 +190,7 @@ fn handlers(plugins: &[PathBuf], json: bool) -> Result<()> {
     if json {
         return print_json(&listed);
     }
-    let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED);
-    table.set_header(["compatible", "kind", "crate or plugin", "hosts", "ABI"]);
+    let mut table = table(["compatible", "kind", "crate or plugin", "hosts", "ABI"]);
     for handler in listed {
         table.add_row([
             handler.compatible,

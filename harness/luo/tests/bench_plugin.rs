@@ -61,6 +61,7 @@ fn files_of_a_program_cross_with_the_handler_of_a_plugin() {
     };
     assert_eq!(row["verified"], true, "{row}");
     assert_eq!(row["handler"], "c-pipe-v1");
+    assert!(row["unrehearsed"].is_null(), "{row}");
     assert_eq!(
         (&row["program"], &row["files"]),
         (&"pipes.sh".into(), &3.into())

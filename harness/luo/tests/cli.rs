@@ -174,6 +174,7 @@ fn a_sparse_memfd_of_64_gib_costs_what_its_data_costs() {
     .clone();
     let row = &json(&output.stdout)["results"][0];
     assert_eq!(row["verified"], true);
+    assert!(row["unrehearsed"].is_null(), "{row}");
     let data = row["data_bytes"].as_u64().unwrap();
     assert!((1 << 20..16 << 20).contains(&data), "{data}");
     // Nothing for what the file holds.

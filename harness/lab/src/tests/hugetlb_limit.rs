@@ -21,11 +21,11 @@ const SESSION: &str = "huge-limited";
 const TOKEN: Token = Token(1);
 const PAGES: u64 = 8;
 
-struct Group(PathBuf);
+pub(super) struct Group(PathBuf);
 
 impl Group {
     /// With this process in it.
-    fn enter(root: &Path, name: &str) -> Result<Self> {
+    pub(super) fn enter(root: &Path, name: &str) -> Result<Self> {
         let group = root.join(name);
         fs::create_dir(&group)?;
         fs::write(group.join("cgroup.procs"), "0")?;
@@ -39,7 +39,7 @@ impl Group {
     }
 
     /// Refuses anything but so many pages, and so many in reservations.
-    fn expect(&self, pages: u64, reserved: u64, when: &str) -> Result<()> {
+    pub(super) fn expect(&self, pages: u64, reserved: u64, when: &str) -> Result<()> {
         let expected = [("current", pages), ("rsvd.current", reserved)];
         for (name, expected) in expected {
             let found = fs::read_to_string(self.0.join(format!("hugetlb.2MB.{name}")))?;

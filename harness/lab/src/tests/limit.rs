@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! A memory limit that a memfd does not fit under.
 
+use std::ffi::CStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,8 +57,13 @@ pub(super) fn retrieve_under_a_limit(_held: &mut HeldOpen) -> Result<()> {
 
 /// Mounts cgroups whose groups have this controller; returns the root.
 pub(super) fn mount_cgroups(controller: &str) -> Result<PathBuf> {
+    mount_cgroups_with(controller, None)
+}
+
+/// The same with an option of the mount.
+pub(super) fn mount_cgroups_with(controller: &str, option: Option<&CStr>) -> Result<PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
-    mount("cgroup", &root, c"cgroup2", MountFlags::empty(), None).context("mounting cgroups")?;
+    mount("cgroup", &root, c"cgroup2", MountFlags::empty(), option).context("mounting cgroups")?;
     fs::write(
         root.join("cgroup.subtree_control"),
         format!("+{controller}"),

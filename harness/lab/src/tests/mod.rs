@@ -19,6 +19,7 @@ mod hugetlb;
 mod hugetlb_forged;
 mod hugetlb_freeze;
 mod hugetlb_limit;
+mod hugetlb_parts;
 mod hugetlb_scratch;
 mod hugetlb_sizes;
 mod incoming;

@@ -11,7 +11,7 @@ use luo_handler_api::{crc32c, Token};
 use luo_liveupdate::Device;
 use rustix::io::Errno;
 use zerocopy::little_endian::U32;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::tests::expect::{expect_errno, expect_freed, expect_lost, soon};
 use crate::tests::held_open::HeldOpen;
@@ -19,7 +19,7 @@ use crate::tests::incoming;
 use crate::tests::limit::{charged, mount_cgroups};
 use crate::tests::memfds::{memfd, preserve, retrieve};
 use crate::tests::physical_memory::PhysicalMemory;
-use crate::tests::records::{memory_of, MemfdBlock, MemfdRecord};
+use crate::tests::records::{memory_of, MemfdBlock, MemfdExtent, MemfdRecord};
 
 /// Nothing else in memory begins so.
 const SESSION: &str = "luo-lab forged parts";
@@ -100,14 +100,7 @@ pub(super) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
 
 /// Changes the first frame of a block of the record with the handle `data`.
 fn forge(memory: &PhysicalMemory, data: u64, forged: &Forged) -> Result<()> {
-    let record: MemfdRecord = memory.load(memory_of(data).0)?;
-    let mut blocks = Vec::new();
-    let mut handle = record.chain.last_block.get();
-    while handle != 0 {
-        blocks.push(handle);
-        let block: MemfdBlock = memory.load(memory_of(handle).0)?;
-        handle = block.previous.get();
-    }
+    let blocks = blocks_of(memory, data)?;
     let block = |number: usize| {
         let handle = match number {
             OLDEST => blocks.last(),
@@ -130,14 +123,27 @@ fn forge(memory: &PhysicalMemory, data: u64, forged: &Forged) -> Result<()> {
     changed.store(memory)
 }
 
-struct Block {
+/// The blocks of the record with the handle `data`, from the last on: their handles.
+pub(super) fn blocks_of(memory: &PhysicalMemory, data: u64) -> Result<Vec<u64>> {
+    let record: MemfdRecord = memory.load(memory_of(data).0)?;
+    let mut blocks = Vec::new();
+    let mut handle = record.chain.last_block.get();
+    while handle != 0 {
+        blocks.push(handle);
+        let block: MemfdBlock = memory.load(memory_of(handle).0)?;
+        handle = block.previous.get();
+    }
+    Ok(blocks)
+}
+
+pub(super) struct Block {
     at: u64,
     header: MemfdBlock,
     words: Vec<U32>,
 }
 
 impl Block {
-    fn load(memory: &PhysicalMemory, handle: u64) -> Result<Self> {
+    pub(super) fn load(memory: &PhysicalMemory, handle: u64) -> Result<Self> {
         let (at, length) = memory_of(handle);
         let bytes = memory.load_bytes(at, length as usize)?;
         let words = bytes[size_of::<MemfdBlock>()..].chunks_exact(4);
@@ -157,7 +163,23 @@ impl Block {
             .context("a block has a frame")
     }
 
-    fn store(mut self, memory: &PhysicalMemory) -> Result<()> {
+    /// The first extent, of large folios: they come whole, after a word that says so.
+    pub(super) fn first_whole_extent(&self) -> Result<MemfdExtent> {
+        let bytes = self.words.get(1..5).map(IntoBytes::as_bytes);
+        let extent = bytes.and_then(|bytes| MemfdExtent::read_from_bytes(bytes).ok());
+        let extent = extent.filter(|_| self.words[0].get() == u32::MAX);
+        extent.context("a block begins with a whole extent")
+    }
+
+    pub(super) fn set_first_whole_extent(&mut self, extent: &MemfdExtent) -> Result<()> {
+        self.first_whole_extent()?;
+        self.words[1..5]
+            .as_mut_bytes()
+            .copy_from_slice(extent.as_bytes());
+        Ok(())
+    }
+
+    pub(super) fn store(mut self, memory: &PhysicalMemory) -> Result<()> {
         self.header.extents_checksum = U32::new(crc32c(0, self.words.as_bytes()));
         self.header.checksum = U32::ZERO;
         self.header.checksum = U32::new(crc32c(0, self.header.as_bytes()));

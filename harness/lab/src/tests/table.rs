@@ -12,9 +12,9 @@ use crate::tests::test::{
 };
 use crate::tests::{
     attributes, both_ways, devices, failing_freeze, folios, forged, forged_bytes, freeze,
-    host_settings, hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_limit, hugetlb_scratch,
-    hugetlb_sizes, killed_waiter, late_writes, limit, luo_bench, memfd_twice, missing, moved, numa,
-    parts, quiet, reserved, session_shell, subsystems, swap, switched_off,
+    host_settings, hugetlb, hugetlb_forged, hugetlb_freeze, hugetlb_limit, hugetlb_parts,
+    hugetlb_scratch, hugetlb_sizes, killed_waiter, late_writes, limit, luo_bench, memfd_twice,
+    missing, moved, numa, parts, quiet, reserved, session_shell, subsystems, swap, switched_off,
 };
 use crate::vm::machine::Machine;
 
@@ -378,6 +378,20 @@ pub(crate) static TESTS: &[Test] = &[
             "memfd:limited: the cgroup has no room for 16777216 bytes; raise its hugetlb limit",
         ],
         seconds: 180,
+    },
+    Test {
+        name: "hugetlb_parts",
+        about: "a large memfd of huge pages, which several processors retrieve, is charged to who \
+                retrieves it; one with a page that is named twice fails, and all of it is freed",
+        machine: Machine::Plain,
+        stages: &[
+            check(hugetlb_parts::preserve_large, 1, 0),
+            check(hugetlb_parts::retrieve_in_parts, 1, 1),
+            check(hugetlb_parts::retrieve_alone, 1, 1),
+            check(hugetlb_parts::refuse_forged, 0, 0),
+        ],
+        prints: &[],
+        seconds: 240,
     },
     Test {
         name: "hugetlb_numa",
