@@ -58,8 +58,9 @@ static FORGED: &[Forged] = &[
     forged(0x14, From::Nowhere, 20),
 ];
 
-/// With as many pages as [`SOUND`] has. Every other place is a hole: so there are many extents,
-/// also if pages lie in order in memory, as they do after they were moved out of scratch.
+/// With as many pages as [`SOUND`] has. Half of the places are holes, here and there: so there are
+/// many extents, also if pages lie in order in memory, as they do after they were moved out of
+/// scratch.
 const fn forged_memfd(forged: &Forged) -> Workload {
     memfd(2 * SIZE, Fill::sparse(5000), forged.token)
 }
@@ -155,12 +156,17 @@ impl Block {
         })
     }
 
-    /// Which word names a frame.
+    /// Which word names the frame of a single page. A longer run would name the frames after a
+    /// forged one as well, which may be those of the record itself.
     fn first_frame(&self) -> Result<usize> {
-        let mut words = self.words.iter();
-        words
-            .position(|word| word.get() >> 31 == 0)
-            .context("a block has a frame")
+        let kind = |word: &U32| word.get() >> 30;
+        let is_single = |place: &usize| {
+            let before = place.checked_sub(1).map(|before| kind(&self.words[before]));
+            kind(&self.words[*place]) < 0b10 && before != Some(0b11)
+        };
+        (0..self.words.len())
+            .find(is_single)
+            .context("a block has a frame of a single page")
     }
 
     /// The first extent, of large folios: they come whole, after a word that says so.
