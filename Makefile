@@ -72,9 +72,9 @@ test: test-hosted test-lab
 test-hosted:
 	$(CARGO) test --workspace
 	$(CARGO) test --package luo-handler-api --features std,inventory
-	$(CARGO) build --manifest-path fuzz/Cargo.toml
+	$(CARGO) build --manifest-path fuzz/Cargo.toml --target-dir target
 	$(NEW_PIPE)
-	$(CARGO) build --manifest-path $(PIPE)/fuzz/Cargo.toml --target-dir fuzz/target
+	$(CARGO) build --manifest-path $(PIPE)/fuzz/Cargo.toml --target-dir target
 
 # The first time, this fetches a toolchain and builds a kernel; see `luo lab --help`.
 test-lab:

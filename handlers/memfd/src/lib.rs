@@ -79,10 +79,10 @@
 //! ms in pages of 2 MiB, with 512 insertions into the page cache and its accounts; and 2.0 ms in
 //! transparent huge pages of shmem. Several processors share a large file, but for one of a few
 //! gigantic pages, and one whose task is in a hugetlb cgroup, which workers cannot charge. They
-//! gain little where one is enough for the memory: on this host, without emulation, to write so
-//! much of each `struct page` takes 0.8 ms a GiB with one thread and 0.6 ms with two. What would go
-//! below that is a kernel that makes these pages when it boots, as it does with huge pages that are
-//! reserved then.
+//! gain little where one is enough for the memory: on this host, without emulation, to write what
+//! must be written to each `struct page` takes 0.9 ms a GiB with one thread and 0.7 ms with two
+//! (`cargo bench --package luo-benches --bench struct_pages`). What would go below that is a kernel
+//! that makes these pages when it boots, as it does with huge pages that are reserved then.
 //!
 //! # Mainline's format
 //!
