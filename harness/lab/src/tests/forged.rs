@@ -8,6 +8,7 @@ use anyhow::{ensure, Context, Result};
 use rustix::io::Errno;
 use zerocopy::little_endian::{U32, U64};
 
+use crate::tests::blocks::Block;
 use crate::tests::expect::expect_lost;
 use crate::tests::held_open::HeldOpen;
 use crate::tests::incoming;
@@ -15,8 +16,8 @@ use crate::tests::memfds::{self, memfd};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::ports;
 use crate::tests::records::{
-    handle_of, memory_of, sign, sign_memfd, MemfdBlock, MemfdDecoder, MemfdExtent, MemfdRecord,
-    VfioCrossing, VfioRecord, MEMFD_MAGIC, MEMFD_WHOLE_BLOCK, VFIO_MAGIC,
+    handle_of, memory_of, sign, sign_memfd, MemfdBlock, MemfdExtent, MemfdRecord, VfioCrossing,
+    VfioRecord, MEMFD_MAGIC, MEMFD_WHOLE_BLOCK, VFIO_MAGIC,
 };
 use crate::tests::vfio_client::Client;
 use luo_bench::subject::fill::Fill;
@@ -213,10 +214,12 @@ pub(super) fn change_extents(
     let (at, _) = memory_of(data);
     let mut record: MemfdRecord = memory.load(at)?;
     ensure!(record.magic == MEMFD_MAGIC, "{at:#x} has no record");
-    let (block_at, _) = memory_of(record.chain.last_block.get());
+    let last_block = record.chain.last_block.get();
+    let (block_at, _) = memory_of(last_block);
     let extent_at = block_at + size_of::<MemfdBlock>() as u64;
-    let mut block: MemfdBlock = memory.load(block_at)?;
-    let mut extent = first_extent(memory, &block, extent_at)?;
+    let block = Block::load(memory, last_block)?;
+    let (_, mut extent) = block.find(|_| true)?;
+    let mut block = block.header;
     let length = (size_of::<MemfdBlock>() + size_of::<MemfdExtent>()) as u64;
     record.chain.last_block = U64::new(handle_of(block_at, length));
     record.chain.extents = U64::new(1);
@@ -231,19 +234,6 @@ pub(super) fn change_extents(
     memory.store(extent_at, &extent)?;
     memory.store(block_at, &block)?;
     memory.store(at, &record)
-}
-
-/// The first extent of a block whose words begin at `at`.
-fn first_extent(memory: &PhysicalMemory, block: &MemfdBlock, at: u64) -> Result<MemfdExtent> {
-    let mut decoder = MemfdDecoder::new(block.first.get());
-    for at in (at..).step_by(size_of::<U32>()).take(8) {
-        let word: U32 = memory.load(at)?;
-        if let Some(run) = decoder.push(word.get())? {
-            let mut extents = run.extents();
-            return extents.next().context("a run has an extent");
-        }
-    }
-    anyhow::bail!("{at:#x} has no extent")
 }
 
 #[cfg(test)]

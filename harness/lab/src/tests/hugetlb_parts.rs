@@ -5,20 +5,20 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use luo_bench::memory::free_bytes;
 use luo_handler_api::Token;
 use luo_liveupdate::Device;
 use rustix::io::Errno;
 use rustix::param::page_size;
 
+use crate::tests::blocks::{blocks_of, Block};
 use crate::tests::expect::{expect_freed, expect_lost};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::hugetlb::{huge_memfd, map, number, number_at, Counters, HUGE, POOL};
 use crate::tests::hugetlb_limit::Group;
 use crate::tests::incoming;
 use crate::tests::limit::{charged, mount_cgroups, mount_cgroups_with};
-use crate::tests::parts::{blocks_of, Block};
 use crate::tests::physical_memory::PhysicalMemory;
 use crate::tests::records::MemfdExtent;
 
@@ -99,11 +99,12 @@ pub(super) fn refuse_forged(_held: &mut HeldOpen) -> Result<()> {
     let [last, .., first] = blocks[..] else {
         anyhow::bail!("it has {} blocks", blocks.len());
     };
-    let from = Block::load(&memory, last)?.first_whole_extent()?;
+    let (_, from) = Block::load(&memory, last)?.find(|_| true)?;
     let mut block = Block::load(&memory, first)?;
-    let to = block.first_whole_extent()?;
-    let forged = MemfdExtent::of_folios(to.index(), from.frame(), to.length(), to.order());
-    block.set_first_whole_extent(&forged.context("a frame of a huge page")?)?;
+    let (_, to) = block.find(|_| true)?;
+    block.change_folios(|to| {
+        MemfdExtent::of_folios(to.index(), from.frame(), to.length(), to.order())
+    })?;
     block.store(&memory)?;
 
     let before = free_bytes()?;

@@ -3,6 +3,7 @@
 //! sides.
 
 mod attributes;
+mod blocks;
 mod both_ways;
 pub(crate) mod case;
 mod devices;

@@ -7,19 +7,18 @@ use anyhow::{ensure, Context, Result};
 use luo_bench::memory::free_bytes;
 use luo_bench::subject::fill::Fill;
 use luo_bench::subject::memfd::Workload;
-use luo_handler_api::{crc32c, Token};
+use luo_handler_api::Token;
 use luo_liveupdate::Device;
 use rustix::io::Errno;
 use zerocopy::little_endian::U32;
-use zerocopy::{FromBytes, IntoBytes};
 
+use crate::tests::blocks::{blocks_of, Block};
 use crate::tests::expect::{expect_errno, expect_freed, expect_lost, soon};
 use crate::tests::held_open::HeldOpen;
 use crate::tests::incoming;
 use crate::tests::limit::{charged, mount_cgroups};
 use crate::tests::memfds::{memfd, preserve, retrieve};
 use crate::tests::physical_memory::PhysicalMemory;
-use crate::tests::records::{memory_of, MemfdBlock, MemfdExtent, MemfdRecord};
 
 /// Nothing else in memory begins so.
 const SESSION: &str = "luo-lab forged parts";
@@ -113,85 +112,22 @@ fn forge(memory: &PhysicalMemory, data: u64, forged: &Forged) -> Result<()> {
     let frame = match forged.from {
         From::Block(number) => {
             let block = block(number)?;
-            block.words[block.first_frame()?]
+            block.words[place_of_frame(&block)?]
         }
         // Of the first megabyte.
         From::Nowhere => U32::new(1),
     };
     let mut changed = block(forged.to)?;
-    let place = changed.first_frame()?;
+    let place = place_of_frame(&changed)?;
     changed.words[place] = frame;
     changed.store(memory)
 }
 
-/// The blocks of the record with the handle `data`, from the last on: their handles.
-pub(super) fn blocks_of(memory: &PhysicalMemory, data: u64) -> Result<Vec<u64>> {
-    let record: MemfdRecord = memory.load(memory_of(data).0)?;
-    let mut blocks = Vec::new();
-    let mut handle = record.chain.last_block.get();
-    while handle != 0 {
-        blocks.push(handle);
-        let block: MemfdBlock = memory.load(memory_of(handle).0)?;
-        handle = block.previous.get();
-    }
-    Ok(blocks)
-}
-
-pub(super) struct Block {
-    at: u64,
-    header: MemfdBlock,
-    words: Vec<U32>,
-}
-
-impl Block {
-    pub(super) fn load(memory: &PhysicalMemory, handle: u64) -> Result<Self> {
-        let (at, length) = memory_of(handle);
-        let bytes = memory.load_bytes(at, length as usize)?;
-        let words = bytes[size_of::<MemfdBlock>()..].chunks_exact(4);
-        let words = words.map(|word| U32::from_bytes(word.try_into().expect("four bytes")));
-        Ok(Self {
-            at,
-            header: memory.load(at)?,
-            words: words.collect(),
-        })
-    }
-
-    /// Which word names the frame of a single page. A longer run would name the frames after a
-    /// forged one as well, which may be those of the record itself.
-    fn first_frame(&self) -> Result<usize> {
-        let kind = |word: &U32| word.get() >> 30;
-        let is_single = |place: &usize| {
-            let before = place.checked_sub(1).map(|before| kind(&self.words[before]));
-            kind(&self.words[*place]) < 0b10 && before != Some(0b11)
-        };
-        (0..self.words.len())
-            .find(is_single)
-            .context("a block has a frame of a single page")
-    }
-
-    /// The first extent, of large folios: they come whole, after a word that says so.
-    pub(super) fn first_whole_extent(&self) -> Result<MemfdExtent> {
-        let bytes = self.words.get(1..5).map(IntoBytes::as_bytes);
-        let extent = bytes.and_then(|bytes| MemfdExtent::read_from_bytes(bytes).ok());
-        let extent = extent.filter(|_| self.words[0].get() == u32::MAX);
-        extent.context("a block begins with a whole extent")
-    }
-
-    pub(super) fn set_first_whole_extent(&mut self, extent: &MemfdExtent) -> Result<()> {
-        self.first_whole_extent()?;
-        self.words[1..5]
-            .as_mut_bytes()
-            .copy_from_slice(extent.as_bytes());
-        Ok(())
-    }
-
-    pub(super) fn store(mut self, memory: &PhysicalMemory) -> Result<()> {
-        self.header.extents_checksum = U32::new(crc32c(0, self.words.as_bytes()));
-        self.header.checksum = U32::ZERO;
-        self.header.checksum = U32::new(crc32c(0, self.header.as_bytes()));
-        memory.store(self.at, &self.header)?;
-        memory.store(self.at + size_of::<MemfdBlock>() as u64, &self.words[..])
-    }
+/// Which word of a block is the frame of a single page. A longer run would name the frames after a
+/// forged one as well, which may be those of the record itself.
+fn place_of_frame(block: &Block) -> Result<usize> {
+    let (place, _) = block.find(|extent| extent.length() == 1)?;
+    Ok(place)
 }
 
 const LIMITED: &str = "luo-lab limited parts";

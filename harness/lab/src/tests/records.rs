@@ -48,7 +48,12 @@ pub(crate) fn sign_memfd_record(record: &mut MemfdRecord) {
 /// The same for the record of a memfd and a block with one extent.
 pub(crate) fn sign_memfd(record: &mut MemfdRecord, block: &mut MemfdBlock, extent: &MemfdExtent) {
     sign_memfd_record(record);
-    block.extents_checksum = U32::new(crc32c(0, extent.as_bytes()));
+    sign_memfd_block(block, extent.as_bytes());
+}
+
+/// The same for a block with these extents.
+pub(crate) fn sign_memfd_block(block: &mut MemfdBlock, extents: &[u8]) {
+    block.extents_checksum = U32::new(crc32c(0, extents));
     block.checksum = U32::ZERO;
     block.checksum = U32::new(crc32c(0, block.as_bytes()));
 }
